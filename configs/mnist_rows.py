@@ -1,0 +1,47 @@
+"""MNIST, one row of pixels a time step."""
+
+from seqjax.config import base_config, choose_variant
+
+
+def get_config(variant: str = "default"):
+    config = base_config("mnist_rows")
+    config.model.cell = "simple_rnn"
+    config.data = {
+        "name": "mnist",  # as shipped, or tfds:NAME
+        "valid_size": 5_000,  # of the training images; the test images are the set's own
+        "split_seed": 0,
+        "tfds_data_dir": "",  # where prepared sets lie; "" is TFDS' own folder
+        "tfds_manual_dir": "",  # where archives lie that cannot be downloaded
+    }
+    config.train.batch_size = 512
+    config.train.num_epochs = 20
+    config.train.monitor = "valid.accuracy"
+    config.train.monitor_mode = "max"
+    return choose_variant(config, variant, VARIANTS)
+
+
+def lstm(config):
+    config.model.cell = "lstm"
+
+
+def gru(config):
+    config.model.cell = "gru"
+
+
+def bidirectional(config):
+    config.model.cell = "lstm"
+    config.model.bidirectional = True
+
+
+def faithful(config):
+    """As the tutorial: TF1's initial weights and Adam, the remainder dropped, the last weights."""
+    config.model.kernel_init = "joined_glorot_uniform"
+    config.model.recurrent_init = "joined_glorot_uniform"
+    config.model.output_kernel_init = "normal(1)"
+    config.model.output_bias_init = "normal(1)"
+    config.optim.name = "keras_adam(eps=1e-8)"
+    config.train.drop_remainder = True
+    config.train.monitor = "epoch"
+
+
+VARIANTS = (lstm, gru, bidirectional, faithful)

@@ -1,0 +1,22 @@
+"""A toy: name the first symbol after 50 distractors."""
+
+from seqjax.config import base_config, choose_variant
+
+
+def get_config(variant: str = "default"):
+    config = base_config("recall")
+    config.model.cell = "lstm(forget_bias=4.0)"  # remembers half a signal for 38 steps
+    config.model.hidden_size = 32
+    config.data = {
+        "num_symbols": 8,
+        "num_distractors": 50,
+        "num_sequences": 5_000,
+        "split_seed": 0,
+    }
+    config.optim.learning_rate = 0.01
+    config.optim.clip_norm = 1.0
+    config.train.batch_size = 100
+    config.train.num_epochs = 20
+    config.train.monitor = "valid.accuracy"
+    config.train.monitor_mode = "max"
+    return choose_variant(config, variant, ())

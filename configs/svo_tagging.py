@@ -1,0 +1,53 @@
+"""Subject, verb or object: a tag for every word of a sentence."""
+
+from seqjax.config import base_config, choose_variant
+
+
+def get_config(variant: str = "default"):
+    config = base_config("svo_tagging")
+    config.model.hidden_size = 3
+    config.data = {
+        "name": "tutorial",  # two sentences; or everyday, or a .txt file of word/TAG tokens
+        "held_out": "everyday",  # sentences never trained on; "" for none
+        "valid_share": 0.0,
+        "test_share": 0.0,
+        "split_seed": 0,
+    }
+    config.optim.name = "keras_adam(eps=1e-7)"  # Keras' own default
+    config.train.batch_size = 2
+    config.train.num_epochs = 100
+    config.train.eval_every_epochs = 100  # one call
+    config.train.checkpoint_every_epochs = 100
+    config.train.monitor = "epoch"  # two sentences leave nothing to choose weights by
+    config.train.num_devices = 1
+    return choose_variant(config, variant, VARIANTS)
+
+
+def gru(config):
+    """The tutorial's second tagger."""
+    config.model.cell = "gru(reset_after=False)"
+
+
+def converged(config):
+    """With the learning rate that the tutorial defines and never uses."""
+    config.optim.learning_rate = 0.1
+
+
+def large(config):
+    """360 everyday sentences of 3 to 8 words, split; the tutorial's two are held out."""
+    config.model.hidden_size = 32
+    config.model.bidirectional = True
+    config.model.input_dropout = (0.2,)
+    config.model.output_dropout = (0.5,)
+    config.data.name = "everyday"
+    config.data.held_out = "tutorial"
+    config.data.valid_share = 0.15
+    config.data.test_share = 0.15
+    config.optim.learning_rate = 0.01
+    config.train.batch_size = 32
+    config.train.num_epochs = 40
+    config.train.eval_every_epochs = 1
+    config.train.monitor = "valid.loss"
+
+
+VARIANTS = (gru, converged, large)

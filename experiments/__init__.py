@@ -1,0 +1,1 @@
+"""Entry points, each `python -m experiments.NAME --help`."""

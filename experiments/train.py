@@ -1,0 +1,30 @@
+"""Trains the run that a config describes, or resumes it.
+
+python -m experiments.train --config=configs/mnist_rows.py
+python -m experiments.train --config=configs/mnist_rows.py:lstm --config.seed=1 --workdir=runs/a
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from seqjax.fit import fit
+from seqjax.launch import default_workdir, launch, start_jax
+from seqjax.tasks import make_task
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME")
+
+
+def main() -> None:
+    config = CONFIG.value
+    start_jax(config.train)
+    fit(make_task(config), config, Path(WORKDIR.value) if WORKDIR.value else default_workdir())
+
+
+if __name__ == "__main__":
+    sys.exit(launch(main))

@@ -1,0 +1,230 @@
+"""Recurrent cells: data plus pure functions, composable like optax's transformations.
+
+A cell is one time step. `project` is all the work that does not need the state, so that it can be
+done for the whole sequence before the scan; `step` is the rest, in the order of `jax.lax.scan`:
+`(params, state, input) -> (state, output)`. `step` is `gate` after `recur`; a cell whose recurrent
+product cannot be taken out of its gates (`gru(reset_after=False)`) has neither.
+
+Written down once, because "LSTM" means five things in five libraries:
+
+- LSTM gates stand in the order i, f, g, o; GRU gates in the order r, z, n.
+- Kernels are Glorot uniform, recurrent kernels orthogonal gate by gate, biases zero.
+- The forget bias is an initial value (default 1), not a constant of the forward pass.
+- `gru(reset_after=True)` has an input and a recurrent bias (cuDNN, Keras' default);
+  `gru(reset_after=False)` has one (the paper's).
+
+Factories are cached: equal options give the same object, so `jax.jit` does not compile twice.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import Array, Float
+
+from seqjax.errors import UserError
+from seqjax.initializers import init_gates, make_initializer
+from seqjax.spec import from_spec
+
+
+class Cell(NamedTuple):
+    """One recurrent step as data. `state` is a NamedTuple whose first field is `h [B, H]`."""
+
+    init: Callable  # (key, input_size, hidden_size) -> params
+    initial_state: Callable  # (batch_size, hidden_size, dtype) -> state
+    project: Callable  # (params, x [..., I]) -> z [..., G]
+    step: Callable  # (params, state, z [B, G]) -> (state, y [B, H])
+    recur: Callable | None = None  # (params, state) -> hz [B, G]
+    gate: Callable | None = None  # (z, hz, state) -> (state, y)
+
+
+class RNNParams(NamedTuple):
+    w_x: Float[Array, "I H"]
+    w_h: Float[Array, "H H"]
+    b: Float[Array, " H"]
+
+
+class RNNState(NamedTuple):
+    h: Float[Array, "B H"]
+
+
+class LSTMParams(NamedTuple):
+    w_x: Float[Array, "I G"]
+    w_h: Float[Array, "H G"]
+    b: Float[Array, " G"]
+
+
+class LSTMState(NamedTuple):
+    h: Float[Array, "B H"]
+    c: Float[Array, "B H"]
+
+
+class GRUParams(NamedTuple):
+    w_x: Float[Array, "I G"]
+    w_h: Float[Array, "H G"]
+    b_x: Float[Array, " G"]
+    b_h: Float[Array, " G"]
+
+
+class GRUBeforeParams(NamedTuple):
+    w_x: Float[Array, "I G"]
+    w_h: Float[Array, "H G"]
+    b: Float[Array, " G"]
+
+
+class GRUState(NamedTuple):
+    h: Float[Array, "B H"]
+
+
+@cache
+def simple_rnn(
+    kernel_init: str = "glorot_uniform",
+    recurrent_init: str = "orthogonal",
+    bias_init: str = "zeros",
+) -> Cell:
+    """The Elman network's cell (Elman, 1990, "Finding structure in time").
+
+    h' = tanh(x W_x + h W_h + b)
+    """
+
+    def init(key, input_size, hidden_size):
+        w_x, w_h, b = _init(key, input_size, hidden_size, 1, kernel_init, recurrent_init, bias_init)
+        return RNNParams(w_x, w_h, b)
+
+    def gate(z, hz, state):
+        h = jnp.tanh(z + hz)
+        return RNNState(h), h
+
+    return _factored_cell(init, _zeros_state(RNNState), _project_b, _recur, gate)
+
+
+@cache
+def lstm(
+    forget_bias: float = 1.0,
+    kernel_init: str = "glorot_uniform",
+    recurrent_init: str = "orthogonal",
+    bias_init: str = "zeros",
+) -> Cell:
+    """Long short-term memory with a forget gate (Gers, Schmidhuber and Cummins, 2000).
+
+    i  = sigmoid(x W_xi + h W_hi + b_i)
+    f  = sigmoid(x W_xf + h W_hf + b_f)      b_f starts `forget_bias` higher
+    g  =    tanh(x W_xg + h W_hg + b_g)
+    o  = sigmoid(x W_xo + h W_ho + b_o)
+    c' = f c + i g
+    h' = o tanh(c')
+    """
+
+    def init(key, input_size, hidden_size):
+        w_x, w_h, b = _init(key, input_size, hidden_size, 4, kernel_init, recurrent_init, bias_init)
+        return LSTMParams(w_x, w_h, b.at[hidden_size : 2 * hidden_size].add(forget_bias))
+
+    def gate(z, hz, state):
+        i, f, g, o = jnp.split(z + hz, 4, axis=-1)
+        c = sigmoid(f) * state.c + sigmoid(i) * jnp.tanh(g)
+        h = sigmoid(o) * jnp.tanh(c)
+        return LSTMState(h, c), h
+
+    return _factored_cell(init, _zeros_state(LSTMState), _project_b, _recur, gate)
+
+
+@cache
+def gru(
+    reset_after: bool = True,
+    kernel_init: str = "glorot_uniform",
+    recurrent_init: str = "orthogonal",
+    bias_init: str = "zeros",
+) -> Cell:
+    """Gated recurrent unit (Cho et al., 2014; `reset_after` as in cuDNN and Keras).
+
+    r  = sigmoid(x W_xr + b_xr + h W_hr + b_hr)
+    z  = sigmoid(x W_xz + b_xz + h W_hz + b_hz)
+    n  =    tanh(x W_xn + b_xn + r (h W_hn + b_hn))      reset_after=True
+    n  =    tanh(x W_xn + b_xn + (r h) W_hn)             reset_after=False, and no b_h at all
+    h' = (1 - z) n + z h
+    """
+
+    def init(key, input_size, hidden_size):
+        options = (input_size, hidden_size, 3, kernel_init, recurrent_init, bias_init)
+        w_x, w_h, b = _init(key, *options)
+        return GRUParams(w_x, w_h, b, jnp.array(b)) if reset_after else GRUBeforeParams(w_x, w_h, b)
+
+    if reset_after:
+
+        def project(params, x):
+            return x @ params.w_x + params.b_x
+
+        def recur(params, state):
+            return state.h @ params.w_h + params.b_h
+
+        def gate(z, hz, state):
+            z_r, z_z, z_n = jnp.split(z, 3, axis=-1)
+            h_r, h_z, h_n = jnp.split(hz, 3, axis=-1)
+            r, u = sigmoid(z_r + h_r), sigmoid(z_z + h_z)
+            h = (1 - u) * jnp.tanh(z_n + r * h_n) + u * state.h
+            return GRUState(h), h
+
+        return _factored_cell(init, _zeros_state(GRUState), project, recur, gate)
+
+    def step(params, state, z):
+        size = state.h.shape[-1]
+        z_r, z_z, z_n = jnp.split(z, 3, axis=-1)
+        h_r, h_z = jnp.split(state.h @ params.w_h[:, : 2 * size], 2, axis=-1)
+        r, u = sigmoid(z_r + h_r), sigmoid(z_z + h_z)
+        h = (1 - u) * jnp.tanh(z_n + (r * state.h) @ params.w_h[:, 2 * size :]) + u * state.h
+        return GRUState(h), h
+
+    return Cell(init, _zeros_state(GRUState), _project_b, step)
+
+
+CELLS: dict[str, Callable[..., Cell]] = {"simple_rnn": simple_rnn, "lstm": lstm, "gru": gru}
+
+
+def make_cell(spec: str, **initializers: str) -> Cell:
+    """The cell a config names, such as `lstm` or `gru(reset_after=False)`.
+
+    `initializers` are `kernel_init`, `recurrent_init` and `bias_init`. Raises UserError for an
+    unknown cell or option.
+    """
+    return from_spec("cell", spec, CELLS, **initializers)
+
+
+def _factored_cell(init, initial_state, project, recur, gate) -> Cell:
+    """A cell whose step is its pointwise `gate` after its one recurrent product, `recur`."""
+
+    def step(params, state, z):
+        return gate(z, recur(params, state), state)
+
+    return Cell(init, initial_state, project, step, recur, gate)
+
+
+def _zeros_state(state_type):
+    def initial_state(batch_size, hidden_size, dtype=jnp.float32):
+        # A fresh array per field: a donated buffer may not appear twice.
+        return state_type(
+            *(jnp.zeros((batch_size, hidden_size), dtype) for _ in state_type._fields)
+        )
+
+    return initial_state
+
+
+def _project_b(params, x):
+    return x @ params.w_x + params.b
+
+
+def _recur(params, state):
+    return state.h @ params.w_h
+
+
+def _init(key, input_size, hidden_size, num_gates, kernel_init, recurrent_init, bias_init):
+    """(w_x, w_h, b) of a cell with `num_gates` gates; raises UserError for a size below 1."""
+    if input_size < 1 or hidden_size < 1:
+        raise UserError(f"sizes must be positive: input {input_size}, hidden {hidden_size}")
+    key_x, key_h, key_b = jax.random.split(key, 3)
+    width, joined = num_gates * hidden_size, input_size + hidden_size
+    w_x = init_gates(key_x, kernel_init, (input_size, width), num_gates, joined)
+    w_h = init_gates(key_h, recurrent_init, (hidden_size, width), num_gates, joined)
+    return w_x, w_h, make_initializer(bias_init)(key_b, (width,), jnp.float32)

@@ -1,0 +1,50 @@
+"""Metrics and predictions over whole splits. Imports: metrics, mesh, data.batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from seqjax.array_types import Batch, Params
+from seqjax.data.batches import Rows, eval_batches
+from seqjax.mesh import AXIS, SPLIT, WHOLE, batch_keys, put, sharded, total
+from seqjax.metrics import Metrics, summarize
+from seqjax.train import Measure
+
+
+class Evaluator:
+    """A task's `measure` and `predict`, compiled, batch by batch over the mesh."""
+
+    def __init__(self, measure: Measure, predict: Callable, batch_size: int, mesh: Mesh):
+        def measure_batch(params: Params, batch: Batch, key: Key[Array, ""] | None) -> Metrics:
+            keys = None if key is None else batch_keys(key, batch, AXIS)
+            return total(dict(measure(params, batch, keys)), AXIS)
+
+        self.batch_size, self.mesh = batch_size, mesh
+        self._measure = jax.jit(sharded(measure_batch, mesh, (WHOLE, SPLIT, WHOLE)))
+        self._predict = jax.jit(sharded(predict, mesh, (WHOLE, SPLIT), SPLIT))
+
+    def metrics(
+        self, params: Params, rows: Rows, key: Key[Array, ""] | None = None
+    ) -> dict[str, float]:
+        """Means over all rows; a key leaves dropout alive."""
+        parts = []
+        for i, (batch, _) in enumerate(self._batches(rows)):
+            batch_key = None if key is None else jax.random.fold_in(key, i)
+            parts.append(self._measure(params, batch, batch_key))
+        return summarize(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(parts)))
+
+    def predict(self, params: Params, rows: Rows) -> Any:
+        """The task's outputs for all rows, in order."""
+        parts = []
+        for batch, real in self._batches(rows):
+            outputs = jax.device_get(self._predict(params, batch))
+            parts.append(jax.tree.map(lambda x, n=real: x[:n], outputs))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def _batches(self, rows: Rows) -> Iterator[tuple[Batch, int]]:
+        for batch, real in eval_batches(rows, self.batch_size, self.mesh.size):
+            yield put(batch, self.mesh, SPLIT), real

@@ -1,0 +1,1 @@
+"""Models: NNX modules from sequences to logits. Imports: layers, stack, dropout."""

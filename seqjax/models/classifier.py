@@ -1,0 +1,41 @@
+"""A sequence to one class: MNIST read row by row, the next character of a word."""
+
+from typing import Any
+
+from flax import nnx
+
+from seqjax.array_types import Features, Lengths, Logits, RowKeys
+from seqjax.layers import Dense
+from seqjax.stack import make_stack
+
+
+class Classifier(nnx.Module):
+    """A stack's output at the last valid step, through a dense layer to logits."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        output_kernel_init: str,
+        output_bias_init: str,
+        rngs: nnx.Rngs,
+        **stack: Any,  # the options of make_stack
+    ):
+        self.stack = make_stack(rngs=rngs, **stack)
+        self.output = Dense(
+            self.stack.output_size,
+            num_classes,
+            kernel_init=output_kernel_init,
+            bias_init=output_bias_init,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, xs: Features, *, lengths: Lengths | None = None, keys: RowKeys | None = None
+    ) -> Logits:
+        """Logits `[B, C]`."""
+        return self.output(self.stack(xs, lengths=lengths, keys=keys).last)
+
+    def every_step(self, xs: Features, *, lengths: Lengths | None = None) -> Logits:
+        """Logits `[B, T, C]`: what the model would say if the sequence ended at each step."""
+        return self.output(self.stack(xs, lengths=lengths).sequence)

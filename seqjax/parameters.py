@@ -1,0 +1,58 @@
+"""Parameter counts, without allocating one parameter. Imports: array_types."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from rich.table import Table
+
+from seqjax.array_types import Params
+
+
+class LayerSize(NamedTuple):
+    """What one layer holds."""
+
+    name: str  # its path in the parameters, as in "stack.layer_0"
+    shapes: dict[str, tuple[int, ...]]
+    count: int
+    num_bytes: int
+
+
+def parameter_shapes(init: Callable[[Any], Params]) -> Params:
+    """The parameters that `init(key)` would make, as shapes and dtypes (`jax.eval_shape`)."""
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def layer_sizes(params: Params, name: str = "") -> Iterator[LayerSize]:
+    """One LayerSize for each nested dict that holds arrays, or shapes of arrays, itself."""
+    arrays = {field: x for field, x in params.items() if not isinstance(x, Mapping)}
+    if arrays:
+        # A cell's own weights lie one level below its layer; the layer's name says enough.
+        shapes = {field: tuple(x.shape) for field, x in arrays.items()}
+        counts = {field: math.prod(shape) for field, shape in shapes.items()}
+        num_bytes = sum(count * arrays[field].dtype.itemsize for field, count in counts.items())
+        yield LayerSize(name.removesuffix(".weights"), shapes, sum(counts.values()), num_bytes)
+    for field, child in params.items():
+        if isinstance(child, Mapping):
+            yield from layer_sizes(child, f"{name}.{field}" if name else field)
+
+
+def count_parameters(params: Params) -> int:
+    """How many numbers the parameters hold."""
+    return sum(layer.count for layer in layer_sizes(params))
+
+
+def parameter_table(params: Params) -> Table:
+    """A table with one row a layer (name, shapes, count, bytes) and a total."""
+    table = Table(title="parameters", title_justify="left", show_footer=True)
+    sizes = list(layer_sizes(params))
+    count, num_bytes = (sum(column) for column in zip(*(s[2:] for s in sizes), strict=True))
+    table.add_column("layer", footer="total")
+    table.add_column("shapes")
+    table.add_column("count", footer=f"{count:,}", justify="right")
+    table.add_column("bytes", footer=f"{num_bytes:,}", justify="right")
+    for layer in sizes:
+        shapes = "  ".join(f"{field} {shape}" for field, shape in sorted(layer.shapes.items()))
+        table.add_row(layer.name, shapes, f"{layer.count:,}", f"{layer.num_bytes:,}")
+    return table

@@ -1,0 +1,89 @@
+"""Pictures of runs and predictions, as PNG files. Imports nothing of seqjax.
+
+The one file that knows matplotlib, which it imports only when something is drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: Path) -> None:
+    """One panel a metric, one line a split, over epochs. Records are those of metrics.jsonl."""
+    figure, axes = _figure(1, len(metrics), width=5.5 * len(metrics), height=4)
+    for axis, metric in zip(axes.flat, metrics, strict=True):
+        for split in ("train", "valid"):
+            points = [(r["epoch"], r[split][metric]) for r in records if metric in r.get(split, {})]
+            if points:
+                marker = "o" if len(points) < 40 else ""
+                axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=3)
+        axis.set(xlabel="epoch", ylabel="loss [nats]" if metric == "loss" else metric)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """A confusion matrix with its counts; the colour leaves the diagonal out, to show errors."""
+    figure, axes = _figure(1, 1, width=6.5, height=6)
+    axis = axes.flat[0]
+    errors = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    image = axis.imshow(errors, cmap="Reds")
+    for (row, column), count in np.ndenumerate(counts):
+        dark = errors[row, column] > 0.6 * max(errors.max(), 1)
+        color = "white" if dark else "black"
+        axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    ticks = range(len(names))
+    axis.set(xlabel="predicted", ylabel="label", xticks=ticks, yticks=ticks)
+    axis.set_xticklabels(names)
+    axis.set_yticklabels(names)
+    figure.colorbar(image, ax=axis, label="errors", shrink=0.8)
+    _save(figure, path)
+
+
+def draw_misread(
+    images: np.ndarray, labels: Sequence[str], predicted: Sequence[str], path: Path
+) -> None:
+    """A sheet of images [N, H, W], each with its label and what was read instead."""
+    columns = 8
+    rows = max(1, -(-len(images) // columns))
+    figure, axes = _figure(rows, columns, width=1.3 * columns, height=1.55 * rows)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, label, wrong in zip(axes.flat, images, labels, predicted, strict=False):
+        axis.imshow(image, cmap="gray_r")
+        axis.set_title(f"{label}, read {wrong}", fontsize=8)
+    _save(figure, path)
+
+
+def draw_steps(
+    tables: Sequence[np.ndarray],
+    steps: Sequence[Sequence[str]],
+    classes: Sequence[str],
+    path: Path,
+) -> None:
+    """Probabilities after every step, one panel a sequence: table [T, C], a row a step."""
+    columns = min(4, len(tables))
+    rows = -(-len(tables) // columns)
+    size = (max(2.2, 0.22 * len(classes)) + 0.8, 0.34 * max(map(len, tables)) + 0.7)
+    figure, axes = _figure(rows, columns, width=size[0] * columns, height=size[1] * rows)
+    for axis in axes.flat[len(tables) :]:
+        axis.axis("off")
+    for axis, table, names in zip(axes.flat, tables, steps, strict=False):
+        axis.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(classes)), classes, fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,132 @@
+"""What a run tells: lines on the terminal, metrics.jsonl, TensorBoard. Imports: nothing of seqjax.
+
+A record is `{"epoch": 3, "step": 324, "learning_rate": ..., "train": {...}, "valid": {...}}` with
+the metrics of each split that was measured. Times are shown, never recorded: a resumed run's
+records are those of a run that was never stopped.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Record = Mapping[str, Any]
+
+NUM_PLAIN_LINES = 20  # how often a run reports its progress where the output is no terminal
+
+
+class Report:
+    """Writes a run's records to its directory and shows them as they come. A context manager."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_epoch: int,
+        num_epochs: int,
+        rows_per_epoch: int,
+        headline: str,
+    ):
+        from tensorboardX import SummaryWriter  # only where a run is written
+
+        self.num_epochs, self.rows_per_epoch, self.headline = num_epochs, rows_per_epoch, headline
+        self._path = workdir / "metrics.jsonl"
+        self.records = _keep_records(self._path, first_epoch)
+        self._lines = self._path.open("a", encoding="utf-8")
+        purge = self.records[-1]["step"] + 1 if self.records else 0
+        self._events = SummaryWriter(str(workdir), purge_step=purge)
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("epoch"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[summary]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar = self._progress.add_task(
+            "", total=num_epochs, completed=first_epoch, summary="compiling"
+        )
+        self._start = self._last = time.perf_counter()
+        self._first_epoch = self._shown_epoch = first_epoch
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+        self._events.close()
+        self._lines.close()
+
+    def say(self, message: Any) -> None:
+        """Prints something beside the progress bar."""
+        self._console.print(message)
+
+    def add(self, records: list[Record]) -> None:
+        """Takes the records of one call of the training loop; the last one may hold "valid"."""
+        now = time.perf_counter()
+        speed = self.rows_per_epoch * len(records) / (now - self._last)
+        self._last = now
+        for record in records:
+            self.records.append(record)
+            self._lines.write(json.dumps(record) + "\n")
+            self._add_scalars(record)
+        self._lines.flush()
+        self._events.add_scalar("examples_per_second", speed, records[-1]["step"])
+        self._show(records[-1], speed, now)
+
+    def _add_scalars(self, record: Record) -> None:
+        for name, value in record.items():
+            if isinstance(value, Mapping):
+                for metric, number in value.items():
+                    self._events.add_scalar(f"{metric}/{name}", number, record["step"])
+        self._events.add_scalar("learning_rate", record["learning_rate"], record["step"])
+
+    def _show(self, record: Record, speed: float, now: float) -> None:
+        parts = []
+        for split in ("train", "valid"):
+            if split in record:
+                metrics = [f"{m} {record[split][m]:.4f}" for m in ("loss", self.headline)]
+                parts.append(f"{split} {' '.join(metrics)}")
+        summary = f"{'  '.join(parts)}  {speed:,.0f} examples/s"
+        epoch = record["epoch"]
+        self._progress.update(self._bar, completed=epoch, summary=summary)
+        every = max(1, self.num_epochs // NUM_PLAIN_LINES)
+        due = epoch == self.num_epochs or epoch // every > self._shown_epoch // every
+        if not self._console.is_terminal and due:
+            self._shown_epoch = epoch
+            done = epoch - self._first_epoch
+            left = (now - self._start) / done * (self.num_epochs - epoch)
+            self._console.print(f"epoch {epoch}/{self.num_epochs}  {summary}  {left:.0f} s left")
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl, without a last line that was cut off."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _keep_records(path: Path, last_epoch: int) -> list[Record]:
+    """Drops the records after the epoch that a resumed run goes on from."""
+    kept = [record for record in read_records(path) if record["epoch"] <= last_epoch]
+    whole = path.with_suffix(".tmp")
+    whole.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    whole.replace(path)
+    return kept

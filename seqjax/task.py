@@ -1,0 +1,34 @@
+"""What a task is: data, model, loss and what to show a person. Imports: array_types, metrics.
+
+`train.fit` knows this and no task; a task knows nothing of optimizers, devices or files.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Key
+
+from seqjax.array_types import Batch, Params, RowKeys
+from seqjax.metrics import Metrics
+
+# From the outputs of `predict` on a split's rows, in order: nested arrays with a leading N.
+Predict = Callable[[str], Any]
+
+
+class Task(NamedTuple):
+    """A task, made from a config by a function in `seqjax/tasks/`."""
+
+    # Rows by split: "train" always, others as the task has them. Arrays with a leading N in common.
+    splits: Mapping[str, Mapping[str, np.ndarray]]
+    # key -> parameters
+    init: Callable[[Key[Array, ""]], Params]
+    # (params, batch, keys) -> sums and weights; "loss" is trained on. keys=None evaluates.
+    measure: Callable[[Params, Batch, RowKeys | None], Metrics]
+    # (params, batch) -> one output a row
+    predict: Callable[[Params, Batch], Any]
+    # (predict, directory) -> lines for a person; writes the task's pictures into the directory
+    show: Callable[[Predict, Path], list[str]]
+    # the metric that is shown beside the loss
+    headline: str = "accuracy"

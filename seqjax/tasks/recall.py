@@ -1,0 +1,52 @@
+"""Recall: name the first symbol of a sequence after many distractors. A toy that tests memory."""
+
+from pathlib import Path
+
+import numpy as np
+
+from seqjax.data.batches import split_rows
+from seqjax.layers import functional, one_hot
+from seqjax.losses import cross_entropy
+from seqjax.metrics import accuracy
+from seqjax.models.classifier import Classifier
+from seqjax.task import Predict, Task
+
+
+def make_recall(config) -> Task:
+    """The task of a config: random symbols, the first of which is the label."""
+    num_symbols = config.data.num_symbols
+    splits = make_sequences(**config.data)
+    init, bind = functional(
+        lambda rngs: Classifier(
+            input_size=num_symbols, num_classes=num_symbols, rngs=rngs, **config.model
+        )
+    )
+
+    def logits_of(params, batch, keys=None):
+        return bind(params)(one_hot(batch["symbols"], num_symbols), keys=keys)
+
+    def measure(params, batch, keys):
+        logits, labels = logits_of(params, batch, keys), batch["symbols"][:, 0]
+        return {
+            "loss": cross_entropy(logits, labels, batch["weight"]),
+            "accuracy": accuracy(logits, labels, batch["weight"]),
+        }
+
+    def show(predict: Predict, directory: Path) -> list[str]:
+        answers = predict("test")[:5].argmax(-1)
+        return [
+            f"{' '.join(map(str, row[:8]))} ... -> {answer}"
+            for row, answer in zip(splits["test"]["symbols"], answers, strict=False)
+        ]
+
+    return Task(splits, init, measure, logits_of, show)
+
+
+def make_sequences(
+    *, num_symbols: int, num_distractors: int, num_sequences: int, split_seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Rows by split, "symbols" [N, 1 + distractors], a fifth each for validation and test."""
+    shape = (num_sequences, 1 + num_distractors)
+    symbols = np.random.default_rng(split_seed).integers(num_symbols, size=shape, dtype=np.int32)
+    fifth = num_sequences // 5
+    return split_rows({"symbols": symbols}, {"valid": fifth, "test": fifth}, split_seed)

@@ -1,0 +1,90 @@
+"""Word completion: the last letter of a word from the letters before it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from seqjax.data.batches import split_rows
+from seqjax.data.words import encode_words, load_words
+from seqjax.errors import UserError
+from seqjax.layers import functional, one_hot
+from seqjax.losses import cross_entropy
+from seqjax.metrics import accuracy, top_k_accuracy
+from seqjax.models.classifier import Classifier
+from seqjax.pictures import draw_steps
+from seqjax.task import Predict, Task
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def make_word_completion(config) -> Task:
+    """The task of a config: one-hot letters to the letter that completes the word."""
+    splits = load_split_words(**config.data)
+    init, bind = functional(
+        lambda rngs: Classifier(
+            input_size=len(LETTERS), num_classes=len(LETTERS), rngs=rngs, **config.model
+        )
+    )
+
+    def measure(params, batch, keys):
+        letters, target, weight = batch["letters"], batch["target"], batch["weight"]
+        logits = bind(params)(one_hot(letters, len(LETTERS)), keys=keys)
+        return {
+            "loss": cross_entropy(logits, target, weight),
+            "accuracy": accuracy(logits, target, weight),
+            "top5_accuracy": top_k_accuracy(logits, target, weight, k=5),
+        }
+
+    def predict(params, batch):
+        return bind(params).every_step(one_hot(batch["letters"], len(LETTERS)))
+
+    def show(predict: Predict, directory: Path) -> list[str]:
+        return show_completions(splits, predict, directory)
+
+    return Task(splits, init, measure, predict, show)
+
+
+def load_split_words(
+    *, name: str, held_out: str, valid_share: float, test_share: float, split_seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Rows by split, "letters" [N, L-1] and "target" [N].
+
+    `name` is a word list, of which shares are kept for validation and test; `held_out` names
+    another, or is "", of which the words not in the first become the split "held_out".
+    """
+    words = load_words(name)
+    sizes = {"valid": round(valid_share * len(words)), "test": round(test_share * len(words))}
+    splits = split_rows(_rows(words), sizes, split_seed)
+    if held_out:
+        others = [word for word in load_words(held_out) if word not in set(words)]
+        if not others or len(others[0]) != len(words[0]):
+            raise UserError(
+                f"data.held_out={held_out!r} has no other words as long as {words[0]!r}"
+            )
+        splits["held_out"] = _rows(others)
+    return splits
+
+
+def _rows(words: list[str]) -> dict[str, np.ndarray]:
+    letters = encode_words(words)
+    return {"letters": letters[:, :-1], "target": letters[:, -1]}
+
+
+def show_completions(splits, predict: Predict, directory: Path) -> list[str]:
+    """Up to ten words of each split with their probabilities; draws those of "train" by step."""
+    lines = []
+    for split, rows in splits.items():
+        logits = predict(split)[:10]
+        prefixes = ["".join(LETTERS[i] for i in row) for row in rows["letters"][:10]]
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        odds /= odds.sum(-1, keepdims=True)
+        lines.append(f"{split}:")
+        for prefix, target, row in zip(prefixes, rows["target"], odds, strict=False):
+            best = np.argsort(-row[-1])[:3]
+            verdict = "right" if best[0] == target else f"wrong, {prefix}{LETTERS[target]}"
+            guesses = ", ".join(f"{LETTERS[i]} {row[-1, i]:.3f}" for i in best)
+            lines.append(f"  {prefix}_ -> {prefix}{LETTERS[best[0]]}  ({guesses})  {verdict}")
+        if split == "train":
+            steps = [[f"{p[: t + 1]}_" for t in range(len(p))] for p in prefixes]
+            draw_steps(list(odds), steps, LETTERS, directory / "steps.png")
+    return lines
