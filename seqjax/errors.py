@@ -11,9 +11,14 @@ class UserError(ValueError):
     """
 
 
+MAX_LISTED = 12  # names that still fit on the line beside the nearest one
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is in no table, with the nearest name that is."""
+    """The error for a name that is in no table: the nearest name that is, and what there is."""
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return UserError(f"unknown {what} {name!r}: {hint}known: {', '.join(known)}")
+    hints = [f"did you mean {nearest[0]!r}?"] if nearest else []
+    if not nearest or len(known) <= MAX_LISTED:
+        hints.append(f"known: {', '.join(known)}")
+    return UserError(f"unknown {what} {name!r}: {' '.join(hints)}")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from seqjax.array_types import Batch, Params
 from seqjax.data.batches import Rows, eval_batches
-from seqjax.mesh import AXIS, SPLIT, WHOLE, batch_keys, put, sharded, total
+from seqjax.mesh import AXIS, SPLIT, WHOLE, batch_keys, put, sharded
 from seqjax.metrics import Metrics, summarize
 from seqjax.train import Measure
 
@@ -20,11 +20,13 @@ class Evaluator:
 
     def __init__(self, measure: Measure, predict: Callable, batch_size: int, mesh: Mesh):
         def measure_batch(params: Params, batch: Batch, key: Key[Array, ""] | None) -> Metrics:
+            # Each device's own sums, [1] here and [devices] outside. To sum them on the devices
+            # would let batches in flight wait for one another on a CPU's few threads, for ever.
             keys = None if key is None else batch_keys(key, batch, AXIS)
-            return total(dict(measure(params, batch, keys)), AXIS)
+            return jax.tree.map(lambda x: x[None], dict(measure(params, batch, keys)))
 
         self.batch_size, self.mesh = batch_size, mesh
-        self._measure = jax.jit(sharded(measure_batch, mesh, (WHOLE, SPLIT, WHOLE)))
+        self._measure = jax.jit(sharded(measure_batch, mesh, (WHOLE, SPLIT, WHOLE), SPLIT))
         self._predict = jax.jit(sharded(predict, mesh, (WHOLE, SPLIT), SPLIT))
 
     def metrics(

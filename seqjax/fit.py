@@ -77,7 +77,10 @@ def fit(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     finally:
         checkpoints.close()
     draw_curves(report.records, ("loss", task.headline), workdir / "curves.png")
-    return conclude(setup, best_params, progress, workdir)
+    result = conclude(setup, best_params, progress, workdir)
+    write_json(workdir / "result.json", result)
+    print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
+    return result
 
 
 def make_setup(task: Task, config: ConfigDict) -> Setup:
@@ -91,6 +94,7 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
         raise UserError(f"train.monitor_mode={train.monitor_mode!r} must be 'min' or 'max'")
     if train.loop not in LOOPS:
         raise unknown_name("train.loop", train.loop, LOOPS)
+    _check_monitor(task, train.monitor)
     mesh = make_mesh(train.num_devices)
     data = TrainData(rows, train.batch_size, train.drop_remainder)
     optimizer = make_optimizer(
@@ -101,10 +105,7 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
 
 
 def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> dict[str, Any]:
-    """Evaluates parameters on every split, writes result.json and the task's pictures, and prints.
-
-    What it shows a person is the task's own.
-    """
+    """What the parameters reach on every split; prints it with what the task shows a person."""
     task, evaluator = setup.task, setup.evaluator
     result: dict[str, Any] = {}
     for split, rows in task.splits.items():
@@ -122,20 +123,20 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
     for split in task.splits:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())
         print(f"{split} (epoch {progress.best_epoch}): {numbers}")
-    write_json(workdir / "result.json", result)
-    print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
     return result
 
 
-def load_best(setup: Setup, workdir: Path) -> tuple[Any, Progress]:
-    """The best parameters of a run and where it stands; raises UserError if it has none."""
-    checkpoints = None
-    if (workdir / "checkpoints").is_dir():
-        checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    restored = checkpoints and checkpoints.restore(_arrays_like(setup))
-    if not restored:
-        raise UserError(f"{workdir} has no checkpoint yet: train first")
-    return put(restored[0]["best_params"], setup.mesh, WHOLE), Progress(**restored[1])
+def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What the best weights of a run reach, finished or not; UserError if it has no checkpoint."""
+    setup = make_setup(task, config)
+    directory = workdir / "checkpoints"
+    restored = None
+    if directory.is_dir():
+        restored = Checkpoints(directory, read_only=True).restore(_arrays_like(setup))
+    if restored is None:
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    params = put(restored[0]["best_params"], setup.mesh, WHOLE)
+    return conclude(setup, params, Progress(**restored[1]), workdir)
 
 
 def _arrays_like(setup: Setup) -> dict[str, Any]:
@@ -196,18 +197,12 @@ def _train(
 
 
 def advance(progress: Progress, record: dict[str, Any], train: ConfigDict) -> Progress:
-    """The progress after an evaluation: is it the best yet, and is patience at its end?
-
-    Raises UserError if the monitored metric is not in the record.
-    """
+    """The progress after an evaluation: is it the best yet, and is patience at its end?"""
     epoch = record["epoch"]
     if train.monitor == "epoch":
         return Progress(epoch, float(epoch), epoch)
     split, _, metric = train.monitor.partition(".")
-    value = record.get(split, {}).get(metric)
-    if value is None:
-        known = [f"{s}.{m}" for s in ("train", "valid") for m in record.get(s, {})]
-        raise unknown_name("train.monitor", train.monitor, [*known, "epoch"])
+    value = record[split][metric]
     sign = 1 if train.monitor_mode == "max" else -1
     best = progress.best_value
     if best is None or sign * value > sign * best + train.min_delta:
@@ -215,6 +210,18 @@ def advance(progress: Progress, record: dict[str, Any], train: ConfigDict) -> Pr
     bad = progress.bad_evaluations + 1
     stopped = 0 < train.patience <= bad
     return Progress(epoch, best, progress.best_epoch, bad, stopped)
+
+
+def _check_monitor(task: Task, monitor: str) -> None:
+    """Raises UserError unless the monitored metric will be in the records."""
+    one = {name: x[:1] for name, x in task.splits["train"].items()} | {"weight": np.ones(1)}
+    params = parameter_shapes(task.init)
+    metrics = jax.eval_shape(lambda p: dict(task.measure(p, one, None)), params)
+    known = [
+        f"{split}.{m}" for split in ("train", "valid") if split in task.splits for m in metrics
+    ]
+    if monitor not in {*known, "epoch"}:
+        raise unknown_name("train.monitor", monitor, [*known, "epoch"])
 
 
 def _records(setup: Setup, metrics: Metrics, epoch: int, state: TrainState) -> list[dict[str, Any]]:

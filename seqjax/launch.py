@@ -71,7 +71,9 @@ def _parse_flags(argv: list[str]) -> None:
     except flags.UnrecognizedFlagError as error:
         raise unknown_name("flag", error.flagname, flags.FLAGS) from None
     except flags.Error as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from None
+        reason = str(error).strip().splitlines()[-1]
+        missing = re.match(r"flag --(\w+)=None", reason)
+        raise UserError(f"--{missing[1]} is missing" if missing else reason) from None
     if rest:
         raise UserError(f"cannot use {rest[0]!r}: flags are written as --name=value")
     if config is not None:
@@ -89,7 +91,8 @@ def _load_config_file(argv: list[str]) -> ConfigDict:
         raise UserError("--config is missing: give a file, as --config=configs/mnist_rows.py")
     path = Path(values[-1].partition(":")[0])
     if not path.is_file():
-        raise unknown_name("config file", str(path), map(str, path.parent.glob("*.py")))
+        there = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "no .py file"
+        raise UserError(f"config file {path} does not exist: in {path.parent} is {there}")
     try:
         return config_flags.config_flags.ConfigFileFlagParser("config").parse(values[-1])
     except Exception as error:  # whatever a person's own config file may raise

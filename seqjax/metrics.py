@@ -53,6 +53,12 @@ def summarize(metrics: Metrics) -> dict[str, float]:
     return {name: float(total / weight) for name, (total, weight) in sums.items()}
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, on the host."""
+    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return odds / odds.sum(axis=-1, keepdims=True)
+
+
 def confusion_matrix(
     labels: np.ndarray, predicted: np.ndarray, num_classes: int
 ) -> Int[np.ndarray, "C C"]:

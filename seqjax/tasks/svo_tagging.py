@@ -5,10 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from seqjax.data.batches import split_rows
-from seqjax.data.tagging import TAGS, encode_sentences, load_tagged_sentences, word_ids
+from seqjax.data.tagging import (
+    TAGS,
+    Sentence,
+    encode_sentences,
+    load_tagged_sentences,
+    word_ids,
+)
 from seqjax.layers import functional, one_hot
 from seqjax.losses import cross_entropy
-from seqjax.metrics import accuracy, sequence_accuracy
+from seqjax.metrics import accuracy, sequence_accuracy, softmax
 from seqjax.models.tagger import Tagger
 from seqjax.pictures import draw_steps
 from seqjax.task import Predict, Task
@@ -17,8 +23,10 @@ from seqjax.unroll import length_mask
 
 def make_svo_tagging(config) -> Task:
     """The task of a config: one-hot words to tags, padding masked by the sentences' lengths."""
-    splits, words = load_split_sentences(**config.data)
-    vocab_size = len(words) - 1  # id 0, a word never seen in training, is a row of zeros
+    sentences = load_split_sentences(**config.data)
+    ids = word_ids(sentences["train"])
+    splits = {split: encode_sentences(part, ids) for split, part in sentences.items()}
+    vocab_size = len(ids)  # id 0, a word never seen in training, becomes a row of zeros
     init, bind = functional(
         lambda rngs: Tagger(input_size=vocab_size, num_classes=len(TAGS), rngs=rngs, **config.model)
     )
@@ -37,18 +45,15 @@ def make_svo_tagging(config) -> Task:
         }
 
     def show(predict: Predict, directory: Path) -> list[str]:
-        return show_tags(splits, words, predict, directory)
+        return show_tags(sentences, predict, directory)
 
     return Task(splits, init, measure, logits_of, show)
 
 
 def load_split_sentences(
     *, name: str, held_out: str, valid_share: float, test_share: float, split_seed: int
-) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Rows by split, "word", "tag" [N, T] and "length" [N], and the words by id.
-
-    The lexicon is that of the training sentences; shares and `held_out` as in word completion.
-    """
+) -> dict[str, list[Sentence]]:
+    """Tagged sentences by split; shares and `held_out` are as in word completion."""
     sentences = load_tagged_sentences(name)
     sizes = {
         s: round(share * len(sentences))
@@ -58,32 +63,23 @@ def load_split_sentences(
     parts = {split: [sentences[i] for i in rows["number"]] for split, rows in numbers.items()}
     if held_out:
         parts["held_out"] = load_tagged_sentences(held_out)
-    ids = word_ids(parts["train"])
-    return {split: encode_sentences(part, ids) for split, part in parts.items()}, ["?", *ids]
+    return parts
 
 
-def show_tags(splits, words: list[str], predict: Predict, directory: Path) -> list[str]:
+def show_tags(sentences: dict[str, list[Sentence]], predict: Predict, directory: Path) -> list[str]:
     """Up to six sentences of each split with tags and probabilities; draws those of "train"."""
     lines = []
-    for split, rows in splits.items():
+    for split, part in sentences.items():
         lines.append(f"{split}:")
-        tables, steps = [], []
-        logits = predict(split)[:6]
-        for row, length, tags, ids in zip(
-            logits, rows["length"], rows["tag"], rows["word"], strict=False
-        ):
-            odds = np.exp(row[:length] - row[:length].max(-1, keepdims=True))
-            odds /= odds.sum(-1, keepdims=True)
+        tables = []
+        for (words, tags), logits in zip(part[:6], predict(split), strict=False):
+            odds = softmax(logits[: len(words)])
             tables.append(odds)
-            steps.append(
-                [f"{words[i]}/{TAGS[t]}" for i, t in zip(ids, tags[:length], strict=False)]
-            )
-            said = " ".join(
-                f"{words[i]}/{TAGS[best]} {p[best]:.2f}"
-                for i, best, p in zip(ids, odds.argmax(-1), odds, strict=False)
-            )
-            right = int(np.sum(odds.argmax(-1) == tags[:length]))
-            lines.append(f"  {said}  ({right} of {length} right)")
+            best = [TAGS[i] for i in odds.argmax(-1)]
+            said = [f"{w}/{t} {p:.2f}" for w, t, p in zip(words, best, odds.max(-1), strict=True)]
+            right = sum(a == b for a, b in zip(best, tags, strict=True))
+            lines.append(f"  {' '.join(said)}  ({right} of {len(words)} right)")
         if split == "train":
+            steps = [[f"{w}/{t}" for w, t in zip(*pair, strict=True)] for pair in part[:6]]
             draw_steps(tables, steps, TAGS, directory / "steps.png")
     return lines

@@ -9,7 +9,7 @@ from seqjax.data.words import encode_words, load_words
 from seqjax.errors import UserError
 from seqjax.layers import functional, one_hot
 from seqjax.losses import cross_entropy
-from seqjax.metrics import accuracy, top_k_accuracy
+from seqjax.metrics import accuracy, softmax, top_k_accuracy
 from seqjax.models.classifier import Classifier
 from seqjax.pictures import draw_steps
 from seqjax.task import Predict, Task
@@ -74,10 +74,8 @@ def show_completions(splits, predict: Predict, directory: Path) -> list[str]:
     """Up to ten words of each split with their probabilities; draws those of "train" by step."""
     lines = []
     for split, rows in splits.items():
-        logits = predict(split)[:10]
+        odds = softmax(predict(split)[:10])
         prefixes = ["".join(LETTERS[i] for i in row) for row in rows["letters"][:10]]
-        odds = np.exp(logits - logits.max(-1, keepdims=True))
-        odds /= odds.sum(-1, keepdims=True)
         lines.append(f"{split}:")
         for prefix, target, row in zip(prefixes, rows["target"], odds, strict=False):
             best = np.argsort(-row[-1])[:3]
