@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-Params = Mapping[str, Any]  # nested dict of arrays: the only form in which parameters travel
+Params = Any  # nested dict[str, ...] of arrays: the only form in which parameters travel
 Batch = Mapping[str, Any]  # arrays with a leading B, always with a "weight": 0 marks filler rows
 
 Tokens = Int[Array, "B T"]

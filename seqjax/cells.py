@@ -3,7 +3,9 @@
 A cell is one time step. `project` is all the work that does not need the state, so that it can be
 done for the whole sequence before the scan; `step` is the rest, in the order of `jax.lax.scan`:
 `(params, state, input) -> (state, output)`. `step` is `gate` after `recur`; a cell whose recurrent
-product cannot be taken out of its gates (`gru(reset_after=False)`) has neither.
+product cannot be taken out of its gates (`gru(reset_after=False)`) has neither. `read` is the state
+that the recurrent products see where it is not `state` itself: dropout may change what is read, but
+not the memory that a GRU carries over, or it would grow by 1 / (1 - rate) at every step.
 
 Written down once, because "LSTM" means five things in five libraries:
 
@@ -36,7 +38,7 @@ class Cell(NamedTuple):
     init: Callable  # (key, input_size, hidden_size) -> params
     initial_state: Callable  # (batch_size, hidden_size, dtype) -> state
     project: Callable  # (params, x [..., I]) -> z [..., G]
-    step: Callable  # (params, state, z [B, G]) -> (state, y [B, H])
+    step: Callable  # (params, state, z [B, G], read=None) -> (state, y [B, H])
     recur: Callable | None = None  # (params, state) -> hz [B, G]
     gate: Callable | None = None  # (z, hz, state) -> (state, y)
 
@@ -169,12 +171,13 @@ def gru(
 
         return _factored_cell(init, _zeros_state(GRUState), project, recur, gate)
 
-    def step(params, state, z):
-        size = state.h.shape[-1]
+    def step(params, state, z, read=None):
+        seen = (read or state).h
+        size = seen.shape[-1]
         z_r, z_z, z_n = jnp.split(z, 3, axis=-1)
-        h_r, h_z = jnp.split(state.h @ params.w_h[:, : 2 * size], 2, axis=-1)
+        h_r, h_z = jnp.split(seen @ params.w_h[:, : 2 * size], 2, axis=-1)
         r, u = sigmoid(z_r + h_r), sigmoid(z_z + h_z)
-        h = (1 - u) * jnp.tanh(z_n + (r * state.h) @ params.w_h[:, 2 * size :]) + u * state.h
+        h = (1 - u) * jnp.tanh(z_n + (r * seen) @ params.w_h[:, 2 * size :]) + u * state.h
         return GRUState(h), h
 
     return Cell(init, _zeros_state(GRUState), _project_b, step)
@@ -195,8 +198,8 @@ def make_cell(spec: str, **initializers: str) -> Cell:
 def _factored_cell(init, initial_state, project, recur, gate) -> Cell:
     """A cell whose step is its pointwise `gate` after its one recurrent product, `recur`."""
 
-    def step(params, state, z):
-        return gate(z, recur(params, state), state)
+    def step(params, state, z, read=None):
+        return gate(z, recur(params, read or state), state)
 
     return Cell(init, initial_state, project, step, recur, gate)
 

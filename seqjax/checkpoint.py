@@ -43,7 +43,7 @@ class Checkpoints:
             return None
         args = self._ocp.args
         host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        restored = self._manager.restore(
+        restored: Any = self._manager.restore(
             epoch,
             args=args.Composite(arrays=args.StandardRestore(host), progress=args.JsonRestore()),
         )

@@ -6,8 +6,9 @@ passed on as keywords, so a field that nothing reads is an error; choices with o
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -62,7 +63,7 @@ def base_config(task: str) -> ConfigDict:
 
 
 def choose_variant(
-    config: ConfigDict, variant: str, variants: Sequence[Callable[[ConfigDict], None]]
+    config: ConfigDict, variant: str, variants: Sequence[FunctionType]
 ) -> ConfigDict:
     """The config, changed by the variant of that name; "default" changes nothing."""
     table = {"default": lambda config: None} | {change.__name__: change for change in variants}

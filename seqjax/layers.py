@@ -103,6 +103,7 @@ class Layer(nnx.Module):
     """
 
     num_directions: int
+    output_size: int
     # (xs [T, B, I], mask [T, B] | None, states, keys=None, state_dropout=0.0) -> LayerRun
     run: Callable[..., LayerRun]
 

@@ -32,7 +32,7 @@ def accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Float[Array, "
 def top_k_accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Array, k: int) -> Average:
     """How much of the weight has its label among the `k` most probable classes."""
     own = jnp.take_along_axis(logits, labels[..., None], axis=-1)
-    hits = jnp.sum(logits > own, axis=-1) < k
+    hits = jnp.sum(~(logits <= own), axis=-1) < k  # so written, a NaN is never among them
     return Average(jnp.sum(hits * weight), jnp.sum(weight))
 
 

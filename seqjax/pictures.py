@@ -12,6 +12,8 @@ import numpy as np
 
 def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: Path) -> None:
     """One panel a metric, one line a split, over epochs. Records are those of metrics.jsonl."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(1, len(metrics), width=5.5 * len(metrics), height=4)
     for axis, metric in zip(axes.flat, metrics, strict=True):
         for split in ("train", "valid"):
@@ -20,6 +22,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], pa
                 marker = "o" if len(points) < 40 else ""
                 axis.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=3)
         axis.set(xlabel="epoch", ylabel="loss [nats]" if metric == "loss" else metric)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
     _save(figure, path)
@@ -65,10 +68,12 @@ def draw_steps(
     path: Path,
 ) -> None:
     """Probabilities after every step, one panel a sequence: table [T, C], a row a step."""
-    columns = min(4, len(tables))
+    columns = 2 if len(classes) > 10 else 3
     rows = -(-len(tables) // columns)
-    size = (max(2.2, 0.22 * len(classes)) + 0.8, 0.34 * max(map(len, tables)) + 0.7)
-    figure, axes = _figure(rows, columns, width=size[0] * columns, height=size[1] * rows)
+    width = max(2.2, 0.22 * len(classes)) + 0.8
+    height = 0.34 * max(map(len, tables)) + 0.7
+    figure, axes = _figure(rows, columns, width=width * columns, height=height * rows + 0.3)
+    figure.suptitle("probability of each class after every step")
     for axis in axes.flat[len(tables) :]:
         axis.axis("off")
     for axis, table, names in zip(axes.flat, tables, steps, strict=False):

@@ -7,7 +7,7 @@ records are those of a run that was never stopped.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,7 +77,7 @@ class Report:
         """Prints something beside the progress bar."""
         self._console.print(message)
 
-    def add(self, records: list[Record]) -> None:
+    def add(self, records: Sequence[Record]) -> None:
         """Takes the records of one call of the training loop; the last one may hold "valid"."""
         now = time.perf_counter()
         speed = self.rows_per_epoch * len(records) / (now - self._last)

@@ -81,6 +81,8 @@ class Stack(nnx.Module):
             ys = dropout(of_output, run.sequence, self.output_dropout[i], axis=1)
             last = dropout(of_last, run.last, self.output_dropout[i])
             ends.append(run.states)
+            if time_mask is not None and getattr(layer, "go_backwards", False):
+                time_mask = time_mask[::-1]  # its outputs come reversed, and the padding with them
         return StackRun(jnp.swapaxes(ys, 0, 1), last, tuple(ends))
 
 

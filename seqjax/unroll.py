@@ -5,6 +5,7 @@ does not move and the output is zero, so padding can never leak, a row of length
 initial state, and `reverse=True` on right-padded rows equals scanning the flipped valid prefix.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,7 +38,8 @@ def unroll(
     """The last state and every output of a cell run over `xs`, in one scan.
 
     - `mask`: True = real. `reverse`: start at the last step; outputs stay at their own positions.
-    - `state_scale` multiplies `h` before every step: recurrent dropout with one mask a sequence.
+    - `state_scale` multiplies the `h` that the recurrent products read, at every step: recurrent
+      dropout with one mask a sequence.
     - `hoist`: project all inputs in one product before the scan. By default on accelerators only:
       on a CPU, writing and re-reading [T, B, G] costs more than the small products in the loop.
     - `scan_unroll`: time steps per loop iteration. More of them compile longer and, on a CPU, have
@@ -48,14 +50,16 @@ def unroll(
 
     def body(state, inputs):
         x, keep = inputs
-        used = state if state_scale is None else state._replace(h=state.h * state_scale)
-        new, y = cell.step(params, used, x if hoist else cell.project(params, x))
+        read = None if state_scale is None else state._replace(h=state.h * state_scale)
+        new, y = cell.step(params, state, x if hoist else cell.project(params, x), read)
         if keep is None:
             return new, y
         keep = keep[:, None]
         frozen = jax.tree.map(lambda n, old: jnp.where(keep, n, old), new, state)
         return frozen, jnp.where(keep, y, 0)
 
+    if mask is not None:
+        xs = jnp.where(mask[..., None], xs, 0)  # 0 times a NaN of the padding is a NaN gradient
     inputs = cell.project(params, xs) if hoist else xs
     return jax.lax.scan(body, state, (inputs, mask), reverse=reverse, unroll=scan_unroll)
 
@@ -67,7 +71,7 @@ def unroll_bidirectional(
     xs: Float[Array, "T B I"],
     *,
     mask: Bool[Array, "T B"] | None = None,
-    state_scales: tuple[Float[Array, "B H"] | None, Float[Array, "B H"] | None] = (None, None),
+    state_scales: Sequence[Float[Array, "B H"] | None] = (None, None),
     scan_unroll: int = 1,
 ) -> tuple[tuple[State, State], tuple[Float[Array, "T B H"], Float[Array, "T B H"]]]:
     """Last states and outputs (forward, backward), each output at its own input's position."""

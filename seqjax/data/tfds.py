@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ class ImageSets(NamedTuple):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Silence: no progress bars, banners or logs of TFDS. Errors are raised all the same."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -37,7 +37,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(what: str, remedy: str) -> Iterator[None]:
+def _one_line(what: str, remedy: str) -> Generator[None, None, None]:
     """A UserError for whatever TFDS raises: the first line of its message, and the remedy."""
     try:
         yield
@@ -59,17 +59,16 @@ def load_tfds(name: str, *, data_dir: str = "", manual_dir: str = "") -> ImageSe
     archives found in `manual_dir` are not downloaded. The examples come in the order of TFDS.
     """
     where = f"tfds:{name}"
-    if manual_dir and not os.path.isdir(manual_dir):
+    if manual_dir and not os.path.isdir(os.path.expanduser(manual_dir)):
         raise UserError(f"{where}: no folder {manual_dir!r}: mend manual_dir or leave it empty")
     builder = _find(where, name, data_dir)
-    features = dict(builder.info.features.items())
+    features: Any = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if (type(image).__name__, type(label).__name__) != ("Image", "ClassLabel"):
         needs = "needs an `image` and its class `label`: choose an image-classification set"
         raise UserError(f"{where}: has the features {', '.join(features)}, {needs}")
     if image.np_dtype != np.uint8 or None in image.shape or image.shape[-1] not in MODES:
-        found = f"images are {np.dtype(image.np_dtype)} of shape {image.shape} (None: it varies)"
-        raise UserError(f"{where}: {found}, not uint8 of one fixed size: choose another set")
+        raise UserError(f"{where}: {image} is not uint8 of one fixed size: choose another set")
     if not builder.is_prepared():
         _prepare(builder, where, manual_dir)
     remedy = "choose another set, or another data_dir to prepare it anew"
@@ -90,14 +89,15 @@ def _find(where: str, name: str, data_dir: str) -> Any:
     near = " or ".join(difflib.get_close_matches(name.split(":")[0], known))
     remedy = "give NAME[/CONFIG][:VERSION] of tensorflow.org/datasets/catalog or of data_dir"
     with _one_line(where, f"did you mean {near}? else {remedy}" if near else remedy):
-        return tfds.builder(name, data_dir=data_dir or None)
+        return tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
 
 
 def _prepare(builder: Any, where: str, manual_dir: str) -> None:
     """Writes the set into its data_dir, in the format that is read without TensorFlow."""
     from tensorflow_datasets import download
 
-    download.download_manager.downloader.MAX_RETRIES = 2  # 10 would be 3.5 silent minutes offline
+    downloader: Any = download.download_manager.downloader
+    downloader.MAX_RETRIES = 2  # its 10 are 3.5 minutes of silence where there is no network
     # These, unless the user has set them, keep TensorFlow's C++ code from printing as it starts.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "1", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
     config = download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)

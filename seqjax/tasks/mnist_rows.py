@@ -48,7 +48,7 @@ def make_mnist_rows(config) -> Task:
 
 def load_images(
     *, name: str, valid_size: int, split_seed: int, tfds_data_dir: str, tfds_manual_dir: str
-) -> tuple[dict[str, Rows], list[str]]:
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
     """Rows by split, "image" uint8 [N, T, I] and "label" [N], and the names of the classes."""
     if name == "mnist":
         arrays = load_mnist()

@@ -1,0 +1,106 @@
+"""Independent recurrences to test against: float64 NumPy loops, and Keras with the same weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.cells import make_cell
+
+CELLS = {"simple_rnn": 1, "lstm": 4, "gru": 3, "gru(reset_after=False)": 3}  # and their gates
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def numpy_step(spec: str, params: Any, state: Sequence[np.ndarray], x: np.ndarray) -> list:
+    """The next state of a cell, `h` first, as its equations stand in the papers."""
+    h, size = state[0], state[0].shape[-1]
+    w_x, w_h, *biases = params
+    if spec == "simple_rnn":
+        return [np.tanh(x @ w_x + h @ w_h + biases[0])]
+    gates = [slice(k * size, (k + 1) * size) for k in range(4)]
+    if spec == "lstm":
+        i, f, g, o = (x @ w_x[:, k] + h @ w_h[:, k] + biases[0][k] for k in gates)
+        c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)
+        return [sigmoid(o) * np.tanh(c), c]
+    of_x = [x @ w_x[:, k] + biases[0][k] for k in gates[:3]]
+    bias_h = biases[1] if spec == "gru" else np.zeros(3 * size)
+    r, z = (sigmoid(of_x[j] + h @ w_h[:, k] + bias_h[k]) for j, k in enumerate(gates[:2]))
+    k = gates[2]
+    inner = r * (h @ w_h[:, k] + bias_h[k]) if spec == "gru" else (r * h) @ w_h[:, k]
+    return [(1 - z) * np.tanh(of_x[2] + inner) + z * h]
+
+
+def numpy_run(spec: str, params: Any, state: Sequence[Any], xs: Any) -> tuple[list, np.ndarray]:
+    """The last state and the outputs `[T, ...]` of a run over time-major inputs, in float64."""
+    params, state = (jax.tree.map(lambda a: np.asarray(a, np.float64), t) for t in (params, state))
+    state, ys = list(state), []
+    for x in np.asarray(xs, np.float64):
+        state = numpy_step(spec, params, state, x)
+        ys.append(state[0])
+    return state, np.stack(ys) if ys else np.zeros((0, *state[0].shape))
+
+
+def random_like(tree: Any, seed: int, dtype: Any = jnp.float32, scale: float = 0.5) -> Any:
+    """Distinct normal numbers in the shapes of a tree: no two weights alike, no bias zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray(scale * rng.standard_normal(a.shape), dtype), tree)
+
+
+def random_problem(spec: str, t: int, b: int, i: int, h: int, seed: int = 0, dtype=jnp.float32):
+    """A cell, and random parameters, state and time-major inputs for it."""
+    cell = make_cell(spec)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), i, h))
+    state = jax.eval_shape(lambda: cell.initial_state(b, h, jnp.float32))
+    shapes = (params, state, jax.ShapeDtypeStruct((t, b, i), jnp.float32))
+    return cell, *random_like(shapes, seed, dtype)
+
+
+def weighted_sum(tree: Any, seed: int = 99) -> jax.Array:
+    """A scalar on which every number of the tree has a weight of its own."""
+    weights = random_like(tree, seed, jax.tree.leaves(tree)[0].dtype)
+    return sum(jnp.vdot(w, x) for w, x in zip(*map(jax.tree.leaves, (weights, tree)), strict=True))
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """The largest difference of two trees' arrays, each relative to its own largest number."""
+    pairs = zip(*map(jax.tree.leaves, (ours, theirs)), strict=True)
+    pairs = [[np.asarray(x, np.float64) for x in pair] for pair in pairs]
+    assert all(a.shape == b.shape for a, b in pairs), [(a.shape, b.shape) for a, b in pairs]
+    return max(np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in pairs)
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Every bit is the same (and a NaN equals a NaN)."""
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def keras_weights(spec: str, params: Any) -> list[np.ndarray]:
+    """Our parameters in Keras' places: its GRU has gates z, r, n where ours has r, z, n."""
+    arrays = [np.asarray(p) for p in params]
+    if spec.startswith("gru"):
+        r, z, n = zip(*(np.split(a, 3, axis=-1) for a in arrays), strict=True)
+        arrays = [np.concatenate(gates, axis=-1) for gates in zip(z, r, n, strict=True)]
+    return [*arrays[:2], np.stack(arrays[2:])] if spec == "gru" else arrays
+
+
+def keras_layer(spec: str, input_size: int, hidden_size: int, params: Any = None, **options: Any):
+    """The Keras layer of a cell, holding our parameters."""
+    import keras
+
+    kinds = {
+        "simple_rnn": keras.layers.SimpleRNN,
+        "lstm": keras.layers.LSTM,
+        "gru": keras.layers.GRU,
+    }
+    if spec.startswith("gru"):
+        options["reset_after"] = spec == "gru"
+    layer = kinds[spec.partition("(")[0]](hidden_size, **options)
+    if params is not None:
+        layer.build((None, None, input_size))
+        layer.set_weights(keras_weights(spec, params))
+    return layer
