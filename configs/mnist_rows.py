@@ -22,14 +22,17 @@ def get_config(variant: str = "default"):
 
 def lstm(config):
     config.model.cell = "lstm"
+    config.optim.learning_rate = 0.003
+    config.optim.schedule = "cosine"
 
 
 def gru(config):
+    lstm(config)
     config.model.cell = "gru"
 
 
 def bidirectional(config):
-    config.model.cell = "lstm"
+    lstm(config)
     config.model.bidirectional = True
 
 

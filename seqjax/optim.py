@@ -179,7 +179,7 @@ def running_mean(decay: float) -> optax.GradientTransformation:
     def init(params):
         return RunningMeanState(jax.tree.map(jnp.array, params))
 
-    def update(updates: Any, state: RunningMeanState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         new = optax.apply_updates(params, updates)
         return updates, RunningMeanState(optax.incremental_update(new, state.mean, 1 - decay))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.cells import make_cell
+from seqjax.cells import Cell, make_cell
 
 CELLS = {"simple_rnn": 1, "lstm": 4, "gru": 3, "gru(reset_after=False)": 3}  # and their gates
 
@@ -60,10 +60,16 @@ def random_problem(spec: str, t: int, b: int, i: int, h: int, seed: int = 0, dty
     return cell, *random_like(shapes, seed, dtype)
 
 
-def weighted_sum(tree: Any, seed: int = 99) -> jax.Array:
+def weighted_sum(tree: Any, seed: int = 99) -> Any:
     """A scalar on which every number of the tree has a weight of its own."""
-    weights = random_like(tree, seed, jax.tree.leaves(tree)[0].dtype)
-    return sum(jnp.vdot(w, x) for w, x in zip(*map(jax.tree.leaves, (weights, tree)), strict=True))
+    leaves, rng = jax.tree.leaves(tree), np.random.default_rng(seed)
+    return sum((x * rng.standard_normal(x.shape).astype(x.dtype)).sum() for x in leaves)
+
+
+def init_cell(cell: Cell, seed: int, input_size: int, hidden_size: int) -> Any:
+    """New parameters as NumPy arrays: one compilation, where one for every operation is slow."""
+    init = jax.jit(cell.init, static_argnums=(1, 2))
+    return jax.tree.map(np.asarray, init(jax.random.key(seed), input_size, hidden_size))
 
 
 def relative_error(ours: Any, theirs: Any) -> float:

@@ -27,7 +27,7 @@ def order_of(key: int, total: int, batch_size: int, drop: bool, num_devices: int
     return jax.device_get(order)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(total=sizes, batch_size=sizes, num_devices=devices, key=st.integers(0, 99))
 def test_every_row_comes_once_an_epoch_and_fillers_weigh_nothing(
     total, batch_size, num_devices, key
@@ -44,7 +44,7 @@ def test_every_row_comes_once_an_epoch_and_fillers_weigh_nothing(
     assert (weight[:-1].sum(axis=1) == batch_size).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(total=sizes, batch_size=sizes, num_devices=devices, key=st.integers(0, 99))
 def test_drop_remainder_leaves_out_exactly_the_remainder(total, batch_size, num_devices, key):
     batch_size = min(batch_size, total)
@@ -63,7 +63,7 @@ def test_rows_left_out_differ_between_epochs():
     assert len(set(seen)) > 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(total=sizes, batch_size=sizes, key=st.integers(0, 99))
 def test_order_is_a_function_of_the_key_and_not_of_the_devices(total, batch_size, key):
     batch_size = min(batch_size, total)
@@ -81,7 +81,7 @@ def test_orders_of_two_keys_differ():
     assert len(set(orders)) == 5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(total=st.integers(1, 40), batch_size=st.integers(1, 60), num_devices=devices)
 def test_evaluation_covers_the_rows_once_and_in_order(total, batch_size, num_devices):
     rows = {"x": np.arange(total), "y": np.arange(total)[:, None] * [1, 10]}
@@ -110,7 +110,7 @@ def test_take_rows_takes_the_same_rows_on_host_and_device():
     assert num_rows(host) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     total=st.integers(2, 60),
     valid=st.integers(0, 20),

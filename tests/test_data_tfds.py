@@ -107,7 +107,7 @@ def test_files_without_code(tmp_path: Path, shape: tuple[int, int, int]) -> None
     images = random_images(shape)
     prepared(tmp_path, "toy", for_pillow(images), shape)
     sets = load_tfds("toy", data_dir=str(tmp_path))
-    assert list(sets.splits) == ["train", "test"] and sets.num_classes == 3
+    assert list(sets.splits) == ["train", "test"] and sets.class_names == ["0", "1", "2"]
     for split, arrays in sets.splits.items():
         assert_same(arrays, images[split], LABELS[split])
 
@@ -144,7 +144,7 @@ def test_only_train_and_test_are_read(tmp_path: Path) -> None:
 def test_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     prepared(tmp_path / "sets", "toy", for_pillow(random_images()))
-    assert load_tfds("toy", data_dir="~/sets", manual_dir="~").num_classes == 3
+    assert load_tfds("toy", data_dir="~/sets", manual_dir="~").class_names[1] == "1"
 
 
 def test_palettes_become_colours(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_real_mnist_is_the_shipped_one(tmp_path: Path, capfd: pytest.CaptureFixt
     sets = load_tfds("mnist", data_dir=str(tmp_path), manual_dir=str(ARCHIVES))
     assert capfd.readouterr() == ("", "")
     shipped = load_mnist()
-    assert list(sets.splits) == ["train", "test"] and sets.num_classes == 10
+    assert list(sets.splits) == ["train", "test"] and len(sets.class_names) == 10
     for split, arrays in sets.splits.items():
         assert_same(arrays, shipped[f"x_{split}"][..., None], shipped[f"y_{split}"])
 

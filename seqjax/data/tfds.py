@@ -18,10 +18,10 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's name for i
 
 
 class ImageSets(NamedTuple):
-    """The arrays of each split, and the number of classes that the set declares."""
+    """The arrays of each split, and the names of the classes that the set declares."""
 
     splits: dict[str, dict[str, np.ndarray]]
-    num_classes: int
+    class_names: list[str]
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def load_tfds(name: str, *, data_dir: str = "", manual_dir: str = "") -> ImageSe
     with _one_line(f"{where}: cannot read {builder.data_dir}", remedy):
         names = ["train", *(split for split in builder.info.splits if split == "test")]
         splits = {split: _read(builder, split, image.shape) for split in names}
-    return ImageSets(splits, label.num_classes)
+    return ImageSets(splits, label.names)
 
 
 def _find(where: str, name: str, data_dir: str) -> Any:
