@@ -28,7 +28,7 @@ def open_run_directory(workdir: Path, config: ConfigDict) -> None:
             if any(workdir.iterdir()):
                 raise UserError(f"{workdir} is not empty and no run: give a new --workdir")
             save_config(config, path)
-        write_json(workdir / "environment.json", environment())
+            write_json(workdir / "environment.json", environment())
     except (FileExistsError, NotADirectoryError):
         raise UserError(
             f"{workdir} is, or lies in, a file: give a directory as --workdir"

@@ -1,0 +1,34 @@
+"""The README's Python runs, and its commands name files that exist."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run_in_order(capsys):
+    namespace = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_commands_name_configs_and_variants_that_exist():
+    names = set(re.findall(r"--config=(configs/\w+\.py)(?::(\w+))?", README))
+    assert names
+    for path, variant in names:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert not variant or f"def {variant}(config)" in source
+
+
+def test_entry_points_exist():
+    for name in set(re.findall(r"python -m (experiments\.\w+)", README)):
+        assert (ROOT / name.replace(".", "/")).with_suffix(".py").exists()
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
