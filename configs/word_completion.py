@@ -9,8 +9,8 @@ def get_config(variant: str = "default"):
     config.model.num_layers = 2
     config.model.output_dropout = (0.5, 0.0)
     # Larger than usual: thirty steps are few, and these words must be told apart in all of them.
-    config.model.kernel_init = "normal(0.5)"
-    config.model.output_kernel_init = "normal(0.5)"
+    config.model.kernel_init = "normal(0.7)"
+    config.model.output_kernel_init = "normal(0.7)"
     config.data = {
         "name": "tutorial",  # ten words; or common, or a .txt file of one word a line
         "held_out": "common",  # words never trained on; "" for none

@@ -69,8 +69,9 @@ def make_optimizer(
     ]
     chain = optax.chain(*parts)
     if accumulate_steps > 1:
-        chain = optax.MultiSteps(chain, accumulate_steps).gradient_transformation()
-    chain = optax.with_extra_args_support(chain)
+        several = optax.MultiSteps(chain, accumulate_steps)
+        # Its own gradient_transformation() would not hand the loss on to the plateau.
+        chain = optax.GradientTransformationExtraArgs(several.init, several.update)
 
     def current_rate(opt_state: Any, step: int) -> float:
         scale = optax.tree_utils.tree_get(opt_state, "scale", 1.0) if plateau else 1.0

@@ -14,7 +14,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], pa
     """One panel a metric, one line a split, over epochs. Records are those of metrics.jsonl."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(1, len(metrics), width=5.5 * len(metrics), height=4)
+    figure, axes = _figure(1, len(metrics), width=5.5 * len(metrics), height=4.0)
     for axis, metric in zip(axes.flat, metrics, strict=True):
         for split in ("train", "valid"):
             points = [(r["epoch"], r[split][metric]) for r in records if metric in r.get(split, {})]
@@ -30,7 +30,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], pa
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
     """A confusion matrix with its counts; the colour leaves the diagonal out, to show errors."""
-    figure, axes = _figure(1, 1, width=6.5, height=6)
+    figure, axes = _figure(1, 1, width=6.5, height=6.0)
     axis = axes.flat[0]
     errors = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     image = axis.imshow(errors, cmap="Reds")

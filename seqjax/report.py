@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -64,7 +64,7 @@ class Report:
         self._start = self._last = time.perf_counter()
         self._first_epoch = self._shown_epoch = first_epoch
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Report":
         self._progress.start()
         return self
 
