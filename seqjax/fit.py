@@ -1,13 +1,11 @@
 """A whole run: train, keep the best, evaluate, report. Imports: everything above; knows no task."""
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.checkpoint import Checkpoints
@@ -19,20 +17,11 @@ from seqjax.metrics import Average, Metrics, summarize
 from seqjax.optim import Optimizer, make_optimizer
 from seqjax.parameters import count_parameters, parameter_shapes, parameter_table
 from seqjax.pictures import draw_curves
+from seqjax.progress import Progress, advance, check_finite, check_monitor
 from seqjax.report import Report
 from seqjax.run_directory import open_run_directory, write_json
 from seqjax.task import Task
 from seqjax.train import LOOPS, TrainData, TrainState, init_train_state
-
-
-class Progress(NamedTuple):
-    """Where a run stands, as it is kept in checkpoints."""
-
-    epoch: int = 0
-    best_value: float | None = None
-    best_epoch: int = 0
-    bad_evaluations: int = 0  # since the best one
-    stopped: bool = False
 
 
 class Setup(NamedTuple):
@@ -94,7 +83,7 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
         raise UserError(f"train.monitor_mode={train.monitor_mode!r} must be 'min' or 'max'")
     if train.loop not in LOOPS:
         raise unknown_name("train.loop", train.loop, LOOPS)
-    _check_monitor(task, train.monitor)
+    check_monitor(task, train.monitor)
     mesh = make_mesh(train.num_devices)
     data = TrainData(rows, train.batch_size, train.drop_remainder)
     optimizer = make_optimizer(
@@ -177,11 +166,12 @@ def _train(
     while progress.epoch < train.num_epochs and not progress.stopped:
         num_epochs = min(train.eval_every_epochs, train.num_epochs - progress.epoch)
         state, metrics = loop(state, key, num_epochs)
-        records = _records(setup, jax.device_get(metrics), progress.epoch, state)
+        metrics = jax.device_get(metrics)
+        records = _records(setup, metrics, progress.epoch, state)
         params = setup.optimizer.eval_params(state.params, state.opt_state)
         if "valid" in setup.task.splits:
             records[-1]["valid"] = setup.evaluator.metrics(params, setup.task.splits["valid"])
-        _check_finite(records, metrics, setup.data, progress.epoch, saved_epoch, workdir)
+        check_finite(metrics, records[-1], progress.epoch, saved_epoch, workdir)
         report.add(records)
         progress = advance(progress, records[-1], train)
         if progress.best_epoch == progress.epoch:
@@ -194,34 +184,6 @@ def _train(
     if progress.stopped:
         report.say(f"stopped early: {train.monitor} was best at epoch {progress.best_epoch}")
     return best_params, progress
-
-
-def advance(progress: Progress, record: dict[str, Any], train: ConfigDict) -> Progress:
-    """The progress after an evaluation: is it the best yet, and is patience at its end?"""
-    epoch = record["epoch"]
-    if train.monitor == "epoch":
-        return Progress(epoch, float(epoch), epoch)
-    split, _, metric = train.monitor.partition(".")
-    value = record[split][metric]
-    sign = 1 if train.monitor_mode == "max" else -1
-    best = progress.best_value
-    if best is None or sign * value > sign * best + train.min_delta:
-        return Progress(epoch, value, epoch)
-    bad = progress.bad_evaluations + 1
-    stopped = 0 < train.patience <= bad
-    return Progress(epoch, best, progress.best_epoch, bad, stopped)
-
-
-def _check_monitor(task: Task, monitor: str) -> None:
-    """Raises UserError unless the monitored metric will be in the records."""
-    one = {name: x[:1] for name, x in task.splits["train"].items()} | {"weight": np.ones(1)}
-    params = parameter_shapes(task.init)
-    metrics = jax.eval_shape(lambda p: dict(task.measure(p, one, None)), params)
-    known = [
-        f"{split}.{m}" for split in ("train", "valid") if split in task.splits for m in metrics
-    ]
-    if monitor not in {*known, "epoch"}:
-        raise unknown_name("train.monitor", monitor, [*known, "epoch"])
 
 
 def _records(setup: Setup, metrics: Metrics, epoch: int, state: TrainState) -> list[dict[str, Any]]:
@@ -238,32 +200,3 @@ def _records(setup: Setup, metrics: Metrics, epoch: int, state: TrainState) -> l
         }
         for i in range(num_epochs)
     ]
-
-
-def _check_finite(
-    records: list[dict[str, Any]],
-    metrics: Metrics,
-    data: TrainData,
-    epoch: int,
-    saved_epoch: int,
-    workdir: Path,
-) -> None:
-    """Raises UserError, naming the first step, if a training or validation loss is no number."""
-    losses = np.ravel(metrics["loss"].total)
-    bad = np.flatnonzero(~np.isfinite(losses))
-    valid = records[-1].get("valid", {"loss": 0.0})["loss"]
-    if not len(bad) and math.isfinite(valid):
-        return
-    first = int(bad[0]) if len(bad) else len(losses)
-    value = losses[first] if len(bad) else valid
-    step = epoch * data.steps_per_epoch + first
-    kept = (
-        f"the checkpoint of epoch {saved_epoch} in {workdir} stays"
-        if saved_epoch
-        else "nothing was saved yet"
-    )
-    raise UserError(
-        f"the loss is {value} at step {step + 1} (epoch {step // data.steps_per_epoch + 1}, "
-        f"batch {step % data.steps_per_epoch + 1}); {kept}: "
-        "lower optim.learning_rate or set optim.clip_norm"
-    )

@@ -67,7 +67,7 @@ def make_optimizer(
         base if plateau else optax.identity(),
         running_mean(ema_decay) if ema_decay else optax.identity(),
     ]
-    chain = optax.chain(*parts)
+    chain = optax.with_extra_args_support(optax.chain(*parts))
     if accumulate_steps > 1:
         several = optax.MultiSteps(chain, accumulate_steps)
         # Its own gradient_transformation() would not hand the loss on to the plateau.
