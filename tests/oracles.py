@@ -1,15 +1,17 @@
 """Independent recurrences to test against: float64 NumPy loops, and Keras with the same weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.cells import Cell, make_cell
+from seqjax.cells import Cell, GRUBeforeParams, GRUParams, LSTMParams, RNNParams, make_cell
+from seqjax.layers import functional
 
 CELLS = {"simple_rnn": 1, "lstm": 4, "gru": 3, "gru(reset_after=False)": 3}  # and their gates
+PARAMS = dict(zip(CELLS, (RNNParams, LSTMParams, GRUParams, GRUBeforeParams), strict=True))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -60,6 +62,13 @@ def random_problem(spec: str, t: int, b: int, i: int, h: int, seed: int = 0, dty
     return cell, *random_like(shapes, seed, dtype)
 
 
+def make_layer(kind: Any, *args: Any, seed: int = 0, **options: Any):
+    """Random parameters of a layer, and the layer as a compiled function of them."""
+    init, bind = functional(lambda rngs: kind(*args, rngs=rngs, **options))
+    params = random_like(jax.eval_shape(init, jax.random.key(0)), seed)
+    return params, jax.jit(lambda params, *args, **kwargs: bind(params)(*args, **kwargs))
+
+
 def weighted_sum(tree: Any, seed: int = 99) -> Any:
     """A scalar on which every number of the tree has a weight of its own."""
     leaves, rng = jax.tree.leaves(tree), np.random.default_rng(seed)
@@ -86,7 +95,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 def keras_weights(spec: str, params: Any) -> list[np.ndarray]:
-    """Our parameters in Keras' places: its GRU has gates z, r, n where ours has r, z, n."""
+    """Our parameters, or a layer's dict of them, in Keras' places: its GRU's gates are z, r, n."""
+    params = PARAMS[spec](**params) if isinstance(params, Mapping) else params
     arrays = [np.asarray(p) for p in params]
     if spec.startswith("gru"):
         r, z, n = zip(*(np.split(a, 3, axis=-1) for a in arrays), strict=True)
@@ -95,7 +105,7 @@ def keras_weights(spec: str, params: Any) -> list[np.ndarray]:
 
 
 def keras_layer(spec: str, input_size: int, hidden_size: int, params: Any = None, **options: Any):
-    """The Keras layer of a cell, holding our parameters."""
+    """The Keras layer of a cell, holding our parameters if they are given."""
     import keras
 
     kinds = {
@@ -105,6 +115,7 @@ def keras_layer(spec: str, input_size: int, hidden_size: int, params: Any = None
     }
     if spec.startswith("gru"):
         options["reset_after"] = spec == "gru"
+    options |= dict.fromkeys(("kernel_initializer", "recurrent_initializer"), "zeros")  # fast
     layer = kinds[spec.partition("(")[0]](hidden_size, **options)
     if params is not None:
         layer.build((None, None, input_size))

@@ -100,8 +100,8 @@ def new_state(optimizer: Optimizer | None = None, seed: int = 0) -> TrainState:
 
 
 @cache
-def jitted_step():
-    return jax.jit(make_train_step(classifier()[1], make_sgd()))
+def jitted_step(dropout_rate: float = 0.3):
+    return jax.jit(make_train_step(classifier(dropout_rate)[1], make_sgd()))
 
 
 @cache
@@ -233,21 +233,27 @@ def test_the_same_call_twice_is_bitwise_equal_and_another_seed_is_not():
 
 
 def test_filler_rows_have_no_influence():
-    step = jitted_step()
-    batch, key = make_batch(10), jax.random.key(0)
-    batch["weight"][7:] = 0
-    batch["x"][7:] = 100.0
-    plain = {name: value[:7] for name, value in batch.items()}
-    state, metrics = step(new_state(), batch, key)
-    expected_state, expected = step(new_state(), plain, key)
-    assert metrics["loss"].weight == 7
-    assert_close(metrics, expected)
-    assert_close(state.params, expected_state.params)
+    step, key, batch = jitted_step(), jax.random.key(0), make_batch()
+
+    def run_with(weight, fill=None):
+        x = batch["x"].copy()
+        if fill is not None:
+            x[weight == 0] = fill
+        return jax.device_get(
+            step(new_state(), batch | {"x": x, "weight": weight.astype(np.float32)}, key)
+        )
+
+    first = np.arange(10) < 7
+    state, metrics = run_with(first)
+    assert metrics["loss"].weight == metrics["accuracy"].weight == 7
+    assert_same(run_with(first, fill=100.0), (state, metrics))
+    # The rest of the batch by itself adds what is missing to the sums of all ten.
+    parts = jax.tree.map(np.add, metrics, run_with(~first)[1])
+    assert_close(parts, run_with(np.ones(10))[1])
     # And a batch of fillers alone divides by no zero.
-    nothing = batch | {"weight": np.zeros(10, np.float32)}
-    state, metrics = step(new_state(), nothing, key)
+    state, metrics = run_with(np.zeros(10))
     assert metrics["loss"].total == metrics["loss"].weight == 0
-    assert_same(jax.device_get(state.params), jax.device_get(new_state().params))
+    assert_same(state.params, jax.device_get(new_state().params))
 
 
 def test_a_vmap_over_seeds_is_the_solo_runs():
@@ -265,28 +271,28 @@ def test_a_vmap_over_seeds_is_the_solo_runs():
 
 @pytest.mark.parametrize(("rate", "different"), [(0.0, 1), (0.3, 3)])
 def test_only_dropout_makes_keys_and_steps_differ(rate, different):
-    state, batch = new_state(frozen()), make_batch()
-    step = jax.jit(make_train_step(classifier(rate)[1], frozen()))
-    keys = map(jax.random.key, range(3))
-    by_key = {float(step(state, batch, key)[1]["loss"].total) for key in keys}
-    assert len(by_key) == different
-    by_step = set()
-    for _ in range(3):
-        state, metrics = step(state, batch, jax.random.key(0))
-        by_step.add(float(metrics["loss"].total))
-    assert len(by_step) == different
+    state, batch, step = new_state(), make_batch(), jitted_step(rate)
+
+    def loss(state, seed):
+        return float(step(state, batch, jax.random.key(seed))[1]["loss"].total)
+
+    assert len({loss(state, seed) for seed in range(3)}) == different
+    steps = (state._replace(step=jnp.array(number, jnp.int32)) for number in range(3))
+    assert len({loss(later, 0) for later in steps}) == different
 
 
 def test_the_optimizer_is_told_the_mean_loss_of_the_whole_batch():
-    mesh, batch = make_mesh(2), make_batch(10)
-    batch["weight"][7:] = 0
-    step = make_train_step(classifier()[1], frozen(), AXIS)
-    state, metrics = jax.jit(sharded(step, mesh, (WHOLE, SPLIT, WHOLE)))(
-        put(new_state(frozen()), mesh, WHOLE), put(batch, mesh, SPLIT), jax.random.key(0)
-    )
-    assert metrics["loss"].weight == 7
-    # One division of the same two float32 numbers.
-    np.testing.assert_allclose(state.opt_state, metrics["loss"].total / 7, rtol=1e-7)
+    weight = np.array([1, 1, 1, 0], np.float32)
+    batch = {"x": np.array([1, 2, 6, 100], np.float32), "weight": weight}
+
+    def measure(params, batch, keys):
+        total = params["w"] * jnp.sum(batch["weight"] * batch["x"])
+        return {"loss": Average(total, jnp.sum(batch["weight"]))}
+
+    mesh, state = make_mesh(2), init_train_state({"w": jnp.ones(())}, frozen())
+    step = sharded(make_train_step(measure, frozen(), AXIS), mesh, (WHOLE, SPLIT, WHOLE))
+    state, _ = jax.jit(step)(put(state, mesh, WHOLE), put(batch, mesh, SPLIT), jax.random.key(0))
+    assert state.opt_state == 3
 
 
 @pytest.mark.parametrize(("kind", "program"), [("epoch", "program"), ("step", "train_step")])

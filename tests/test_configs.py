@@ -1,0 +1,181 @@
+"""Configs: each one loads, locks, runs and names its command; nothing is in it unread."""
+
+import runpy
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from toys import (
+    CONFIGS,
+    few_digits,
+    get_config,
+    linear_config,
+    linear_task,
+    quick_compile,
+    read_json,
+    tiny_config,
+)
+
+import seqjax.fit
+import seqjax.pictures
+from seqjax.config import choose_variant, differing_fields, load_config, save_config
+from seqjax.errors import UserError
+from seqjax.fit import fit, make_setup
+from seqjax.launch import start_jax
+from seqjax.tasks import TASKS, make_task, mnist_rows
+
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+VARIANTS = [
+    (name, variant)
+    for name in NAMES
+    for variant in (
+        "default",
+        *(f.__name__ for f in runpy.run_path(str(CONFIGS / f"{name}.py")).get("VARIANTS", ())),
+    )
+]
+every_config = pytest.mark.parametrize("name", NAMES)
+every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    with quick_compile():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def few_images_and_empty_pictures(monkeypatch):
+    monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
+    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+
+
+@every_config
+def test_the_docstring_names_the_command(name):
+    docstring = runpy.run_path(str(CONFIGS / f"{name}.py"))["__doc__"]
+    assert f"python -m experiments.train --config=configs/{name}.py" in docstring
+
+
+@every_config
+def test_the_config_names_its_own_task(name):
+    assert get_config(name).task == name
+    assert name in TASKS
+
+
+@every_variant
+def test_a_config_locks_and_refuses_unknown_fields(name, variant):
+    config = get_config(name, variant).lock()
+    assert set(config) == {"task", "seed", "model", "data", "optim", "train"}
+    with pytest.raises(AttributeError, match="hiden_size"):
+        config.model.hiden_size = 3
+    with pytest.raises(KeyError, match="nothing"):
+        config["nothing"] = 1
+    if variant != "default":
+        assert differing_fields(get_config(name).to_dict(), config.to_dict())
+
+
+@every_variant
+def test_a_config_trains_an_epoch(name, variant, tmp_path, capsys):
+    config = tiny_config(name, variant, eval_every_epochs=1)
+    task = make_task(config)
+    result = fit(task, config, tmp_path / "run")
+    assert set(result) == {*task.splits, "best_epoch", "num_epochs", "num_parameters"}
+    assert result["best_epoch"] == result["num_epochs"] == 1
+    assert np.isfinite([result[split]["loss"] for split in task.splits]).all()
+    assert read_json(tmp_path / "run" / "result.json") == result
+    if config.train.dropout_at_test:
+        assert "loss_dropout" in result["train"]
+    assert "\ntrain (epoch 1): " in capsys.readouterr().out
+
+
+@every_config
+@pytest.mark.parametrize("section", ["model", "data", "optim"])
+def test_a_field_that_nothing_reads_is_an_error(name, section):
+    config = tiny_config(name)
+    with config.unlocked():
+        config[section].misspelt = 1
+    with pytest.raises((TypeError, UserError), match="misspelt"):
+        make_setup(make_task(config), config)
+
+
+@every_config
+@pytest.mark.parametrize("section", ["model", "data", "optim"])
+def test_every_field_is_needed(name, section):
+    for field in get_config(name)[section]:
+        config = tiny_config(name)
+        with config.unlocked():
+            del config[section][field]
+        with pytest.raises((TypeError, AttributeError, UserError), match=field):
+            make_setup(make_task(config), config)
+
+
+def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, capsys):
+    config = linear_config(num_epochs=2, min_delta=100.0)  # the second epoch is a bad one
+    read, get = set(), ConfigDict.__getitem__
+
+    def record(self, key):
+        if self is config or self is get(config, "train"):
+            read.add(key)
+        return get(self, key)
+
+    # These two read every field, to write and to compare them: that does not count.
+    monkeypatch.setattr(seqjax.fit, "open_run_directory", lambda workdir, config: workdir.mkdir())
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(ConfigDict, "__getitem__", record)
+    start_jax(config.train)
+    fit(linear_task(), config, tmp_path / "run")
+    monkeypatch.undo()
+    # `data` and `model` are the task's to read; `task` is read by make_task.
+    assert {*config, *config.train} - read == {"task", "model", "data"}
+
+
+@every_variant
+def test_a_config_comes_back_from_its_file(name, variant, tmp_path):
+    config = get_config(name, variant)
+    save_config(config, tmp_path / "config.json")
+    loaded = load_config(tmp_path / "config.json")
+    assert differing_fields(config.to_dict(), loaded.to_dict()) == []
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.is_locked and loaded.model.is_locked
+    assert isinstance(loaded.model.output_dropout, tuple)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"config.json does not exist: is .* a run directory\?"),
+        ("{", "cannot read .*config.json: "),
+        ("\udcff", "cannot read .*config.json: "),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line(text, message, tmp_path):
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_differing_fields_are_named_in_full_with_both_values():
+    old = {"seed": 0, "model": {"cell": "lstm", "rates": (0.0,), "gone": 1}, "train": {"x": 1}}
+    new = {"seed": 0, "model": {"cell": "gru", "rates": (0.5,), "new": 2}, "train": {"x": 1}}
+    assert differing_fields(old, new) == [
+        "model.cell: 'lstm' -> 'gru'",
+        "model.gone: 1 -> None",
+        "model.new: None -> 2",
+        "model.rates: (0.0,) -> (0.5,)",
+    ]
+    assert differing_fields(old, old) == []
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, True), (1, 1.0), ((1,), [1]), ({"b": 1}, 1)])
+def test_values_of_different_types_differ(a, b):
+    assert len(differing_fields({"a": a}, {"a": b})) == 1
+
+
+def test_an_unknown_variant_is_one_line_with_the_nearest_name():
+    with pytest.raises(UserError, match="unknown variant 'lstn': did you mean 'lstm'"):
+        get_config("mnist_rows", "lstn")
+    with pytest.raises(UserError, match="unknown variant 'x': known: default"):
+        choose_variant(ConfigDict(), "x", ())

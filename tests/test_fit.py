@@ -1,0 +1,402 @@
+"""Runs: what they leave behind, that a stop changes nothing, and which weights they end with."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from toys import assert_picture, linear_config, linear_task, quick_compile, read_json, read_scalars
+
+import seqjax.fit
+import seqjax.pictures
+from seqjax.checkpoint import Checkpoints
+from seqjax.errors import UserError
+from seqjax.fit import Progress, advance, evaluate, fit, make_setup
+from seqjax.report import Report, read_records
+
+TASK = linear_task()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    with quick_compile():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def empty_pictures(finished, monkeypatch):
+    """Only the run that all tests share draws its curves."""
+    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The directory of a run of six epochs, for tests that only read it."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    fit(TASK, linear_config(), workdir)
+    return workdir
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    """Every file of a directory."""
+    files = [path for path in workdir.rglob("*") if path.is_file()]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+def best_params(workdir: Path, config: ConfigDict):
+    like = seqjax.fit._arrays_like(make_setup(TASK, config))
+    arrays, _ = Checkpoints(workdir / "checkpoints", read_only=True).restore(like)
+    return arrays["best_params"]
+
+
+class Killed(BaseException):
+    """What no `except Exception` catches."""
+
+
+def kill_at(monkeypatch, epoch: int) -> None:
+    """Lets a run die once it has written the record of an epoch."""
+    add = Report.add
+
+    def add_and_die(self, records):
+        add(self, records)
+        if records[-1]["epoch"] == epoch:
+            raise Killed
+
+    monkeypatch.setattr(Report, "add", add_and_die)
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    names = {path.name for path in finished.iterdir()}
+    (events,) = (name for name in names if name.startswith("events.out."))
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "environment.json",
+        "metrics.jsonl",
+        "result.json",
+        events,
+    }
+    assert_picture(finished / "curves.png")
+    assert read_json(finished / "config.json") == json.loads(linear_config().to_json())
+    environment = read_json(finished / "environment.json")
+    assert {"python", "platform", "packages", "devices", "commit"} == set(environment)
+    assert environment["packages"]["jax"] == jax.__version__
+
+
+def test_records_are_one_json_object_an_epoch(finished):
+    lines = (finished / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records] == [4, 8, 12, 16, 20, 24]
+    for record in records:
+        assert set(record) == {"epoch", "step", "learning_rate", "train", "valid"}
+        # The schedule's rate is a float32.
+        np.testing.assert_allclose(record["learning_rate"], 0.05, rtol=1e-6)
+        assert set(record["train"]) == set(record["valid"]) == {"loss", "accuracy"}
+
+
+def test_the_result_is_nested_by_split(finished):
+    result = read_json(finished / "result.json")
+    assert set(result) == {"train", "valid", "test", "best_epoch", "num_epochs", "num_parameters"}
+    for split in ("train", "valid", "test"):
+        assert set(result[split]) == {"loss", "accuracy"}
+    assert result["num_epochs"] == 6
+    assert result["num_parameters"] == 21
+
+
+def test_what_is_printed_are_the_results_numbers(tmp_path, capsys):
+    result = fit(TASK, linear_config(num_epochs=1, dropout_at_test=True), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert set(result["test"]) == {"loss", "accuracy", "loss_dropout", "accuracy_dropout"}
+    assert result["test"]["loss"] != result["test"]["loss_dropout"]
+    for split in ("train", "valid", "test"):
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"{split} (epoch 1)"))
+        for name, value in result[split].items():
+            assert f"{name} {value:.4f}" in line
+    assert "row 0: class " in printed
+    assert f"written to {tmp_path / 'run'}: " in printed
+
+
+def test_a_finished_run_launched_again_changes_nothing_and_says_so(finished, capsys):
+    before = contents(finished)
+    assert fit(TASK, linear_config(), finished) == read_json(finished / "result.json")
+    assert "finished run of this config; nothing to do" in capsys.readouterr().out
+    assert contents(finished) == before
+
+
+RESUMED = {
+    "plain": (5, {}, {}),
+    "before the first checkpoint": (1, {}, {}),
+    # The first epoch stays the best: the bad ones before the stop count, its weights are kept.
+    "early stop": (3, dict(num_epochs=9, patience=4, min_delta=100.0), {}),
+    "everything": (
+        5,
+        dict(loop="step", num_devices=2),
+        dict(schedule="plateau(patience=1)", ema_decay=0.5, accumulate_steps=3, clip_norm=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_killed_run_launched_again_ends_as_if_never_stopped(case, tmp_path, monkeypatch, capsys):
+    epoch, train, optim = RESUMED[case]
+    config = linear_config(**train)
+    config.optim.update(optim)
+    through, stopped = tmp_path / "through", tmp_path / "stopped"
+    fit(TASK, config, through)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, epoch)
+        fit(TASK, config, stopped)
+    assert [r["epoch"] for r in read_records(stopped / "metrics.jsonl")][-1] == epoch
+    assert not (stopped / "result.json").exists()
+    capsys.readouterr()
+    fit(TASK, config, stopped)
+    # A checkpoint was due every second epoch.
+    resumed = f"resuming after epoch {epoch // 2 * 2}\n"
+    assert (resumed in capsys.readouterr().out) == (epoch > 1)
+    for name in ("result.json", "metrics.jsonl"):
+        assert (stopped / name).read_bytes() == (through / name).read_bytes(), name
+    if case == "early stop":
+        assert read_json(through / "result.json")["num_epochs"] == 5
+        assert read_json(through / "result.json")["best_epoch"] == 1
+    for x, y in zip(
+        jax.tree.leaves(best_params(stopped, config)),
+        jax.tree.leaves(best_params(through, config)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_killed_while_it_concludes_trains_no_more(tmp_path, monkeypatch):
+    config, workdir = linear_config(num_epochs=2), tmp_path / "run"
+    fit(TASK, config, workdir)
+    names = ("result.json", "metrics.jsonl")
+    before = [(workdir / name).read_bytes() for name in names]
+    (workdir / "result.json").unlink()
+    kill_at(monkeypatch, 1)
+    kill_at(monkeypatch, 2)
+    fit(TASK, config, workdir)
+    assert [(workdir / name).read_bytes() for name in names] == before
+
+
+def test_another_configs_directory_is_refused_naming_the_fields(finished):
+    before = contents(finished)
+    config = linear_config(num_epochs=7)
+    config.seed = 1
+    with pytest.raises(UserError) as caught:
+        fit(TASK, config, finished)
+    assert "seed: 0 -> 1; train.num_epochs: 6 -> 7" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    after = contents(finished)
+    assert after == before
+
+
+# The best weights
+
+
+def run_of_values(values, **train) -> list[Progress]:
+    """The progress after each evaluation of a scripted metric."""
+    config = linear_config(monitor="valid.accuracy", monitor_mode="max", **train)
+    steps = [Progress()]
+    for i, value in enumerate(values):
+        record = {"epoch": 2 * (i + 1), "valid": {"accuracy": value}}
+        steps.append(advance(steps[-1], record, config.train))
+    return steps[1:]
+
+
+def test_early_stopping_by_a_script():
+    steps = run_of_values([0.5, 0.6, 0.6, 0.64, 0.66, 0.1, 0.1], min_delta=0.05, patience=3)
+    assert [step.best_epoch for step in steps] == [2, 4, 4, 4, 10, 10, 10]
+    assert [step.best_value for step in steps] == [0.5, 0.6, 0.6, 0.6, 0.66, 0.66, 0.66]
+    assert [step.bad_evaluations for step in steps] == [0, 0, 1, 2, 0, 1, 2]
+    assert not any(step.stopped for step in steps)
+    assert [s.stopped for s in run_of_values([0.9, 0.8, 0.9, 0.7], patience=3)] == [0, 0, 0, 1]
+
+
+@given(values=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=9))
+def test_the_best_is_the_first_of_the_highest(values):
+    for mode, pick in (("max", np.argmax), ("min", np.argmin)):
+        config = linear_config(monitor="train.loss", monitor_mode=mode)
+        progress = Progress()
+        for i, value in enumerate(values):
+            progress = advance(progress, {"epoch": i + 1, "train": {"loss": value}}, config.train)
+        best = int(pick(values))
+        assert progress == Progress(len(values), values[best], best + 1, len(values) - 1 - best)
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=9),
+    patience=st.integers(1, 3),
+)
+def test_patience_is_at_its_end_after_so_many_evaluations_without_a_better_one(values, patience):
+    for i, step in enumerate(run_of_values(values, patience=patience)):
+        split = max(0, i + 1 - patience)
+        old, last = values[:split], values[split : i + 1]
+        if not step.stopped:
+            assert not old or max(last) > max(old)
+        else:
+            assert old and max(last) <= max(old)
+            break
+
+
+def test_the_result_is_of_the_best_weights(tmp_path):
+    # The highest loss is that of the first epoch: its weights must outlive five better ones.
+    config = linear_config(monitor="train.loss", monitor_mode="max")
+    result = fit(TASK, config, tmp_path / "run")
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert result["best_epoch"] == 1 and result["num_epochs"] == 6
+    assert result["valid"] == records[0]["valid"] != records[5]["valid"]
+
+
+def test_the_monitor_epoch_keeps_the_last_weights(tmp_path):
+    result = fit(TASK, linear_config(monitor="epoch", monitor_mode="max"), tmp_path / "run")
+    assert result["best_epoch"] == 6
+    assert result["valid"] == read_records(tmp_path / "run" / "metrics.jsonl")[-1]["valid"]
+
+
+def test_evaluations_come_every_so_many_epochs_and_at_the_end(tmp_path):
+    fit(TASK, linear_config(eval_every_epochs=4), tmp_path / "run")
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["epoch"] for record in records if "valid" in record] == [4, 6]
+
+
+@pytest.mark.parametrize("train", [dict(loop="step"), dict(num_devices=2)])
+def test_loops_and_devices_give_the_same_result(train, finished, tmp_path):
+    result = fit(TASK, linear_config(**train), tmp_path / "run")
+    expected = read_json(finished / "result.json")
+    assert result["best_epoch"] == expected["best_epoch"]
+    for split in ("train", "valid", "test"):
+        for name, value in result[split].items():
+            # Sums in another order, over 24 steps: a few units in the last place of float32.
+            np.testing.assert_allclose(value, expected[split][name], rtol=1e-6)
+
+
+# Losses that are no number
+
+
+def clock_task(limit: int):
+    """The linear task with a clock that SGD of rate 1 moves on; its loss is NaN from a step on."""
+
+    def init(key):
+        return {**TASK.init(key), "clock": {"time": jnp.zeros(())}}
+
+    def measure(params, batch, keys):
+        metrics, time = TASK.measure(params, batch, keys), params["clock"]["time"]
+        total, weight = metrics["loss"]
+        ticking = total - time * weight
+        return metrics | {
+            "loss": metrics["loss"]._replace(total=jnp.where(time >= limit, jnp.nan, ticking))
+        }
+
+    return TASK._replace(init=init, measure=measure)
+
+
+def clock_config(**train) -> ConfigDict:
+    config = linear_config(**train)
+    config.optim.update(name="sgd", learning_rate=1.0)
+    return config
+
+
+def test_a_nan_names_its_step_and_keeps_the_last_checkpoint(tmp_path, capsys):
+    task, config, workdir = clock_task(10), clock_config(), tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        fit(task, config, workdir)
+    # The first ten steps are fine: three epochs of four steps each, less two.
+    assert str(caught.value).startswith(
+        f"the loss is nan at step 11 (epoch 3, batch 3); "
+        f"the checkpoint of epoch 2 in {workdir} stays: "
+    )
+    assert "\n" not in str(caught.value)
+    records = read_records(workdir / "metrics.jsonl")
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert not (workdir / "result.json").exists()
+    result = evaluate(task, config, workdir)
+    assert result["num_epochs"] == 2
+    assert result["valid"] == records[1]["valid"]
+
+
+def test_a_nan_before_any_checkpoint_says_so(tmp_path):
+    config = clock_config(eval_every_epochs=6)
+    with pytest.raises(UserError, match=r"step 11 \(epoch 3, batch 3\); nothing was saved yet"):
+        fit(clock_task(10), config, tmp_path / "run")
+    with pytest.raises(UserError, match="has no checkpoint yet: train it first"):
+        evaluate(clock_task(10), config, tmp_path / "run")
+
+
+# TensorBoard
+
+
+def test_tensorboard_holds_the_records_scalars(finished):
+    scalars = read_scalars(finished)
+    speeds = {scalars.pop(key) for key in list(scalars) if key[0] == "examples_per_second"}
+    assert min(speeds) > 0
+    expected = {}
+    for record in read_records(finished / "metrics.jsonl"):
+        expected["learning_rate", record["step"]] = record["learning_rate"]
+        for split in ("train", "valid"):
+            for name, value in record[split].items():
+                expected[f"{name}/{split}", record["step"]] = value
+    assert set(scalars) == set(expected)
+    for key, value in expected.items():
+        assert scalars[key] == np.float32(value)
+
+
+# Evaluation afterwards
+
+
+def test_evaluating_a_run_gives_its_result_and_changes_none_of_its_files(finished, capsys):
+    before = contents(finished)
+    result = evaluate(TASK, linear_config(), finished)
+    printed = capsys.readouterr().out
+    assert result == read_json(finished / "result.json")
+    assert f"test (epoch {result['best_epoch']}): " in printed
+    assert f"accuracy {result['test']['accuracy']:.4f}" in printed
+    assert contents(finished) == before
+
+
+def test_evaluating_no_run_makes_no_directory(tmp_path):
+    with pytest.raises(UserError, match="has no checkpoint yet: train it first"):
+        evaluate(TASK, linear_config(), tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+# Settings that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (dict(batch_size=0), "train.batch_size=0 must lie between 1 and the 22 training rows"),
+        (dict(batch_size=23), "train.batch_size=23 must lie between"),
+        (dict(num_epochs=0), "train.num_epochs=0 must be at least 1"),
+        (dict(eval_every_epochs=0), "train.eval_every_epochs=0 must be at least 1"),
+        (dict(checkpoint_every_epochs=-1), "train.checkpoint_every_epochs=-1 must be at least 1"),
+        (dict(monitor_mode="most"), "train.monitor_mode='most' must be 'min' or 'max'"),
+        (dict(loop="epochs"), "unknown train.loop 'epochs': did you mean 'epoch'"),
+        (dict(monitor="valid.acuracy"), "unknown train.monitor .* mean 'valid.accuracy'"),
+        (dict(monitor="test.loss"), "unknown train.monitor 'test.loss'"),
+        (dict(num_devices=9), "train.num_devices=9: this machine has 8; 0 takes them all"),
+        (dict(num_devices=-1), "train.num_devices=-1: this machine has 8"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_and_writes_nothing(train, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        fit(TASK, linear_config(**train), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_validation_split_its_metrics_cannot_be_monitored(tmp_path):
+    task = linear_task({"train": 9})
+    with pytest.raises(UserError, match=r"unknown train.monitor 'valid.loss'.*train.loss"):
+        fit(task, linear_config(), tmp_path / "run")
+    result = fit(task, linear_config(num_epochs=1, monitor="train.loss"), tmp_path / "run")
+    assert set(result) == {"train", "best_epoch", "num_epochs", "num_parameters"}
+    assert "valid" not in read_records(tmp_path / "run" / "metrics.jsonl")[0]

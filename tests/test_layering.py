@@ -1,0 +1,54 @@
+"""Imports point up one ordered list of modules; files stay short."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROWS = [
+    ["errors", "array_types", "spec", "initializers"],
+    ["cells", "unroll", "dropout", "layers", "stack", "models"],
+    ["metrics", "losses", "parameters", "pictures", "data", "optim", "task", "tasks"],
+    ["mesh", "train", "evaluate"],
+    ["config", "progress", "report", "run_directory", "checkpoint", "fit", "launch"],
+]
+ORDER = [name for row in ROWS for name in row]
+DATA = ("data", "errors", "array_types")  # all of seqjax that the data may know
+FILES = sorted((ROOT / "seqjax").rglob("*.py"))
+HOUSE = [p for top in ("seqjax", "experiments", "configs") for p in (ROOT / top).rglob("*.py")]
+
+
+def imports(path):
+    """Full names of all that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}: write imports in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_up(path):
+    own = path.relative_to(ROOT / "seqjax").with_suffix("").parts[0]
+    assert own in (*ORDER, "__init__"), f"give {own} a place in ORDER"
+    names = [name.split(".") for name in imports(path)]
+    for other in {name[1] for name in names if name[0] == "seqjax"} - {own}:
+        above = DATA if own == "data" else ORDER[: ORDER.index(own)]
+        assert other in above, f"{own} imports {other}"
+    tops = {name[0] for name in names}
+    assert not tops & {"configs", "experiments", "tests"}
+    assert "flax" not in tops or own in ("layers", "stack", "models")
+    assert "matplotlib" not in tops or own == "pictures"
+
+
+def test_configs_know_configs_only():
+    for path in (ROOT / "configs").rglob("*.py"):
+        assert {name.rpartition(".")[0] for name in imports(path)} <= {"seqjax.config"}, path.name
+
+
+def test_files_are_short_and_none_is_a_drawer():
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in HOUSE}
+    assert {name: length for name, length in lengths.items() if length > 260} == {}
+    assert not {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"} & set(lengths)

@@ -1,0 +1,113 @@
+"""Metrics as sums and weights: counted by hand, added up in parts, divided once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import random_like
+
+from seqjax.metrics import (
+    Average,
+    accuracy,
+    confusion_matrix,
+    sequence_accuracy,
+    summarize,
+    top_k_accuracy,
+)
+
+B, T, C = 6, 3, 4
+LOGITS = random_like(jax.ShapeDtypeStruct((B, T, C), jnp.float32), 0)
+# Three rows right at every step, and three somewhere wrong.
+LABELS = jnp.argmax(LOGITS, -1) + jnp.array(
+    [[0] * 3, [1, 0, 0], [0] * 3, [0, 1, 1], [0] * 3, [1] * 3]
+)
+LABELS = LABELS % C
+WEIGHT = jnp.array(
+    [[1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 0.5, 0], [0, 0, 0], [1, 1, 1]], jnp.float32
+)
+
+
+def test_accuracy_is_the_share_of_the_weight_that_is_right():
+    assert accuracy(LOGITS, LABELS, WEIGHT) == (3 + 2 + 2 + 1, 11.5)
+    assert accuracy(LOGITS, LABELS, jnp.ones((B, T))) == (9 + 2 + 1, 18)
+    assert accuracy(LOGITS[:, 0], LABELS[:, 0], WEIGHT[:, 0]) == (3, 4)
+
+
+def test_sequence_accuracy_asks_for_every_weighted_step():
+    # Row 1 is wrong only where nothing weighs; row 4 weighs nothing and does not count.
+    assert sequence_accuracy(LOGITS, LABELS, WEIGHT) == (3, 5)
+    assert sequence_accuracy(LOGITS, LABELS, jnp.ones((B, T))) == (3, 6)
+    assert sequence_accuracy(LOGITS, LABELS, jnp.zeros((B, T))) == (0, 0)
+
+
+@pytest.mark.parametrize("k", range(1, C + 1))
+def test_top_k_counts_labels_among_the_k_largest(k):
+    order = np.argsort(-np.asarray(LOGITS), axis=-1)[..., :k]
+    hits = np.any(order == np.asarray(LABELS)[..., None], axis=-1)
+    got = top_k_accuracy(LOGITS, LABELS, WEIGHT, k)
+    assert got == (np.sum(hits * np.asarray(WEIGHT)), 11.5)
+    if k == 1:
+        assert got == accuracy(LOGITS, LABELS, WEIGHT)
+    if k == C:
+        assert got.total == got.weight
+
+
+def test_ties_for_the_last_place_are_all_in():
+    logits = jnp.tile(jnp.array([3.0, 1.0, 1.0, 0.0]), (4, 1))
+    hits = [top_k_accuracy(logits, jnp.arange(4), jnp.ones(4), k).total for k in (1, 2, 3, 4)]
+    assert hits == [1, 3, 3, 4]
+
+
+def test_a_model_that_says_nan_is_never_right():
+    nothing = jnp.full((2, C), jnp.nan)
+    assert top_k_accuracy(nothing, jnp.array([1, 2]), jnp.ones(2), 2) == (0, 2)
+    some = jnp.array([[1.0, jnp.nan, 0.0, 0.5]])  # one class may be above the label's
+    hits = [top_k_accuracy(some, jnp.array([0]), jnp.ones(1), k).total for k in (1, 2)]
+    assert hits == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "metric", [accuracy, sequence_accuracy, lambda *args: top_k_accuracy(*args, k=2)]
+)
+def test_rows_without_weight_may_hold_anything(metric):
+    real = WEIGHT > 0
+    for soil in (jnp.nan, jnp.inf, 1e30):
+        got = metric(jnp.where(real[..., None], LOGITS, soil), jnp.where(real, LABELS, 0), WEIGHT)
+        assert got == metric(LOGITS, LABELS, WEIGHT)
+
+
+@pytest.mark.parametrize("metric", [accuracy, sequence_accuracy])
+def test_parts_add_up_to_the_whole(metric):
+    parts = [metric(LOGITS[rows], LABELS[rows], WEIGHT[rows]) for rows in (np.s_[:2], np.s_[2:])]
+    assert tuple(map(sum, zip(*parts, strict=True))) == metric(LOGITS, LABELS, WEIGHT)
+
+
+@given(
+    pairs=st.lists(
+        st.tuples(st.floats(-10, 10, width=32), st.sampled_from([0.0, 0.5, 1.0])), min_size=1
+    )
+)
+def test_summarize_divides_once(pairs):
+    totals, weights = np.array(pairs, np.float32).T
+    weights = np.append(weights, np.float32(1))  # something to divide by
+    totals = np.append(totals, np.float32(0))
+    split = {"whole": Average(totals, weights), "steps": Average(totals[None], weights[:, None])}
+    mean = sum(map(float, totals)) / sum(map(float, weights))
+    assert summarize(split) == {name: pytest.approx(mean, rel=1e-9, abs=1e-9) for name in split}
+
+
+def test_summarize_adds_in_float64():
+    """In float32, a million ones added to 2^24 would be lost."""
+    totals = np.append(np.float32(2**24), np.ones(10_000, np.float32))
+    summary = summarize({"m": Average(jnp.asarray(totals), jnp.array(1.0))})
+    assert summary == {"m": 2**24 + 10_000}
+    assert type(summary["m"]) is float
+
+
+def test_confusion_matrix_has_labels_in_rows():
+    labels, predicted = np.array([0, 0, 1, 2, 2, 2, 0]), np.array([0, 1, 1, 0, 0, 2, 1])
+    counts = confusion_matrix(labels, predicted, 4)
+    assert counts.tolist() == [[1, 2, 0, 0], [0, 1, 0, 0], [2, 0, 1, 0], [0, 0, 0, 0]]
+    assert counts.trace() == np.sum(labels == predicted) and counts.dtype == np.int64

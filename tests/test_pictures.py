@@ -1,0 +1,61 @@
+"""Pictures: PNG files with something on them, of every size of data, that show differences."""
+
+import numpy as np
+import pytest
+from toys import assert_picture
+
+from seqjax.pictures import draw_confusion, draw_curves, draw_misread, draw_steps
+
+rng = np.random.default_rng(0)
+
+
+def make_records(num_epochs: int, every: int = 1) -> list[dict]:
+    """Records with validation every so many epochs."""
+    return [
+        {"epoch": epoch, "train": {"loss": 1 / epoch, "accuracy": 0.5}}
+        | ({} if epoch % every else {"valid": {"loss": 2 / epoch, "accuracy": 0.25}})
+        for epoch in range(1, num_epochs + 1)
+    ]
+
+
+@pytest.mark.parametrize("records", [make_records(1), make_records(60, 100)])
+def test_curves(records, tmp_path):
+    draw_curves(records, ("loss", "accuracy"), tmp_path / "curves.png")
+    assert_picture(tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_confusion(num_classes, tmp_path):
+    counts = rng.integers(9, size=(num_classes, num_classes))
+    names = [f"class {i}" for i in range(num_classes)]
+    draw_confusion(counts, names, tmp_path / "some.png")
+    draw_confusion(np.diag(counts.diagonal()), names, tmp_path / "none.png")
+    for name in ("some.png", "none.png"):
+        assert_picture(tmp_path / name)
+    assert (tmp_path / "some.png").read_bytes() != (tmp_path / "none.png").read_bytes()
+
+
+@pytest.mark.parametrize("num_images", [1, 9])
+def test_misread_images(num_images, tmp_path):
+    images = rng.integers(256, size=(num_images, 8, 8), dtype=np.uint8)
+    draw_misread(images, ["4"] * num_images, ["9"] * num_images, tmp_path / "misread.png")
+    assert_picture(tmp_path / "misread.png")
+
+
+def test_no_misread_image_is_an_empty_sheet(tmp_path):
+    draw_misread(np.zeros((0, 8, 8)), [], [], tmp_path / "misread.png")
+    assert (tmp_path / "misread.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("lengths", [(1,), (4, 3, 2, 5, 1)])
+def test_steps(lengths, tmp_path):
+    tables = [rng.dirichlet(np.ones(3), size=length) for length in lengths]
+    steps = [[f"step {i}" for i in range(length)] for length in lengths]
+    draw_steps(tables, steps, ("S", "V", "O"), tmp_path / "steps.png")
+    assert_picture(tmp_path / "steps.png")
+
+
+def test_equal_data_make_equal_files(tmp_path):
+    for name in ("a.png", "b.png"):
+        draw_curves(make_records(3), ("loss",), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -1,0 +1,115 @@
+"""Reports: whole records only, none twice after a stop, and few lines where nobody looks on."""
+
+import json
+
+import pytest
+from toys import read_scalars
+
+from seqjax.report import NUM_PLAIN_LINES, Report, read_records
+
+
+def make_record(epoch: int, loss: float = 0.5) -> dict:
+    metrics = {"loss": loss, "accuracy": 0.25}
+    record = {"epoch": epoch, "step": 4 * epoch, "learning_rate": 0.125, "train": metrics}
+    return record | {"valid": metrics}
+
+
+def make_report(workdir, *, first_epoch: int = 0, num_epochs: int = 10) -> Report:
+    return Report(
+        workdir,
+        first_epoch=first_epoch,
+        num_epochs=num_epochs,
+        rows_per_epoch=22,
+        headline="accuracy",
+    )
+
+
+def write_records(workdir, *epochs: int, loss: float = 0.5, first_epoch: int = 0) -> Report:
+    with make_report(workdir, first_epoch=first_epoch) as report:
+        for epoch in epochs:
+            report.add([make_record(epoch, loss)])
+    return report
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs"),
+    [
+        (None, []),
+        ("", []),
+        ('{"epoch": 1}\n', [1]),
+        ('{"epoch": 1}\n{"epoch": 2}\n', [1, 2]),
+        ('{"epoch": 1}\n{"epoch": 2', [1]),
+        ('{"epoch": 1}\n{"epoch": 2}', [1]),  # perhaps whole: a checkpoint of it there is not
+        ('{"epo', []),
+    ],
+)
+def test_a_last_line_that_was_cut_off_is_dropped(text, epochs, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    assert [record["epoch"] for record in read_records(path)] == epochs
+
+
+def test_records_are_there_as_soon_as_they_are_added(tmp_path):
+    with make_report(tmp_path) as report:
+        report.add([make_record(1), make_record(2)])
+        assert read_records(tmp_path / "metrics.jsonl") == [make_record(1), make_record(2)]
+        assert report.records == [make_record(1), make_record(2)]
+
+
+def test_events_that_a_killed_run_did_not_write_are_written_by_the_resumed_one(tmp_path):
+    write_records(tmp_path, 1, 2, 3)
+    (events,) = tmp_path.glob("events.out.*")
+    events.unlink()  # which are written in the background, minutes later
+    write_records(tmp_path, 3, first_epoch=2)
+    assert {step for tag, step in read_scalars(tmp_path) if tag == "loss/train"} == {4, 8, 12}
+
+
+def test_a_resumed_run_drops_the_records_after_its_checkpoint(tmp_path):
+    write_records(tmp_path, 1, 2, 3, 4)
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"epoch": 5, "st')
+    (events,) = tmp_path.glob("events.out.*")
+    events.rename(tmp_path / "events.out.tfevents.0000000001.x")  # names tell seconds apart only
+    report = write_records(tmp_path, 3, 4, loss=0.75, first_epoch=2)
+    expected = [make_record(1), make_record(2), make_record(3, 0.75), make_record(4, 0.75)]
+    assert read_records(tmp_path / "metrics.jsonl") == report.records == expected
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    scalars = read_scalars(tmp_path)
+    losses = [scalars["loss/train", 4 * epoch] for epoch in (1, 2, 3, 4)]
+    assert losses == [0.5, 0.5, 0.75, 0.75]
+
+
+def test_a_run_begun_anew_keeps_no_old_record(tmp_path):
+    write_records(tmp_path, 1, 2)
+    assert write_records(tmp_path).records == []
+    assert read_records(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(("num_epochs", "per_call"), [(1, 1), (20, 1), (500, 1), (500, 7)])
+def test_where_there_is_no_terminal_a_run_says_few_lines(num_epochs, per_call, tmp_path, capsys):
+    with make_report(tmp_path, num_epochs=num_epochs) as report:
+        for first in range(1, num_epochs + 1, per_call):
+            epochs = range(first, min(first + per_call, num_epochs + 1))
+            report.add([make_record(epoch) for epoch in epochs])
+    lines = capsys.readouterr().out.splitlines()
+    assert min(num_epochs, NUM_PLAIN_LINES) <= len(lines) <= NUM_PLAIN_LINES + 1
+    for line in lines:
+        assert line.startswith("epoch ") and line.endswith(" s left")
+        assert "train loss 0.5000 accuracy 0.2500  valid loss 0.5000 accuracy 0.2500" in line
+        assert " examples/s" in line
+    assert lines[-1].startswith(f"epoch {num_epochs}/{num_epochs} ")
+
+
+def test_a_run_without_validation_is_reported_too(tmp_path, capsys):
+    record = {name: x for name, x in make_record(10).items() if name != "valid"}
+    with make_report(tmp_path) as report:
+        report.add([record])
+    assert "valid" not in capsys.readouterr().out
+    assert {tag for tag, _ in read_scalars(tmp_path)} == {
+        "loss/train",
+        "accuracy/train",
+        "learning_rate",
+        "examples_per_second",
+    }
