@@ -1,4 +1,18 @@
-"""Subject, verb or object: a tag for every word of a sentence."""
+"""Subject, verb or object, a tag for every word: LSTM(3) on two sentences, 100 steps of Adam.
+
+    for seed in $(seq 0 31); do python -m experiments.train --config=configs/svo_tagging.py \\
+        --config.seed=$seed --workdir=runs/tags-$seed; done
+
+Over 32 seeds the loss ends at 1.046 (0.976 to 1.085), which holds the tutorial's 1.015, and the
+median run gets 58 % of the six tags right: 100 steps at this rate teach nearly nothing.
+
+`gru`, 32 seeds: 1.016 (0.883 to 1.123). The tutorial prints the equivalent of 0.148, which these
+100 steps cannot reach: see GRU1000
+`converged`, 32 seeds and both cells: 6 of 6 tags, every seed, with the learning rate that the
+tutorial defines and never uses (the GRU with --config.model.cell="gru(reset_after=False)").
+`large`, 5 seeds: LARGE
+A run takes 5 s on two CPU cores.
+"""
 
 from seqjax.config import base_config, choose_variant
 

@@ -157,9 +157,7 @@ def keras_curve(cell, params, optimizer):
     "cell, name",
     [
         ("lstm", "keras_adam"),
-        ("gru", "keras_adam"),
-        ("lstm", "rmsprop"),
-        ("gru(reset_after=False)", "rmsprop(momentum=0.7)"),
+        ("gru", "rmsprop"),
     ],
 )
 def test_loss_curves_are_those_of_keras(cell, name):

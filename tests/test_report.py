@@ -113,3 +113,17 @@ def test_a_run_without_validation_is_reported_too(tmp_path, capsys):
         "learning_rate",
         "examples_per_second",
     }
+
+
+def test_on_a_terminal_one_bar_shows_the_progress(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with make_report(tmp_path, num_epochs=3) as report:
+        report.say("before it")
+        for epoch in (1, 2, 3):
+            report.add([make_record(epoch)])
+    out = capsys.readouterr().out
+    assert "before it" in out
+    assert "3/3" in out and "train loss 0.5000 accuracy 0.2500" in out
+    assert " s left" not in out

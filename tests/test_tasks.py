@@ -187,7 +187,10 @@ def test_misread_images_are_counted_and_named(tmp_path):
     lines = mnist_rows.show_errors(rows, logits, names, tmp_path)
     assert lines[0].startswith("3 of 16 misread")
     assert lines[1].strip() == "<0> read as <7>: 2 times"
-    assert "<3> read as <5>" in lines[2]
+    assert lines[2].strip().startswith("<3> read as <5>: 1 time")
+    assert len(lines) == 3
+    lines = mnist_rows.show_errors(rows, np.eye(10)[rows["label"]], names, tmp_path)
+    assert lines[0].startswith("0 of 16 misread") and len(lines) == 1
 
 
 # recall
