@@ -1,4 +1,17 @@
-"""MNIST, one row of pixels a time step."""
+"""MNIST, one row of pixels a time step: SimpleRNN(128), test accuracy 0.975 in a minute.
+
+    for seed in 0 1 2 3 4; do python -m experiments.train --config=configs/mnist_rows.py \\
+        --config.seed=$seed --workdir=runs/mnist-$seed; done
+
+Test accuracy of the best weights by validation, median of 5 seeds: 0.9752 (0.9746 to 0.9759); the
+tutorial printed 0.9719. Median training loss at epochs 1, 4, ..., 19 and the tutorial's one run:
+    ours      0.745 0.160 0.112 0.091 0.075 0.064 0.057
+    tutorial  1.004 0.210 0.140 0.113 0.098 0.084 0.072
+
+`lstm`, 3 seeds: 0.9866 (0.9860 to 0.9870); `gru`, GRUSEEDS. Both take the rate 0.003
+down a cosine, chosen on the validation images. FAITHFUL
+TIMES
+"""
 
 from seqjax.config import base_config, choose_variant
 

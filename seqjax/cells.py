@@ -230,4 +230,4 @@ def _init(key, input_size, hidden_size, num_gates, kernel_init, recurrent_init, 
     width, joined = num_gates * hidden_size, input_size + hidden_size
     w_x = init_gates(key_x, kernel_init, (input_size, width), num_gates, joined)
     w_h = init_gates(key_h, recurrent_init, (hidden_size, width), num_gates, joined)
-    return w_x, w_h, make_initializer(bias_init)(key_b, (width,), jnp.float32)
+    return w_x, w_h, make_initializer(bias_init, num_axes=1)(key_b, (width,), jnp.float32)

@@ -83,6 +83,8 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
         raise UserError(f"train.monitor_mode={train.monitor_mode!r} must be 'min' or 'max'")
     if train.loop not in LOOPS:
         raise unknown_name("train.loop", train.loop, LOOPS)
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
     check_monitor(task, train.monitor)
     mesh = make_mesh(train.num_devices)
     data = TrainData(rows, train.batch_size, train.drop_remainder)

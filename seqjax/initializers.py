@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.nn import initializers as jax_init
 from jaxtyping import Array, Float, Key
 
+from seqjax.errors import UserError
 from seqjax.spec import from_spec
 
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> array
@@ -30,9 +31,17 @@ _TABLE: dict[str, Callable[..., Initializer]] = {
 }
 
 
-def make_initializer(spec: str) -> Initializer:
-    """`(key, shape, dtype=float32) -> array` for a spec; raises UserError for an unknown one."""
-    return from_spec("initializer", spec, _TABLE)
+def make_initializer(spec: str, num_axes: int = 2) -> Initializer:
+    """`(key, shape, dtype=float32) -> array` for a spec.
+
+    Raises UserError for an unknown one, or one that cannot fill arrays of `num_axes` axes.
+    """
+    initializer = from_spec("initializer", spec, _TABLE)
+    try:
+        jax.eval_shape(lambda key: initializer(key, (2,) * num_axes), jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"initializer {spec!r} is not for {num_axes} axes: {error}") from None
+    return initializer
 
 
 def init_gates(

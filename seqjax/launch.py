@@ -94,16 +94,19 @@ def _load_config_file(argv: list[str]) -> ConfigDict:
         there = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "no .py file"
         raise UserError(f"config file {path} does not exist: in {path.parent} is {there}")
     try:
-        return config_flags.config_flags.ConfigFileFlagParser("config").parse(values[-1])
+        config = config_flags.config_flags.ConfigFileFlagParser("config").parse(values[-1])
     except Exception as error:  # whatever a person's own config file may raise
         # config_flags puts the whole traceback into the message; its last line says what is wrong.
         reason = str(error).strip().splitlines()[-1].removeprefix("seqjax.errors.UserError: ")
         raise UserError(f"{path}: {reason}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() must return a ConfigDict, not {config!r}")
+    return config
 
 
 def _overridden(argv: list[str]) -> list[str]:
     """The names of the config fields that the command line sets."""
-    return [m[1] for m in (re.match(r"--?config\.([^=]+)", arg) for arg in argv) if m]
+    return [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in argv) if m]
 
 
 def _field(config: ConfigDict, name: str) -> object:

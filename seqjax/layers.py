@@ -49,7 +49,7 @@ class Dense(nnx.Linear):
         bias_init: str = "zeros",
         rngs: nnx.Rngs,
     ):
-        kernel, bias = make_initializer(kernel_init), make_initializer(bias_init)
+        kernel, bias = make_initializer(kernel_init), make_initializer(bias_init, num_axes=1)
         super().__init__(input_size, output_size, kernel_init=kernel, bias_init=bias, rngs=rngs)
 
 

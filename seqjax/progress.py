@@ -45,9 +45,10 @@ def advance(progress: Progress, record: dict[str, Any], train: ConfigDict) -> Pr
 
 def check_monitor(task: Task, monitor: str) -> None:
     """Raises UserError unless the monitored metric will be in the records."""
-    one = {name: x[:1] for name, x in task.splits["train"].items()} | {"weight": np.ones(1)}
+    one = {name: x[:1] for name, x in task.splits["train"].items()}
+    one["weight"] = np.ones(1, np.float32)
     params = parameter_shapes(task.init)
-    metrics = jax.eval_shape(lambda p: dict(task.measure(p, one, None)), params)
+    metrics = jax.eval_shape(lambda p, batch: dict(task.measure(p, batch, None)), params, one)
     splits = [split for split in ("train", "valid") if split in task.splits]
     known = ["epoch", *(f"{split}.{metric}" for split in splits for metric in metrics)]
     if monitor not in known:

@@ -44,8 +44,11 @@ class Report:
         self._path = workdir / "metrics.jsonl"
         self.records = _keep_records(self._path, first_epoch)
         self._lines = self._path.open("a", encoding="utf-8")
-        purge = self.records[-1]["step"] + 1 if self.records else 0
-        self._events = SummaryWriter(str(workdir), purge_step=purge)
+        for events in workdir.glob("events.out.*"):  # a killed run's, without what was in flight
+            events.unlink()
+        self._events = SummaryWriter(str(workdir))
+        for record in self.records:
+            self._add_scalars(record)
         self._console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("epoch"),

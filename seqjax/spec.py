@@ -36,10 +36,25 @@ def from_spec(what: str, spec: str, table: Mapping[str, Callable], **common: Any
     if name not in table:
         raise unknown_name(what, name, table)
     factory = table[name]
+    signature = inspect.signature(factory)
     try:
-        inspect.signature(factory).bind(*args, **options, **common)
+        bound = signature.bind(*args, **options, **common)
     except TypeError as error:
-        allowed = [p for p in inspect.signature(factory).parameters if p not in common]
-        listing = ", ".join(allowed) or "none"
+        listing = ", ".join(p for p in signature.parameters if p not in common) or "none"
         raise UserError(f"{what} {spec!r}: {error}; options of {name}: {listing}") from None
-    return factory(*args, **options, **common)
+    for option, value in bound.arguments.items():
+        default = signature.parameters[option].default
+        if default is not inspect.Parameter.empty and not _fits(value, default):
+            kind = type(default).__name__
+            raise UserError(f"{what} {spec!r}: {option}={value!r} must be of type {kind}")
+    try:
+        return factory(*args, **options, **common)
+    except ValueError as error:  # a number out of the range that a library allows
+        raise UserError(f"{what} {spec!r}: {error}") from None
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value may stand where this default stood: of its type, or an int for a float."""
+    if default is None or callable(value):
+        return True
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -13,7 +13,7 @@ from seqjax.dropout import dropout, fold_keys
 from seqjax.errors import UserError
 from seqjax.layers import Bidirectional, Layer, Recurrent, time_major
 
-Rates = float | tuple[float, ...]
+Rates = float | tuple[Any, ...]  # of floats, which `_rates` checks
 
 
 class StackRun(NamedTuple):
@@ -123,6 +123,6 @@ def _rates(name: str, rate: Rates, num_layers: int) -> tuple[float, ...]:
     rates = rates * num_layers if len(rates) == 1 else rates
     if len(rates) != num_layers:
         raise UserError(f"model.{name}={rates}: {len(rates)} rates for {num_layers} layers")
-    if not all(0.0 <= r < 1.0 for r in rates):
+    if not all(isinstance(r, int | float) and 0.0 <= r < 1.0 for r in rates):
         raise UserError(f"model.{name}={rates}: a dropout rate lies in [0, 1)")
     return rates

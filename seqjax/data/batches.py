@@ -27,6 +27,8 @@ def split_rows(rows: Rows, sizes: Mapping[str, int], seed: int) -> dict[str, dic
 
     Raises UserError if nothing would be left to train on.
     """
+    if seed < 0:
+        raise UserError(f"data.split_seed={seed} must be at least 0")
     total, held = num_rows(rows), sum(sizes.values())
     if min(sizes.values(), default=0) < 0 or held >= total:
         raise UserError(f"cannot hold out {held} of {total} rows: lower the sizes in config.data")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from seqjax.errors import unknown_name
+from seqjax.errors import UserError, unknown_name
 from seqjax.task import Task
 from seqjax.tasks.mnist_rows import make_mnist_rows
 from seqjax.tasks.recall import make_recall
@@ -21,4 +21,9 @@ def make_task(config) -> Task:
     """The task that a config names; raises UserError for an unknown one or unusable data."""
     if config.task not in TASKS:
         raise unknown_name("task", config.task, TASKS)
-    return TASKS[config.task](config)
+    try:
+        return TASKS[config.task](config)
+    except TypeError as error:  # a field that the task does not read, or one that it misses
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"this config is not one of the task {config.task}: {error}") from error

@@ -92,7 +92,7 @@ def show_errors(rows: Rows, logits: np.ndarray, names: list[str], directory: Pat
         directory / "misread.png",
     )
     errors = np.where(np.eye(len(names), dtype=bool), 0, counts)
-    pairs = np.argsort(-errors, axis=None)[:3]
+    pairs = np.argsort(-errors, axis=None)[: min(3, np.count_nonzero(errors))]
     confused = [np.unravel_index(pair, errors.shape) for pair in pairs]
     return [f"{errors.sum()} of {len(labels)} misread; most often:"] + [
         f"  {names[label]} read as {names[wrong]}: {errors[label, wrong]} times"

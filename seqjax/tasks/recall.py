@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from seqjax.data.batches import split_rows
+from seqjax.errors import UserError
 from seqjax.layers import functional, one_hot
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy
@@ -14,8 +15,8 @@ from seqjax.task import Predict, Task
 
 def make_recall(config) -> Task:
     """The task of a config: random symbols, the first of which is the label."""
-    num_symbols = config.data.num_symbols
     splits = make_sequences(**config.data)
+    num_symbols = config.data.num_symbols
     init, bind = functional(
         lambda rngs: Classifier(
             input_size=num_symbols, num_classes=num_symbols, rngs=rngs, **config.model
@@ -46,6 +47,11 @@ def make_sequences(
     *, num_symbols: int, num_distractors: int, num_sequences: int, split_seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Rows by split, "symbols" [N, 1 + distractors], a fifth each for validation and test."""
+    limits = {"num_symbols": 2, "num_distractors": 0, "num_sequences": 5, "split_seed": 0}
+    given = (num_symbols, num_distractors, num_sequences, split_seed)
+    for (name, least), value in zip(limits.items(), given, strict=True):
+        if value < least:
+            raise UserError(f"data.{name}={value} must be at least {least}")
     shape = (num_sequences, 1 + num_distractors)
     symbols = np.random.default_rng(split_seed).integers(num_symbols, size=shape, dtype=np.int32)
     fifth = num_sequences // 5
