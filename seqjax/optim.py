@@ -69,7 +69,7 @@ def make_optimizer(
     ]
     chain = optax.with_extra_args_support(optax.chain(*parts))
     if accumulate_steps > 1:
-        several = optax.MultiSteps(chain, accumulate_steps)
+        several: Any = optax.MultiSteps(chain, accumulate_steps)
         # Its own gradient_transformation() would not hand the loss on to the plateau.
         chain = optax.GradientTransformationExtraArgs(several.init, several.update)
 
