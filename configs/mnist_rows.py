@@ -1,4 +1,4 @@
-"""MNIST, one row of pixels a time step: SimpleRNN(128), test accuracy 0.975 in a minute.
+"""MNIST, one row of pixels a time step: SimpleRNN(128), test accuracy 0.975 in 20 epochs.
 
     for seed in 0 1 2 3 4; do python -m experiments.train --config=configs/mnist_rows.py \\
         --config.seed=$seed --workdir=runs/mnist-$seed; done
@@ -8,9 +8,10 @@ tutorial printed 0.9719. Median training loss at epochs 1, 4, ..., 19 and the tu
     ours      0.745 0.160 0.112 0.091 0.075 0.064 0.057
     tutorial  1.004 0.210 0.140 0.113 0.098 0.084 0.072
 
-`lstm`, 3 seeds: 0.9866 (0.9860 to 0.9870); `gru`, GRUSEEDS. Both take the rate 0.003
-down a cosine, chosen on the validation images. FAITHFUL
-TIMES
+`lstm`, 3 seeds: 0.9866 (0.9860 to 0.9870); `gru`, 3 seeds: 0.9875 (0.9875 to 0.9882). Both take the
+rate 0.003 down a cosine, chosen on the validation images. `faithful`, 5 seeds: 0.9710 (0.9676 to
+0.9757), cost 0.799 0.194 0.131 0.102 0.088 0.074 0.069. `bidirectional` has no published figure.
+Two CPU cores, compilation included: the default takes 29 s, 21 s when started again; `gru` 84 s.
 """
 
 from seqjax.config import base_config, choose_variant

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import quick_compile
 
 from seqjax.dropout import row_keys
 from seqjax.layers import functional
@@ -23,6 +24,12 @@ NUM_ROWS, STEPS, FEATURES, CLASSES = 22, 5, 3, 4
 # Sums over devices, and programs that XLA fuses otherwise, add float32 numbers in another order:
 # a few units in the last place (6e-8) a step, over about ten steps.
 ROUNDING = dict(rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    with quick_compile():
+        yield
 
 
 @cache
