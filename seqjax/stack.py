@@ -58,6 +58,11 @@ class Stack(nnx.Module):
                 "set it to 0 or use state_dropout"
             )
 
+    def initial_states(self, batch_size: int, dtype: Any) -> tuple[tuple[Any, ...], ...]:
+        """States of zeros, for each layer one a direction."""
+        layers = [getattr(self, f"layer_{i}") for i in range(self.num_layers)]
+        return tuple(layer.initial_states(batch_size, dtype) for layer in layers)
+
     def __call__(
         self,
         xs: Features,
@@ -68,16 +73,14 @@ class Stack(nnx.Module):
         keys: RowKeys | None = None,
     ) -> StackRun:
         ys, time_mask = time_major(xs, mask, lengths)
+        if initial_states is None:
+            initial_states = self.initial_states(xs.shape[0], xs.dtype)
         last, ends = jnp.zeros(0), []
         for i in range(self.num_layers):
             layer = getattr(self, f"layer_{i}")
             of_input, of_output, of_last, of_state = (fold_keys(keys, 4 * i + j) for j in range(4))
-            if initial_states is None:
-                states = layer.initial_states(xs.shape[0], ys.dtype)
-            else:
-                states = initial_states[i]
             ys = dropout(of_input, ys, self.input_dropout[i], axis=1)
-            run = layer.run(ys, time_mask, states, of_state, self.state_dropout[i])
+            run = layer.run(ys, time_mask, initial_states[i], of_state, self.state_dropout[i])
             ys = dropout(of_output, run.sequence, self.output_dropout[i], axis=1)
             last = dropout(of_last, run.last, self.output_dropout[i])
             ends.append(run.states)

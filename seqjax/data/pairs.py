@@ -1,0 +1,178 @@
+"""Pairs of texts, such as question and answer: from files, or given directly. Imports: errors."""
+
+import codecs
+import csv
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from seqjax.errors import UserError, unknown_name
+
+Row = tuple[int, list[str]]  # the number of its first line, and its cells
+
+SHIPPED = {  # name: file under corpora/, and its form
+    "cafe": ("cafe/dialogues.txt", "lines"),
+    "wiki": ("wiki/wiki_qna.csv", "csv"),
+    "tutorial_words": ("translation/tutorial_words.tsv", "tsv"),
+    "tutorial_sentences": ("translation/tutorial_sentences.tsv", "tsv"),
+    "words": ("translation/words.tsv", "tsv"),
+    "sentences": ("translation/sentences.tsv", "tsv"),
+}
+
+COLUMNS = (("q", "a"), ("question", "answer"), ("source", "target"))  # known without being named
+# Of control characters only those that separate cells and lines belong into a text. Bytes that are
+# no text in the file's encoding arrive as lone surrogates.
+UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]|(?P<undecodable>[\ud800-\udfff])")
+
+
+def read_pairs(
+    path: str,
+    *,
+    form: str = "lines",
+    source_column: str = "",
+    target_column: str = "",
+    encoding: str = "utf-8",
+) -> list[tuple[str, str]]:
+    """(source, target) of each pair in the file at `path`, or in the shipped corpus of that name.
+
+    `form` is "lines" (sources and targets alternate; blank lines may stand between pairs), "csv"
+    (with a header) or "tsv" (no header, no quotes: the first two columns). Columns q,a and
+    question,answer and source,target are found in any case and order; others, and those of a tsv
+    with a header, are to be named. Texts come in NFC, stripped, with "\\n" as their line end.
+
+    Raises UserError, with file and line, for whatever is not two texts.
+    """
+    name = path
+    if path in SHIPPED:
+        path, form = str(files("seqjax.data") / "corpora" / SHIPPED[path][0]), SHIPPED[path][1]
+    if form not in FORMS:
+        raise unknown_name("form of pairs", form, FORMS)
+    named = (source_column, target_column)
+    if any(named) and (form == "lines" or not all(named)):
+        raise UserError(f"{name}: name both columns of a csv or tsv, or none")
+    rows: Iterator[Row] = FORMS[form](name, _lines(name, path, encoding))
+    rows = ((number, cells) for number, cells in rows if any(cell.strip() for cell in cells))
+    if form == "csv" or all(named):
+        rows = _two_columns(name, rows, (named,) if all(named) else COLUMNS)
+    pairs = []
+    for number, cells in rows:
+        if len(cells) < 2:
+            raise UserError(f"{name}, line {number}: no second text; put a tab between the two")
+        pairs.append(_clean_pair(f"{name}, line {number}", *cells[:2]))
+    if not pairs:
+        raise UserError(f"{name}: holds no pairs; write at least one source and target")
+    return pairs
+
+
+def check_pairs(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """The pairs that a config gives directly, cleaned and checked like those of a file."""
+    checked = []
+    for number, pair in enumerate(pairs, start=1):
+        place = f"pair {number}"
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+            raise UserError(f"{place}: {pair!r} is not two texts; write (source, target)")
+        for text in pair:
+            _check_characters(place, text, "Unicode")
+        checked.append(_clean_pair(place, *pair))
+    return checked
+
+
+def _lines(name: str, path: str, encoding: str) -> Iterator[str]:
+    """The lines of the file, one at a time, each checked and ending in "\\n"."""
+    try:
+        # A byte-order mark, which many editors write, is no part of the text.
+        codec = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+        with Path(path).open(encoding=codec, errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
+                _check_characters(f"{name}, line {number}", line, encoding)
+                yield line
+    except OSError as error:
+        remedy = f"give the path of a file or one of {', '.join(SHIPPED)}"
+        reason = error.strerror or error
+        raise UserError(f"cannot read the pairs {name}: {reason}; {remedy}") from error
+    except (LookupError, UnicodeError) as error:
+        raise UserError(f"{name}: {error}; give the file's encoding, as utf-8 or cp949") from error
+
+
+def _check_characters(place: str, text: str, encoding: str) -> None:
+    """Nothing for a text without control characters and undecodable bytes, else a UserError."""
+    bad = UNFIT.search(text)
+    if bad and bad["undecodable"]:
+        remedy = "save the file as UTF-8 or give its encoding, as cp949"
+        raise UserError(f"{place}: not {encoding} text; {remedy}")
+    if bad:
+        raise UserError(
+            f"{place}: control character U+{ord(bad[0]):04X}; remove it, or mend the encoding"
+        )
+
+
+def _clean_pair(place: str, source: str, target: str) -> tuple[str, str]:
+    def clean(role: str, text: str) -> str:
+        if not text.strip():
+            raise UserError(f"{place}: the {role} is empty; write a text or remove the pair")
+        return unicodedata.normalize("NFC", text.strip())
+
+    return clean("source", source), clean("target", target)
+
+
+def _alternating(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    """Two lines a row. A blank line inside a pair would shift all that follow: it is refused."""
+    first: tuple[int, str] | None = None
+    for number, line in enumerate(lines, start=1):
+        if first is None:
+            first = (number, line) if line.strip() else None
+        elif line.strip():
+            yield first[0], [first[1], line]
+            first = None
+        else:
+            break
+    if first is not None:
+        raise UserError(f"{name}, line {first[0]}: no line answers it; write one or remove it")
+
+
+def _comma_separated(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True, skipinitialspace=True)
+    number = 1
+    try:
+        for cells in reader:
+            yield number, cells
+            number = reader.line_num + 1  # a quoted cell may hold lines
+    except csv.Error as error:
+        raise UserError(f"{name}, line {number}: {error}; mend the quotes") from error
+
+
+def _tab_separated(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        yield number, line.rstrip("\n").split("\t")
+
+
+FORMS = {"lines": _alternating, "csv": _comma_separated, "tsv": _tab_separated}
+
+
+def _two_columns(
+    name: str, rows: Iterator[Row], wanted: Sequence[tuple[str, str]]
+) -> Iterator[Row]:
+    """The source and target cells of the rows below the header."""
+    number, header = next(rows, (1, []))
+    keys = [_key(cell) for cell in header]
+    found = [two for two in wanted if all(_key(column) in keys for column in two)]
+    if not found:
+        known = " or ".join(",".join(two) for two in wanted)
+        raise UserError(
+            f"{name}, line {number}: the header {','.join(header)[:60]!r} has no columns {known}; "
+            "name two of its columns as source_column and target_column"
+        )
+    source, target = (keys.index(_key(column)) for column in found[0])
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{name}, line {number}: {len(cells)} cells, but the header has {len(header)}; "
+                "in a csv, put quotes around cells that hold commas"
+            )
+        yield number, [cells[source], cells[target]]
+
+
+def _key(column: str) -> str:
+    return unicodedata.normalize("NFC", column.strip()).casefold()
