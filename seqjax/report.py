@@ -109,7 +109,7 @@ class Report:
         summary = f"{'  '.join(parts)}  {speed:,.0f} examples/s"
         epoch = record["epoch"]
         self._progress.update(self._bar, completed=epoch, summary=summary)
-        every = max(1, self.num_epochs // NUM_PLAIN_LINES)
+        every = -(-self.num_epochs // NUM_PLAIN_LINES)
         due = epoch == self.num_epochs or epoch // every > self._shown_epoch // every
         if not self._console.is_terminal and due:
             self._shown_epoch = epoch
