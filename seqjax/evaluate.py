@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from seqjax.array_types import Batch, Params
-from seqjax.data.batches import Rows, eval_batches
-from seqjax.mesh import AXIS, SPLIT, WHOLE, batch_keys, put, sharded
+from seqjax.data.batches import Rows, eval_batches, num_rows
+from seqjax.dropout import row_keys
+from seqjax.mesh import AXIS, SPLIT, WHOLE, put, sharded
 from seqjax.metrics import Metrics, summarize
 from seqjax.train import Measure
 
@@ -19,14 +21,18 @@ class Evaluator:
     """A task's `measure` and `predict`, compiled, batch by batch over the mesh."""
 
     def __init__(self, measure: Measure, predict: Callable, batch_size: int, mesh: Mesh):
-        def measure_batch(params: Params, batch: Batch, key: Key[Array, ""] | None) -> Metrics:
+        def measure_batch(
+            params: Params, batch: Batch, key: Key[Array, ""] | None, first_row: Int[Array, ""]
+        ) -> Metrics:
             # Each device's own sums, [1] here and [devices] outside. To sum them on the devices
             # would let batches in flight wait for one another on a CPU's few threads, for ever.
-            keys = None if key is None else batch_keys(key, batch, AXIS)
+            rows = num_rows(batch)
+            first_row += jax.lax.axis_index(AXIS) * rows
+            keys = None if key is None else row_keys(key, rows, first_row)
             return jax.tree.map(lambda x: x[None], dict(measure(params, batch, keys)))
 
         self.batch_size, self.mesh = batch_size, mesh
-        self._measure = jax.jit(sharded(measure_batch, mesh, (WHOLE, SPLIT, WHOLE), SPLIT))
+        self._measure = jax.jit(sharded(measure_batch, mesh, (WHOLE, SPLIT, WHOLE, WHOLE), SPLIT))
         self._predict = jax.jit(sharded(predict, mesh, (WHOLE, SPLIT), SPLIT))
 
     def metrics(
@@ -35,8 +41,8 @@ class Evaluator:
         """Means over all rows; a key leaves dropout alive."""
         parts = []
         for i, (batch, _) in enumerate(self._batches(rows)):
-            batch_key = None if key is None else jax.random.fold_in(key, i)
-            parts.append(self._measure(params, batch, batch_key))
+            first_row = jnp.int32(i * num_rows(batch))
+            parts.append(self._measure(params, batch, key, first_row))
         return summarize(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(parts)))
 
     def predict(self, params: Params, rows: Rows) -> Any:

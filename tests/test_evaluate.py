@@ -107,3 +107,12 @@ def test_one_shape_a_split_is_one_compilation(num_devices):
     for _ in range(2):
         evaluator.metrics(params(), ROWS)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(5, 2), (5, 8), (23, 1), (1, 1)])
+def test_live_dropout_is_the_same_in_any_batches(batch_size, num_devices):
+    key = jax.random.key(0)
+    expected = make_evaluator(8, 1).metrics(params(), ROWS, key)
+    metrics = make_evaluator(batch_size, num_devices).metrics(params(), ROWS, key)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6)  # sums in another order
