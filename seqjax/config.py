@@ -62,6 +62,55 @@ def base_config(task: str) -> ConfigDict:
     return config
 
 
+def text_pairs_config(name: str) -> ConfigDict:
+    """The fields of text to text, with their plain defaults, for a shipped corpus or a file."""
+    config = base_config("text_pairs")
+    del config.model.output_dropout
+    config.model.update(
+        embed_size=64,  # 0 reads one-hot symbols
+        attention="none",  # none, dot, general, additive
+        input_feeding=False,  # of what attention found into the decoder's next step
+        share_embeddings=False,  # needs one vocabulary
+        tie_output=False,  # the target's embedding is also the output's kernel
+        token_dropout=0.0,  # share of source tokens read as unknown in training
+        encoder_output_dropout=(0.0,),
+        decoder_output_dropout=(0.0,),
+    )
+    config.data = {
+        "name": name,  # cafe, wiki, words, sentences, tutorial_words, tutorial_sentences, or a file
+        "pairs": (),  # ((source, target), ...) to be used instead
+        "labels": "",  # a file of one intent a pair; "": those that ship with the corpus, if any
+        "form": "lines",  # of a file: lines, csv, tsv
+        "source_column": "",  # "": q,a or question,answer or source,target
+        "target_column": "",
+        "encoding": "utf-8",  # or cp949
+        "valid_share": 0.0,
+        "test_share": 0.0,
+        "split_seed": 0,
+        "source_vocabulary": "characters",  # jamo, whitespace, words, byte_bpe(size=), unigram(size=)
+        "target_vocabulary": "",  # "": the source's, for both
+        "max_source_length": 0,  # tokens; 0: the longest of the training texts
+        "max_target_length": 0,  # with start and end
+        "source_padding": "post",  # or pre
+        "vocab_size": 0,  # rows of embeddings and outputs at least
+        "boundaries": True,  # start and end symbols; False only as R4 has it
+        "ask": (),  # sources without targets, to be answered at the end
+    }
+    config.loss = {
+        "label_smoothing": 0.0,
+        "scheduled_sampling": "off",  # constant(probability=), linear(final=, num_steps=), ...
+        "mask_padding": True,  # False reads padding and counts it in the loss, as the tutorials do
+    }
+    config.decode = {
+        "decoder": "greedy",  # or beam(beam_size=4, length_penalty=0.6)
+        "min_length": 0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram": 0,
+        "ban_unknown": True,
+    }
+    return config
+
+
 def choose_variant(
     config: ConfigDict, variant: str, variants: Sequence[FunctionType]
 ) -> ConfigDict:

@@ -35,12 +35,32 @@ class Sequences(NamedTuple):
     num_steps: Int[Array, ""]  # how often `decode_step` ran
 
 
+class Decoding(NamedTuple):
+    """How far the rows are."""
+
+    step: Int[Array, ""]
+    state: State
+    token: Int[Array, " B"]  # the last one
+    tokens: Int[Array, "B T"]
+    scores: Float[Array, " B"]
+    finished: Bool[Array, " B"]
+
+
+# (logits, step) -> the next token of each row
+Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
+
+
+def most_probable(logits: Float[Array, "B V"], step: Int[Array, ""]) -> Int[Array, " B"]:
+    """The choice of greedy decoding."""
+    return jnp.argmax(logits, axis=-1)
+
+
 def greedy(decode_step: DecodeStep, state: State, options: DecodeOptions) -> Sequences:
     """Each row's tokens `[B, T]`, at every step the most probable that is allowed.
 
     `state`: a pytree of arrays `[B, ...]`. Raises UserError where there is no such B.
     """
-    return _decode(decode_step, state, options, lambda logits, step: jnp.argmax(logits, axis=-1))
+    return _decode(decode_step, state, options, most_probable)
 
 
 def sample(
@@ -110,32 +130,10 @@ def _nucleus(logits: Float[Array, "B N"], temperature: Any, top_p: Any) -> Bool[
     return (probabilities >= cutoff(bits)) | (top_p >= 1)  # rounded sums reach 1 before the tail
 
 
-def _decode(
-    decode_step: DecodeStep,
-    state: State,
-    options: DecodeOptions,
-    choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]],
-) -> Sequences:
-    """Sequences whose next tokens `choose` takes from logits that are -inf where banned."""
+def begin(state: State, options: DecodeOptions) -> Decoding:
+    """Before the first token of each row."""
     batch_size, ids = num_rows(state), options.ids
-
-    def unfinished(loop):
-        step, _, _, _, _, finished = loop
-        return (step < options.max_length) & ~jnp.all(finished)
-
-    def body(loop):
-        step, state, token, tokens, scores, finished = loop
-        state, logits = decode_step(state, token)
-        logits = finite_logits(options, logits)
-        allowed = allowed_tokens(options, logits, tokens, step)
-        wanted = jnp.where(allowed, penalize_repeats(options, logits, tokens), -jnp.inf)
-        token = choose(wanted, step).astype(jnp.int32)
-        scores += jnp.where(finished, 0, _pick(jax.nn.log_softmax(logits), token))
-        token = jnp.where(finished, ids.pad_id, token)
-        tokens = tokens.at[:, step].set(token)
-        return step + 1, state, token, tokens, scores, finished | (token == ids.eos_id)
-
-    start = (
+    return Decoding(
         jnp.int32(0),
         state,
         jnp.full(batch_size, ids.bos_id, jnp.int32),
@@ -143,8 +141,42 @@ def _decode(
         jnp.zeros(batch_size, jnp.float32),
         jnp.zeros(batch_size, bool),
     )
-    step, _, _, tokens, scores, finished = jax.lax.while_loop(unfinished, body, start)
-    return Sequences(tokens, jnp.sum(tokens != ids.pad_id, axis=1), scores, finished, step)
+
+
+def advance(
+    decode_step: DecodeStep, options: DecodeOptions, now: Decoding, choose: Choose = most_probable
+) -> Decoding:
+    """One more token of each row, which `choose` takes from logits that are -inf where banned.
+
+    `greedy` and `sample` are loops of this; called step by step, it gives a reply as it grows.
+    """
+    ids = options.ids
+    state, logits = decode_step(now.state, now.token)
+    logits = finite_logits(options, logits)
+    allowed = allowed_tokens(options, logits, now.tokens, now.step)
+    wanted = jnp.where(allowed, penalize_repeats(options, logits, now.tokens), -jnp.inf)
+    token = choose(wanted, now.step).astype(jnp.int32)
+    gain = jnp.where(now.finished, 0, _pick(jax.nn.log_softmax(logits), token))
+    token = jnp.where(now.finished, ids.pad_id, token)
+    tokens = now.tokens.at[:, now.step].set(token)
+    finished = now.finished | (token == ids.eos_id)
+    return Decoding(now.step + 1, state, token, tokens, now.scores + gain, finished)
+
+
+def _decode(
+    decode_step: DecodeStep, state: State, options: DecodeOptions, choose: Choose
+) -> Sequences:
+    """Tokens until every row has ended or the bound is reached."""
+
+    def unfinished(now):
+        return (now.step < options.max_length) & ~jnp.all(now.finished)
+
+    def body(now):
+        return advance(decode_step, options, now, choose)
+
+    end = jax.lax.while_loop(unfinished, body, begin(state, options))
+    lengths = jnp.sum(end.tokens != options.ids.pad_id, axis=1)
+    return Sequences(end.tokens, lengths, end.scores, end.finished, end.step)
 
 
 def _pick(values: Array, index: Int[Array, " B"]) -> Array:

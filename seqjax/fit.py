@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ def fit(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if (workdir / "result.json").exists():
         print(f"{workdir} holds the finished run of this config; nothing to do")
         return json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+    task.save(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         state, best_params, progress = _start(setup, checkpoints)
@@ -98,18 +100,20 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
 def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> dict[str, Any]:
     """What the parameters reach on every split; prints it with what the task shows a person."""
     task, evaluator = setup.task, setup.evaluator
+    predict = cache(lambda split: evaluator.predict(params, task.splits[split]))
     result: dict[str, Any] = {}
     for split, rows in task.splits.items():
         result[split] = evaluator.metrics(params, rows)
         if setup.config.train.dropout_at_test:
             alive = evaluator.metrics(params, rows, jax.random.key(setup.config.seed))
             result[split] |= {f"{name}_dropout": value for name, value in alive.items()}
+        result[split] |= task.score(predict, split, result[split])
     result |= {
         "best_epoch": progress.best_epoch,
         "num_epochs": progress.epoch,
         "num_parameters": count_parameters(params),
     }
-    lines = task.show(lambda split: evaluator.predict(params, task.splits[split]), workdir)
+    lines = task.show(params, predict, workdir)
     print("\n".join(lines))
     for split in task.splits:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())

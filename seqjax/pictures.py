@@ -84,7 +84,38 @@ def draw_steps(
     _save(figure, path)
 
 
+def draw_attention(looks: Sequence[Any], path: Path) -> None:
+    """One panel a reply: a row for each of its tokens, a column for each of the source's."""
+    columns = min(2, len(looks))
+    rows = -(-len(looks) // columns)
+    width = 0.34 * max(len(look.source) for look in looks) + 1.6
+    height = 0.3 * max(len(look.target) for look in looks) + 1.0
+    figure, axes = _figure(rows, columns, width=width * columns, height=height * rows)
+    for axis in axes.flat[len(looks) :]:
+        axis.axis("off")
+    for axis, look in zip(axes.flat, looks, strict=False):
+        axis.imshow(look.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(look.source)), look.source, fontsize=8, rotation=60)
+        axis.set_yticks(range(len(look.target)), look.target, fontsize=8)
+    _save(figure, path)
+
+
+def draw_lengths(
+    sources: Sequence[int], targets: Sequence[int], most_source: int, most_target: int, path: Path
+) -> None:
+    """How many texts have how many tokens, and the length to which all are padded or cut."""
+    figure, axes = _figure(1, 2, width=11.0, height=4.0)
+    sides = (("source", sources, most_source), ("target", targets, most_target))
+    for axis, (name, lengths, most) in zip(axes.flat, sides, strict=True):
+        axis.hist(lengths, bins=np.arange(max(*lengths, most) + 2) - 0.5)
+        axis.axvline(most, color="black", linestyle="--", label=f"padded to {most}")
+        axis.set(xlabel=f"{name} length [tokens]", ylabel="texts")
+        axis.legend()
+    _save(figure, path)
+
+
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    import koreanize_matplotlib  # sets a font with Hangul, which it brings along
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     figure = Figure(figsize=(width, height), layout="constrained")

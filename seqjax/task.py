@@ -28,7 +28,11 @@ class Task(NamedTuple):
     measure: Callable[[Params, Batch, RowKeys | None], Metrics]
     # (params, batch) -> one output a row
     predict: Callable[[Params, Batch], Any]
-    # (predict, directory) -> lines for a person; writes the task's pictures into the directory
-    show: Callable[[Predict, Path], list[str]]
+    # (params, predict, directory) -> lines for a person; writes pictures into the directory
+    show: Callable[[Params, Predict, Path], list[str]]
     # the metric that is shown beside the loss
     headline: str = "accuracy"
+    # (predict, split, its means) -> figures of whole outputs, for result.json
+    score: Callable[[Predict, str, Mapping[str, float]], dict[str, float]] = lambda *_: {}
+    # directory -> writes what was fitted to the training data, before training starts
+    save: Callable[[Path], None] = lambda directory: None

@@ -41,14 +41,15 @@ def make_train_step(measure: Measure, optimizer: Optimizer, axis: str | None = N
     """`(state, batch, key) -> (state, metrics)`: one update by the mean of `metrics["loss"]`.
 
     With the name of a mesh axis the step is for use inside `mesh.sharded`: every device holds some
-    of the rows, and gradients and metrics are summed over all of them once.
+    of the rows, and gradients and metrics are summed over all of them once. Beside its rows the
+    batch that `measure` sees has "step", how many updates were made, for what follows a schedule.
     """
 
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]):
         keys = batch_keys(jax.random.fold_in(key, state.step), batch, axis)
 
         def objective(params):
-            metrics = measure(params, batch, keys)
+            metrics = measure(params, {**batch, "step": state.step}, keys)
             weight = jnp.maximum(total(metrics["loss"].weight, axis), 1)
             return metrics["loss"].total / weight, dict(metrics)
 

@@ -24,6 +24,7 @@ OPTIONS = dict(
     input_feeding=False,
     share_embeddings=False,
     tie_output=False,
+    token_dropout=0.0,
     encoder_output_dropout=(0.0,),
     decoder_output_dropout=(0.0,),
     output_kernel_init="glorot_uniform",

@@ -82,7 +82,9 @@ def test_a_task_measures_predicts_and_shows(name, tmp_path, few_images):
         assert 0 <= metrics["accuracy"] <= metrics.get("top5_accuracy", 1.0) <= 1
     for split, rows in task.splits.items():
         assert len({len(value) for value in rows.values()}) == 1, split
-    lines = task.show(lambda split: evaluator.predict(params, task.splits[split]), tmp_path)
+    lines = task.show(
+        params, lambda split: evaluator.predict(params, task.splits[split]), tmp_path
+    )
     assert lines and all(line and "\n" not in line for line in lines)
     assert {path.name for path in tmp_path.iterdir()} == PICTURES[name]
     for picture in tmp_path.iterdir():

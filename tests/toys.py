@@ -52,7 +52,7 @@ def linear_task(sizes: Mapping[str, int] = SIZES) -> Task:
             "accuracy": accuracy(logits, label, weight),
         }
 
-    def show(predict, directory: Path) -> list[str]:
+    def show(params, predict, directory: Path) -> list[str]:
         return [f"row {i}: class {odds.argmax()}" for i, odds in enumerate(predict("train")[:2])]
 
     splits = {split: make_rows(size) for split, size in sizes.items()}

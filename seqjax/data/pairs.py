@@ -21,6 +21,8 @@ SHIPPED = {  # name: file under corpora/, and its form
     "sentences": ("translation/sentences.tsv", "tsv"),
 }
 
+LABELS = {"cafe": "cafe/intents.txt", "wiki": "wiki/facts.txt"}
+
 COLUMNS = (("q", "a"), ("question", "answer"), ("source", "target"))  # known without being named
 # Of control characters only those that separate cells and lines belong into a text. Bytes that are
 # no text in the file's encoding arrive as lone surrogates.
@@ -64,6 +66,24 @@ def read_pairs(
     if not pairs:
         raise UserError(f"{name}: holds no pairs; write at least one source and target")
     return pairs
+
+
+def read_labels(path: str, corpus: str, num_pairs: int) -> list[str]:
+    """The label of each pair, a line each, from the file at `path`; none for "".
+
+    With "", a shipped corpus has its own, if any. Raises UserError unless there is one a pair.
+    """
+    name = path or f"{corpus} (labels)"
+    if not path and corpus not in LABELS:
+        return []
+    path = path or str(files("seqjax.data") / "corpora" / LABELS[corpus])
+    labels = [line.strip() for line in _lines(name, path, "utf-8")]
+    if len(labels) != num_pairs or not all(labels):
+        raise UserError(
+            f"{name}: {len(labels)} labels, {labels.count('')} of them empty, for {num_pairs} "
+            "pairs; write one line a pair"
+        )
+    return labels
 
 
 def check_pairs(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:

@@ -52,6 +52,11 @@ class Vocabulary:
         """Number of ids, the reserved ones included."""
         return len(self._names)
 
+    @property
+    def num_reserved(self) -> int:
+        """Number of reserved ids, the first ones."""
+        return len(RESERVED)
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without start and end."""
         ids = self._lookup(text)

@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqjax.array_types import Logits, RowKeys, Tokens
 from seqjax.attention import Attention
-from seqjax.dropout import fold_keys
+from seqjax.dropout import dropout, fold_keys
 from seqjax.errors import UserError
 from seqjax.layers import Dense, Embed, one_hot
+from seqjax.special_ids import SpecialIds
 from seqjax.stack import Rates, make_stack
 
 
@@ -42,7 +43,9 @@ class Seq2Seq(nnx.Module):
     `tie_output` uses the target's embedding as the output kernel (Press and Wolf, 2017). A
     bidirectional encoder has a bridge: for each layer and field of its state a dense layer, from
     the two directions' to the decoder's. `input_feeding` gives each step the last attentional
-    vector (Luong et al., 2015).
+    vector (Luong et al., 2015). In training `token_dropout` is the share of source tokens that are
+    read as unknown (Bowman et al., 2016's word dropout, on the other side): it keeps the encoder
+    from leaning on single words, and is what trains the unknown word's embedding.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Seq2Seq(nnx.Module):
         input_feeding: bool,
         share_embeddings: bool,
         tie_output: bool,
+        token_dropout: float,
         encoder_output_dropout: Rates,
         decoder_output_dropout: Rates,
         output_kernel_init: str,
@@ -70,6 +74,9 @@ class Seq2Seq(nnx.Module):
             raise UserError("model.tie_output needs an embedding: raise model.embed_size")
         if input_feeding and attention == "none":
             raise UserError("model.input_feeding feeds what attention found: choose an attention")
+        if not 0 <= token_dropout < 1:
+            raise UserError(f"model.token_dropout={token_dropout} must lie in [0, 1)")
+        self.token_dropout = token_dropout
         self.vocab_sizes = (source_vocab_size, target_vocab_size)
         self.input_feeding = input_feeding
         target, source = (target_vocab_size, embed_size), (source_vocab_size, embed_size)
@@ -110,6 +117,8 @@ class Seq2Seq(nnx.Module):
     ) -> DecoderState:
         """The decoder's state before its first token. Padding may lie on either side."""
         embed = self.target_embed if self.source_embed is None else self.source_embed
+        kept = dropout(fold_keys(keys, 2), jnp.ones(source.shape), self.token_dropout) > 0
+        source = jnp.where(kept, source, SpecialIds().unk_id)
         run = self.encoder(self._inputs(embed, source, 0), mask=mask, keys=fold_keys(keys, 0))
         states = run.states
         if self.bridged:

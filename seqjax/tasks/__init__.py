@@ -1,28 +1,35 @@
 """Tasks by name. One file a task: its data, model, loss and what it shows a person."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from seqjax.errors import UserError, unknown_name
 from seqjax.task import Task
 from seqjax.tasks.mnist_rows import make_mnist_rows
 from seqjax.tasks.recall import make_recall
 from seqjax.tasks.svo_tagging import make_svo_tagging
+from seqjax.tasks.text_pairs import make_text_pairs
 from seqjax.tasks.word_completion import make_word_completion
 
 TASKS: dict[str, Callable[..., Task]] = {
     "mnist_rows": make_mnist_rows,
     "recall": make_recall,
     "svo_tagging": make_svo_tagging,
+    "text_pairs": make_text_pairs,
     "word_completion": make_word_completion,
 }
 
 
-def make_task(config) -> Task:
-    """The task that a config names; raises UserError for an unknown one or unusable data."""
+def make_task(config, directory: Path | None = None) -> Task:
+    """The task that a config names; raises UserError for an unknown one or unusable data.
+
+    What was fitted to the training data, a vocabulary, is read from the run in `directory` if it
+    is there, and never fitted anew.
+    """
     if config.task not in TASKS:
         raise unknown_name("task", config.task, TASKS)
     try:
-        return TASKS[config.task](config)
+        return TASKS[config.task](config, directory)
     except TypeError as error:  # a field that the task does not read, or one that it misses
         if "argument" not in str(error):
             raise

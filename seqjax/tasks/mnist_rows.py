@@ -19,7 +19,7 @@ from seqjax.pictures import draw_confusion, draw_misread
 from seqjax.task import Predict, Task
 
 
-def make_mnist_rows(config) -> Task:
+def make_mnist_rows(config, _directory=None) -> Task:
     """The task of a config: images to classes, one row of pixels a time step."""
     splits, names = load_images(**config.data)
     _, _, row_size = splits["train"]["image"].shape
@@ -39,7 +39,7 @@ def make_mnist_rows(config) -> Task:
             "accuracy": accuracy(logits, batch["label"], weight),
         }
 
-    def show(predict: Predict, directory: Path) -> list[str]:
+    def show(params, predict: Predict, directory: Path) -> list[str]:
         split = "test" if "test" in splits else "train"
         return show_errors(splits[split], predict(split), names, directory)
 

@@ -13,7 +13,7 @@ from seqjax.models.classifier import Classifier
 from seqjax.task import Predict, Task
 
 
-def make_recall(config) -> Task:
+def make_recall(config, _directory=None) -> Task:
     """The task of a config: random symbols, the first of which is the label."""
     splits = make_sequences(**config.data)
     num_symbols = config.data.num_symbols
@@ -33,7 +33,7 @@ def make_recall(config) -> Task:
             "accuracy": accuracy(logits, labels, batch["weight"]),
         }
 
-    def show(predict: Predict, directory: Path) -> list[str]:
+    def show(params, predict: Predict, directory: Path) -> list[str]:
         answers = predict("test")[:5].argmax(-1)
         return [
             f"{' '.join(map(str, row[:8]))} ... -> {answer}"

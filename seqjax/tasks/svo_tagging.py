@@ -21,7 +21,7 @@ from seqjax.task import Predict, Task
 from seqjax.unroll import length_mask
 
 
-def make_svo_tagging(config) -> Task:
+def make_svo_tagging(config, _directory=None) -> Task:
     """The task of a config: one-hot words to tags, padding masked by the sentences' lengths."""
     sentences = load_split_sentences(**config.data)
     ids = word_ids(sentences["train"])
@@ -44,7 +44,7 @@ def make_svo_tagging(config) -> Task:
             "sentence_accuracy": sequence_accuracy(logits, tags, weight),
         }
 
-    def show(predict: Predict, directory: Path) -> list[str]:
+    def show(params, predict: Predict, directory: Path) -> list[str]:
         return show_tags(sentences, predict, directory)
 
     return Task(splits, init, measure, logits_of, show)

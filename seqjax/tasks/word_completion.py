@@ -17,7 +17,7 @@ from seqjax.task import Predict, Task
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def make_word_completion(config) -> Task:
+def make_word_completion(config, _directory=None) -> Task:
     """The task of a config: one-hot letters to the letter that completes the word."""
     splits = load_split_words(**config.data)
     init, bind = functional(
@@ -38,7 +38,7 @@ def make_word_completion(config) -> Task:
     def predict(params, batch):
         return bind(params).every_step(one_hot(batch["letters"], len(LETTERS)))
 
-    def show(predict: Predict, directory: Path) -> list[str]:
+    def show(params, predict: Predict, directory: Path) -> list[str]:
         return show_completions(splits, predict, directory)
 
     return Task(splits, init, measure, predict, show)

@@ -1,0 +1,61 @@
+"""Text pairs with labels, split without a question in two parts. Imports: errors, batches, pairs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from seqjax.data.batches import split_rows
+from seqjax.data.pairs import check_pairs, read_labels, read_pairs
+from seqjax.errors import UserError
+
+
+class Part(NamedTuple):
+    """One split: texts in file order, and their labels, or none."""
+
+    sources: list[str]
+    targets: list[str]
+    labels: list[str]
+
+
+def load_corpus(
+    *,
+    name: str,
+    pairs: Sequence[Sequence[str]],
+    labels: str,
+    form: str,
+    source_column: str,
+    target_column: str,
+    encoding: str,
+    valid_share: float,
+    test_share: float,
+    split_seed: int,
+) -> dict[str, Part]:
+    """Parts by split: `pairs` as they stand, or those of `name`, a shipped corpus or a file.
+
+    Pairs with the same source fall into the same part, so that none is held out of what is
+    trained on. A label names the intent of a source, of which every target is a right answer.
+    """
+    for field, share in (("valid_share", valid_share), ("test_share", test_share)):
+        if not 0 <= share < 1:
+            raise UserError(f"data.{field}={share} must lie in [0, 1)")
+    if pairs:
+        found = check_pairs(pairs)
+    else:
+        columns = {"source_column": source_column, "target_column": target_column}
+        found = read_pairs(name, form=form, encoding=encoding, **columns)
+    tags = read_labels(labels, "" if pairs else name, len(found))
+    numbers = {source: i for i, source in enumerate(dict.fromkeys(s for s, _ in found))}
+    sizes = {
+        split: round(share * len(numbers))
+        for split, share in (("valid", valid_share), ("test", test_share))
+    }
+    groups = split_rows({"group": np.arange(len(numbers))}, sizes, split_seed)
+    split_of = {group: split for split, rows in groups.items() for group in rows["group"]}
+    parts = {split: Part([], [], []) for split in groups}
+    for i, (source, target) in enumerate(found):
+        part = parts[split_of[numbers[source]]]
+        part.sources.append(source)
+        part.targets.append(target)
+        part.labels.extend(tags[i : i + 1])
+    return parts

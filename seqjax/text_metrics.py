@@ -1,0 +1,57 @@
+"""Figures of whole texts, on the host: exact match, BLEU, chrF, distinct n-grams, right intents."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from seqjax.data.corpus import Part
+
+Answers = Mapping[str, frozenset[str]]  # the right answers by intent
+
+# Korean words carry their particles, so words are no fair unit: BLEU counts characters.
+_BLEU, _CHRF = BLEU(tokenize="char", effective_order=False), CHRF()
+
+
+def text_metrics(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Exact match in [0, 1], BLEU of characters and chrF in [0, 100], distinct-1 and -2."""
+    exact = sum(a == b for a, b in zip(replies, references, strict=True)) / len(replies)
+    return {
+        "exact_match": exact,
+        "bleu": _BLEU.corpus_score(list(replies), [list(references)]).score,
+        "chrf": _CHRF.corpus_score(list(replies), [list(references)]).score,
+        "distinct_1": distinct(replies, 1),
+        "distinct_2": distinct(replies, 2),
+    }
+
+
+def signatures() -> str:
+    """How sacrebleu computed BLEU and chrF, for others to repeat."""
+    return f"BLEU {_BLEU.get_signature()}, chrF {_CHRF.get_signature()}"
+
+
+def distinct(texts: Iterable[str], n: int) -> float:
+    """Distinct n-grams of words over all n-grams of words (Li et al., 2016); 0 without any."""
+    grams = []
+    for text in texts:
+        words = text.split()
+        grams += zip(*(words[i:] for i in range(n)), strict=False)
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def answers_by_intent(parts: Iterable[Part]) -> Answers:
+    """The answers that each intent has in any part; none without labels."""
+    found = defaultdict(set)
+    for part in parts:
+        for intent, answer in zip(part.labels, part.targets, strict=bool(part.labels)):
+            found[intent].add(answer)
+    return {intent: frozenset(texts) for intent, texts in found.items()}
+
+
+def right_replies(replies: Sequence[str], part: Part, answers: Answers) -> np.ndarray:
+    """Which replies `[N]` are an answer of their source's intent, or without labels its target."""
+    labelled = (answers[label] for label in part.labels)
+    accepted = labelled if part.labels else ({target} for target in part.targets)
+    return np.array([reply in those for reply, those in zip(replies, accepted, strict=True)])

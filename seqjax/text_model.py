@@ -1,0 +1,204 @@
+"""A Seq2Seq between texts: a vocabulary on either side, the model between them, its replies.
+
+Imports: data, layers, models, decode, beam, scheduled_sampling.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from seqjax.array_types import Batch, Logits, Params, RowKeys
+from seqjax.beam import LengthPenalty, beam_search
+from seqjax.constraints import LARGEST, DecodeOptions, DecodeStep
+from seqjax.data.vocabulary import Vocabulary, encode_batch
+from seqjax.decode import greedy
+from seqjax.errors import UserError
+from seqjax.layers import functional
+from seqjax.models.seq2seq import DecoderState, Seq2Seq
+from seqjax.scheduled_sampling import make_probability, sampled_logits
+from seqjax.spec import from_spec
+
+
+class Replies(NamedTuple):
+    """The best sequence of each row."""
+
+    tokens: Int[Array, "B T"]  # the end included, padding after it
+    scores: Float[Array, " B"]  # nats: the model's own log-probability of these tokens
+    finished: Bool[Array, " B"]  # False: cut off at the bound
+
+
+class TextModel:
+    """All between texts and logits. Parameters come from outside, as everywhere.
+
+    - `max_source_length`, `max_target_length`: tokens to which texts are padded, or cut; of a target
+      start and end count, and stay.
+    - `source_padding`: "post" or "pre".
+    - `vocab_size`: rows of embeddings and outputs at least; spare ones are never emitted.
+    - `boundaries=False` leaves out start, end and all other reserved ids, as R4 does: such a model
+      can be taught, but cannot begin or end a text.
+    - `mask_padding=False` lets the encoder read padding as if it were text, as the tutorials do.
+    """
+
+    def __init__(
+        self,
+        source: Vocabulary,
+        target: Vocabulary,
+        model: Mapping[str, Any],
+        decode: Mapping[str, Any],
+        *,
+        max_source_length: int,
+        max_target_length: int,
+        source_padding: str,
+        vocab_size: int,
+        boundaries: bool,
+        mask_padding: bool,
+        scheduled_sampling: str,
+    ):
+        if source_padding not in ("post", "pre"):
+            raise UserError(f"data.source_padding={source_padding!r} must be 'post' or 'pre'")
+        self.source, self.target = source, target
+        self.max_source_length, self.max_target_length = max_source_length, max_target_length
+        self.source_padding, self.boundaries = source_padding, boundaries
+        self.mask_padding = mask_padding
+        # Without reserved ids the first piece has number 0, and padding becomes a row of zeros.
+        self.first_id = 0 if boundaries else source.num_reserved
+        sizes = [max(v.size - self.first_id, vocab_size) for v in (source, target)]
+        self.init, self.bind = functional(
+            lambda rngs: Seq2Seq(
+                source_vocab_size=sizes[0], target_vocab_size=sizes[1], rngs=rngs, **model
+            )
+        )
+        self.probability = make_probability(scheduled_sampling)
+        options = dict(decode)
+        self.decoder = from_spec("decode.decoder", options.pop("decoder"), DECODERS)
+        self.options = DecodeOptions(max_length=max_target_length - 1, **options)
+
+    def encode_sources(self, texts: Iterable[str]) -> np.ndarray:
+        """Ids `[N, S]`."""
+        ends = {"add_bos": False, "add_eos": False, "padding": self.source_padding}
+        return encode_batch(self.source, texts, self.max_source_length, **ends)[0]
+
+    def encode_targets(self, texts: Iterable[str]) -> np.ndarray:
+        """Ids `[N, T + 1]`: the decoder's inputs are all but the last column, its labels all but
+        the first."""
+        ends = {"add_bos": self.boundaries, "add_eos": self.boundaries}
+        ids, _ = encode_batch(self.target, texts, self.max_target_length, **ends)
+        return ids if self.boundaries else np.pad(ids, ((0, 0), (0, 1)))
+
+    def encode(
+        self, model: Seq2Seq, source: Int[Array, "B S"], keys: RowKeys | None = None
+    ) -> DecoderState:
+        """The decoder's state before its first token."""
+        mask = source != self.source.pad_id
+        if not self.mask_padding:
+            mask = jnp.ones_like(mask)
+        return model.encode(source - self.first_id, mask, keys=keys)
+
+    def logits(self, params: Params, batch: Batch, keys: RowKeys | None = None) -> Logits:
+        """Logits `[B, T, V]` for the label after each input, under teacher forcing.
+
+        In training, and only if the config asks for it, some inputs are the model's own.
+        """
+        model = self.bind(params)
+        state = self.encode(model, batch["source"], keys)
+        inputs = batch["target"][:, :-1] - self.first_id
+        if self.probability is None or keys is None or "step" not in batch:
+            return model.logits(model.decode(state, inputs, keys=keys).hidden)
+        return sampled_logits(model, state, inputs, self.probability(batch["step"]), keys)
+
+    def decode_step(self, params: Params) -> DecodeStep:
+        """The step that decoders take; ids without a text are banned."""
+        model = self.bind(params)
+
+        def step(state, token):
+            state, logits = model.decode_step(state, token)
+            known = jnp.arange(logits.shape[-1]) < self.target.size
+            return state, jnp.where(known, logits, -LARGEST)
+
+        return step
+
+    def replies(self, params: Params, batch: Batch) -> Replies:
+        """What the config's decoder makes of each source."""
+        return self.decoder(self, params, batch)
+
+    def attention(
+        self, params: Params, source: Int[Array, "B S"], tokens: Int[Array, "B T"]
+    ) -> Float[Array, "B T S"] | None:
+        """Where the decoder looked before each of the tokens, or None without attention."""
+        model = self.bind(params)
+        start = jnp.full_like(tokens[:, :1], self.target.bos_id)
+        inputs = jnp.concatenate([start, tokens[:, :-1]], axis=1)
+        return model.decode(self.encode(model, source), inputs).weights
+
+
+Decoder = Callable[[TextModel, Params, Batch], Replies]
+
+
+def greedy_decoder() -> Decoder:
+    """At every step the most probable token."""
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        state = text.encode(text.bind(params), batch["source"])
+        found = greedy(text.decode_step(params), state, text.options)
+        return Replies(found.tokens, found.scores, found.finished)
+
+    return decode
+
+
+def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
+    """The best of a beam."""
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        state = text.encode(text.bind(params), batch["source"])
+        beam = {"beam_size": beam_size, "length_penalty": length_penalty}
+        found = beam_search(text.decode_step(params), state, text.options, **beam)
+        return Replies(found.tokens[:, 0], found.scores[:, 0], found.finished[:, 0])
+
+    return decode
+
+
+def fed_padding_decoder() -> Decoder:
+    """R3's `translate`: start, then padding as long as the source, all in one pass; the most
+    probable token at each step, up to the first end."""
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        inputs = jnp.full_like(batch["source"], text.target.pad_id)
+        inputs = inputs.at[:, 0].set(text.target.bos_id)
+        model = text.bind(params)
+        run = model.decode(text.encode(model, batch["source"]), inputs)
+        return _most_probable(text, model.logits(run.hidden))
+
+    return decode
+
+
+def teacher_forced_decoder() -> Decoder:
+    """The most probable token after each token of the right answer: no generation. R4 has none."""
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        replies = _most_probable(text, text.logits(params, batch))
+        shown = jnp.where(batch["target"][:, 1:] > 0, replies.tokens, text.target.pad_id)
+        return replies._replace(tokens=shown)
+
+    return decode
+
+
+DECODERS = {
+    "greedy": greedy_decoder,
+    "beam": beam_decoder,
+    "fed_padding": fed_padding_decoder,
+    "teacher_forced": teacher_forced_decoder,
+}
+
+
+def _most_probable(text: TextModel, logits: Logits) -> Replies:
+    """The most probable token of each step up to the first end."""
+    tokens = jnp.argmax(logits, axis=-1) + text.first_id
+    is_end = tokens == text.target.eos_id
+    after_end = jnp.cumsum(is_end, axis=1) - is_end > 0
+    best = jnp.where(after_end, 0.0, jnp.max(jax.nn.log_softmax(logits), axis=-1))
+    tokens = jnp.where(after_end, text.target.pad_id, tokens).astype(jnp.int32)
+    return Replies(tokens, jnp.sum(best, axis=1), jnp.any(is_end, axis=1))
