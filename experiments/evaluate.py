@@ -19,7 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=T
 def main() -> None:
     config = load_config(Path(WORKDIR.value) / "config.json")
     start_jax(config.train)
-    evaluate(make_task(config), config, Path(WORKDIR.value))
+    evaluate(make_task(config, Path(WORKDIR.value)), config, Path(WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default 
 def main() -> None:
     config = CONFIG.value
     start_jax(config.train)
-    fit(make_task(config), config, Path(WORKDIR.value) if WORKDIR.value else default_workdir())
+    workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir()
+    fit(make_task(config, workdir), config, workdir)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from seqjax.array_types import Params
 from seqjax.checkpoint import Checkpoints
 from seqjax.data.batches import check_batch_size, num_rows
 from seqjax.errors import UserError, unknown_name
@@ -124,14 +125,19 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
 def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What the best weights of a run reach, finished or not; UserError if it has no checkpoint."""
     setup = make_setup(task, config)
+    params, progress = restore_best(setup, workdir)
+    return conclude(setup, params, progress, workdir)
+
+
+def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
+    """A run's best weights so far, and how far it is; UserError if it has no checkpoint."""
     directory = workdir / "checkpoints"
     restored = None
     if directory.is_dir():
         restored = Checkpoints(directory, read_only=True).restore(_arrays_like(setup))
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    params = put(restored[0]["best_params"], setup.mesh, WHOLE)
-    return conclude(setup, params, Progress(**restored[1]), workdir)
+    return put(restored[0]["best_params"], setup.mesh, WHOLE), Progress(**restored[1])
 
 
 def _arrays_like(setup: Setup) -> dict[str, Any]:

@@ -10,9 +10,12 @@ ROWS = [
     ["errors", "array_types", "special_ids", "spec", "initializers"],
     ["cells", "unroll", "dropout", "layers", "stack", "attention", "models"],
     ["constraints", "decode", "beam"],
-    ["metrics", "losses", "parameters", "pictures", "data", "optim", "task", "tasks"],
+    ["metrics", "losses", "parameters", "pictures", "data", "optim", "task"],
+    ["scheduled_sampling", "text_model", "text_metrics", "text_pairs"],
+    ["nearest", "abstain", "respond", "tasks"],
     ["mesh", "train", "evaluate"],
     ["config", "progress", "report", "run_directory", "checkpoint", "fit", "launch"],
+    ["load_run", "chat", "page"],
 ]
 ORDER = [name for row in ROWS for name in row]
 DATA = (

@@ -26,7 +26,11 @@ NUM_SHOWN = 6
 
 def make_text_pairs(config, directory: Path | None = None) -> Task:
     """The task of a config: source texts to target texts."""
-    pairs = load_text_pairs(config, directory)
+    return task_of_pairs(load_text_pairs(config, directory), config)
+
+
+def task_of_pairs(pairs: TextPairs, config) -> Task:
+    """The task of data and model that are there already."""
     text, smoothing = pairs.text, config.loss.label_smoothing
     if not 0 <= smoothing < 1:
         raise UserError(f"loss.label_smoothing={smoothing} must lie in [0, 1)")
