@@ -86,6 +86,7 @@ def text_pairs_config(name: str) -> ConfigDict:
         "encoding": "utf-8",  # or cp949
         "valid_share": 0.0,
         "test_share": 0.0,
+        "train_size": 0,  # training pairs to use; 0: all that are not held out
         "split_seed": 0,
         "source_vocabulary": "characters",  # jamo, whitespace, words, byte_bpe(size=), unigram(size=)
         "target_vocabulary": "",  # "": the source's, for both

@@ -1,5 +1,6 @@
 """Figures of whole texts, on the host: exact match, BLEU, chrF, distinct n-grams, right intents."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -51,7 +52,14 @@ def answers_by_intent(parts: Iterable[Part]) -> Answers:
 
 
 def right_replies(replies: Sequence[str], part: Part, answers: Answers) -> np.ndarray:
-    """Which replies `[N]` are an answer of their source's intent, or without labels its target."""
-    labelled = (answers[label] for label in part.labels)
-    accepted = labelled if part.labels else ({target} for target in part.targets)
-    return np.array([reply in those for reply, those in zip(replies, accepted, strict=True)])
+    """Which replies `[N]` to a labelled part are an answer of their source's intent.
+
+    Letters and digits alone decide, so that vocabularies without blanks or punctuation can be right.
+    """
+    known = {intent: {_letters(text) for text in texts} for intent, texts in answers.items()}
+    pairs = zip(replies, part.labels, strict=True)
+    return np.array([_letters(reply) in known[label] for reply, label in pairs], bool)
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).lower()

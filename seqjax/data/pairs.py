@@ -17,6 +17,7 @@ SHIPPED = {  # name: file under corpora/, and its form
     "wiki": ("wiki/wiki_qna.csv", "csv"),
     "tutorial_words": ("translation/tutorial_words.tsv", "tsv"),
     "tutorial_sentences": ("translation/tutorial_sentences.tsv", "tsv"),
+    "reversed": ("reversed/reversed.tsv", "tsv"),
     "words": ("translation/words.tsv", "tsv"),
     "sentences": ("translation/sentences.tsv", "tsv"),
 }

@@ -1,0 +1,46 @@
+"""sentence translation"""
+
+from seqjax.config import choose_variant, text_pairs_config
+
+
+def get_config(variant: str = "default"):
+    config = text_pairs_config("tutorial_sentences")
+    config.model.embed_size = 0
+    config.model.hidden_size = 32
+    config.data.target_vocabulary = "characters"  # of its own
+    config.data.ask = ("Helo.", "How old is he?", "abcd")
+    config.optim.learning_rate = 0.01
+    config.train.batch_size = 1
+    config.train.num_epochs = 200
+    config.train.monitor = "train.loss"  # five sentences leave none to validate on
+    config.train.patience = 5
+    config.train.checkpoint_every_epochs = 200
+    config.train.num_devices = 1  # too small to share: two cores would wait for each other
+    return choose_variant(config, variant, VARIANTS)
+
+
+def faithful(config):
+    """As the tutorial: no start and end symbols, zero rows counted in the loss, Keras' Adam."""
+    config.data.ask = ()
+    config.data.boundaries = False
+    config.loss.mask_padding = False
+    config.decode.decoder = "teacher_forced"
+    config.optim.name = "keras_adam"
+    config.optim.learning_rate = 0.001
+
+
+def large(config):
+    """400 everyday sentences, split."""
+    config.data.name = "sentences"
+    config.data.valid_share = 0.15
+    config.data.test_share = 0.15
+    config.model.embed_size = 64
+    config.model.hidden_size = 128
+    config.model.bidirectional = True
+    config.model.attention = "dot"
+    config.train.batch_size = 32
+    config.train.num_epochs = 60
+    config.train.monitor = "valid.loss"
+
+
+VARIANTS = (faithful, large)

@@ -1,0 +1,47 @@
+"""word translation"""
+
+from seqjax.config import choose_variant, text_pairs_config
+
+
+def get_config(variant: str = "default"):
+    config = text_pairs_config("tutorial_words")
+    config.model.cell = "simple_rnn"
+    config.model.embed_size = 0
+    config.model.hidden_size = 128
+    config.data.ask = ("wodr", "loev", "abcd")
+    config.optim.learning_rate = 0.01
+    config.train.batch_size = 6
+    config.train.num_epochs = 100
+    config.train.eval_every_epochs = 5
+    config.train.monitor = "epoch"  # six words leave nothing to choose weights by
+    config.train.checkpoint_every_epochs = 100
+    config.train.num_devices = 1  # too small to share: two cores would wait for each other
+    return choose_variant(config, variant, VARIANTS)
+
+
+def faithful(config):
+    """As the tutorial: dropout on the decoder, TF1's initial weights and Adam, 41 symbols, and a
+    decoder that is fed padding in place of its own words."""
+    config.model.kernel_init = "joined_glorot_uniform"
+    config.model.recurrent_init = "joined_glorot_uniform"
+    config.model.decoder_output_dropout = (0.5,)
+    config.data.vocab_size = 41
+    config.decode.decoder = "fed_padding"
+    config.optim.name = "keras_adam(eps=1e-8)"
+    config.train.dropout_at_test = True
+
+
+def large(config):
+    """200 common words, split."""
+    config.data.name = "words"
+    config.data.valid_share = 0.15
+    config.data.test_share = 0.15
+    config.model.cell = "lstm"
+    config.model.embed_size = 64
+    config.train.batch_size = 32
+    config.train.num_epochs = 30
+    config.train.eval_every_epochs = 1
+    config.train.monitor = "valid.loss"
+
+
+VARIANTS = (faithful, large)
