@@ -95,8 +95,10 @@ def draw_attention(looks: Sequence[Any], path: Path) -> None:
         axis.axis("off")
     for axis, look in zip(axes.flat, looks, strict=False):
         axis.imshow(look.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axis.set_xticks(range(len(look.source)), look.source, fontsize=8, rotation=60)
-        axis.set_yticks(range(len(look.target)), look.target, fontsize=8)
+        # The font has Hangul, but not the mark that vocabularies show for a blank.
+        source, target = ([name.replace("▁", "_") for name in s] for s in (look.source, look.target))
+        axis.set_xticks(range(len(source)), source, fontsize=8, rotation=60)
+        axis.set_yticks(range(len(target)), target, fontsize=8)
     _save(figure, path)
 
 

@@ -176,12 +176,14 @@ def fed_padding_decoder() -> Decoder:
 
 
 def teacher_forced_decoder() -> Decoder:
-    """The most probable token after each token of the right answer: no generation. R4 has none."""
+    """The first token of the right answer, as given, and the most probable one after each of its
+    tokens: no generation. R4 has none."""
 
     def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
         replies = _most_probable(text, text.logits(params, batch))
-        shown = jnp.where(batch["target"][:, 1:] > 0, replies.tokens, text.target.pad_id)
-        return replies._replace(tokens=shown)
+        given = batch["target"][:, :-1]
+        tokens = jnp.concatenate([given[:, :1], replies.tokens[:, :-1]], axis=1)
+        return replies._replace(tokens=jnp.where(given > 0, tokens, text.target.pad_id))
 
     return decode
 
