@@ -9,11 +9,11 @@ def get_config(variant: str = "default"):
     config.model.hidden_size = 32
     config.data.target_vocabulary = "characters"  # of its own
     config.data.ask = ("Helo.", "How old is he?", "abcd")
-    config.optim.learning_rate = 0.01
+    config.optim.learning_rate = 0.005
     config.train.batch_size = 1
     config.train.num_epochs = 200
     config.train.monitor = "train.loss"  # five sentences leave none to validate on
-    config.train.patience = 5
+    config.train.patience = 20
     config.train.checkpoint_every_epochs = 200
     config.train.num_devices = 1  # too small to share: two cores would wait for each other
     return choose_variant(config, variant, VARIANTS)
@@ -27,6 +27,7 @@ def faithful(config):
     config.decode.decoder = "teacher_forced"
     config.optim.name = "keras_adam"
     config.optim.learning_rate = 0.001
+    config.train.patience = 5
 
 
 def large(config):

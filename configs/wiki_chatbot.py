@@ -5,15 +5,24 @@ from seqjax.config import choose_variant, text_pairs_config
 
 def get_config(variant: str = "default"):
     config = text_pairs_config("wiki")
-    config.model.embed_size = 128
-    config.model.hidden_size = 128
+    config.model.embed_size = 256
+    config.model.hidden_size = 256
     config.model.bidirectional = True
-    config.model.attention = "dot"
+    config.model.attention = "general"
+    # An answer repeats words of its question: what is learnt of a word serves both sides.
+    config.model.share_embeddings = True
+    config.model.tie_output = True
+    config.model.token_dropout = 0.2
+    config.model.input_dropout = (0.3,)
+    config.model.decoder_output_dropout = (0.5,)
     config.data.valid_share = 0.1
     config.data.test_share = 0.1
-    config.data.source_vocabulary = "unigram(size=1500)"
-    config.data.target_vocabulary = "whitespace"
+    config.data.source_vocabulary = "unigram(size=2500)"
+    config.optim.learning_rate = 3e-3
+    config.optim.schedule = "cosine"
+    config.train.batch_size = 64
     config.train.num_epochs = 40
+    config.train.patience = 10
     return choose_variant(config, variant, VARIANTS)
 
 
@@ -23,15 +32,23 @@ def faithful(config):
     config.model.hidden_size = 50
     config.model.bidirectional = False
     config.model.attention = "none"
+    config.model.share_embeddings = False
+    config.model.tie_output = False
+    config.model.token_dropout = 0.0
+    config.model.input_dropout = (0.0,)
+    config.model.decoder_output_dropout = (0.0,)
     config.data.valid_share = 0.0
     config.data.test_share = 0.2
     config.data.source_vocabulary = "words(unknown=False)"
     config.data.target_vocabulary = "words(unknown=False)"
     config.loss.mask_padding = False
     config.optim.name = "rmsprop"
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "constant"
     config.train.batch_size = 128
     config.train.num_epochs = 100
     config.train.monitor = "epoch"
+    config.train.patience = 0
 
 
 VARIANTS = (faithful,)

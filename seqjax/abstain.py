@@ -7,7 +7,7 @@ it was trained on. A logistic regression weighs them; a network alone is sure of
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,7 @@ class Abstention(NamedTuple):
     def confidence(self, score: float, similarity: float) -> float:
         """How probably the reply is right, in [0, 1], from its log-probability in nats and the
         question's similarity to the nearest one trained on."""
-        logit = self.bias + self.of_score * score + self.of_similarity * similarity
-        return float(_sigmoid(np.float64(logit)))
+        return float(_odds((self.bias, self.of_score, self.of_similarity), score, similarity))
 
 
 def calibrate(scores: np.ndarray, similarities: np.ndarray, right: np.ndarray) -> Abstention:
@@ -43,11 +42,12 @@ def calibrate(scores: np.ndarray, similarities: np.ndarray, right: np.ndarray) -
         gradient = features.T @ (odds - right) + penalty @ weights
         hessian = (features * (odds * (1 - odds))[:, None]).T @ features + penalty
         weights = weights - np.linalg.solve(hessian, gradient)
-    order = np.argsort(-features @ weights, kind="stable")
-    odds = _sigmoid(features @ weights)[order]
+    odds = _odds(weights, *features.T[1:])
+    order = np.argsort(-odds, kind="stable")
     gain = np.concatenate([[0], np.cumsum(np.where(right[order], 1, -1))])
+    bounds = np.concatenate([[1.0], odds[order], [0.0]])
+    gain[bounds[:-1] == bounds[1:]] = -len(odds) - 1  # no threshold comes between equals
     best = int(np.argmax(gain))  # so many of the surest are given
-    bounds = np.concatenate([[1.0], odds, [0.0]])
     return Abstention(*map(float, weights), threshold=float((bounds[best] + bounds[best + 1]) / 2))
 
 
@@ -70,12 +70,18 @@ def load_abstention(directory: Path) -> Abstention:
     path = directory / FILE
     remedy = "run experiments.evaluate on it, or answer always with --abstain=off"
     try:
-        return Abstention(**json.loads(path.read_text(encoding="utf-8")))
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return Abstention(**{name: float(value) for name, value in fields.items()})
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {remedy}") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def _odds(weights: Any, score: Any, similarity: Any) -> Any:
+    """The same to the last bit for one reply and for many: equal replies get equal odds."""
+    return _sigmoid(weights[0] + weights[1] * score + weights[2] * similarity)
+
+
+def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-np.clip(x, -30, 30)))

@@ -104,7 +104,7 @@ def text_pairs_config(name: str) -> ConfigDict:
     }
     config.decode = {
         "decoder": "greedy",  # or beam(beam_size=4, length_penalty=0.6)
-        "min_length": 0,
+        "min_length": 1,  # no empty reply
         "repetition_penalty": 1.0,
         "no_repeat_ngram": 0,
         "ban_unknown": True,

@@ -4,10 +4,13 @@ The one file that knows matplotlib, which it imports only when something is draw
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+HANGUL = "NanumGothic"  # a font, of koreanize-matplotlib
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: Path) -> None:
@@ -95,10 +98,8 @@ def draw_attention(looks: Sequence[Any], path: Path) -> None:
         axis.axis("off")
     for axis, look in zip(axes.flat, looks, strict=False):
         axis.imshow(look.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        # The font has Hangul, but not the mark that vocabularies show for a blank.
-        source, target = ([name.replace("▁", "_") for name in s] for s in (look.source, look.target))
-        axis.set_xticks(range(len(source)), source, fontsize=8, rotation=60)
-        axis.set_yticks(range(len(target)), target, fontsize=8)
+        axis.set_xticks(range(len(look.source)), look.source, fontsize=8, rotation=60)
+        axis.set_yticks(range(len(look.target)), look.target, fontsize=8)
     _save(figure, path)
 
 
@@ -117,9 +118,15 @@ def draw_lengths(
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    import koreanize_matplotlib  # sets a font with Hangul, which it brings along
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+    from matplotlib import font_manager, rcParams
+    from matplotlib.figure import Figure  # not pyplot: no window system
 
+    if HANGUL not in rcParams["font.family"]:
+        # To import the package would set its font for all letters, and fails from Python 3.12 on.
+        package = distribution("koreanize-matplotlib")
+        font = package.locate_file(f"koreanize_matplotlib/fonts/{HANGUL}.ttf")
+        font_manager.fontManager.addfont(str(font))
+        rcParams["font.family"] = ["DejaVu Sans", HANGUL]  # for what the first one lacks
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 

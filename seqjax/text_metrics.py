@@ -30,6 +30,8 @@ def text_metrics(replies: Sequence[str], references: Sequence[str]) -> dict[str,
 
 def signatures() -> str:
     """How sacrebleu computed BLEU and chrF, for others to repeat."""
+    for metric in (_BLEU, _CHRF):
+        metric.corpus_score(["a"], [["a"]])  # before it has scored, a metric has no signature
     return f"BLEU {_BLEU.get_signature()}, chrF {_CHRF.get_signature()}"
 
 

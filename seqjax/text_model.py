@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from seqjax.array_types import Batch, Logits, Params, RowKeys
-from seqjax.beam import LengthPenalty, beam_search
+from seqjax.beam import beam_search
 from seqjax.constraints import LARGEST, DecodeOptions, DecodeStep
 from seqjax.data.vocabulary import Vocabulary, encode_batch
 from seqjax.decode import greedy
@@ -79,14 +79,23 @@ class TextModel:
 
     def encode_sources(self, texts: Iterable[str]) -> np.ndarray:
         """Ids `[N, S]`."""
-        ends = {"add_bos": False, "add_eos": False, "padding": self.source_padding}
-        return encode_batch(self.source, texts, self.max_source_length, **ends)[0]
+        ids, _ = encode_batch(
+            self.source,
+            texts,
+            self.max_source_length,
+            add_bos=False,
+            add_eos=False,
+            padding=self.source_padding,
+        )
+        return ids
 
     def encode_targets(self, texts: Iterable[str]) -> np.ndarray:
         """Ids `[N, T + 1]`: the decoder's inputs are all but the last column, its labels all but
         the first."""
-        ends = {"add_bos": self.boundaries, "add_eos": self.boundaries}
-        ids, _ = encode_batch(self.target, texts, self.max_target_length, **ends)
+        both = self.boundaries
+        ids, _ = encode_batch(
+            self.target, texts, self.max_target_length, add_bos=both, add_eos=both
+        )
         return ids if self.boundaries else np.pad(ids, ((0, 0), (0, 1)))
 
     def encode(
@@ -116,10 +125,14 @@ class TextModel:
 
         def step(state, token):
             state, logits = model.decode_step(state, token)
-            known = jnp.arange(logits.shape[-1]) < self.target.size
-            return state, jnp.where(known, logits, -LARGEST)
+            return state, self.known(logits)
 
         return step
+
+    def known(self, logits: Logits) -> Logits:
+        """The logits, those of spare ids, which stand for no text, as low as can be."""
+        known = jnp.arange(logits.shape[-1]) < self.target.size - self.first_id
+        return jnp.where(known, logits, -LARGEST)
 
     def replies(self, params: Params, batch: Batch) -> Replies:
         """What the config's decoder makes of each source."""
@@ -154,8 +167,13 @@ def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
 
     def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
         state = text.encode(text.bind(params), batch["source"])
-        beam = {"beam_size": beam_size, "length_penalty": length_penalty}
-        found = beam_search(text.decode_step(params), state, text.options, **beam)
+        found = beam_search(
+            text.decode_step(params),
+            state,
+            text.options,
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+        )
         return Replies(found.tokens[:, 0], found.scores[:, 0], found.finished[:, 0])
 
     return decode
@@ -198,6 +216,7 @@ DECODERS = {
 
 def _most_probable(text: TextModel, logits: Logits) -> Replies:
     """The most probable token of each step up to the first end."""
+    logits = text.known(logits)
     tokens = jnp.argmax(logits, axis=-1) + text.first_id
     is_end = tokens == text.target.eos_id
     after_end = jnp.cumsum(is_end, axis=1) - is_end > 0

@@ -53,7 +53,8 @@ def load_text_pairs(config, directory: Path | None = None) -> TextPairs:
     )
     for name, length in zip(lengths, longest, strict=True):
         text_options[name] = text_options[name] or length
-    text = TextModel(source, target, config.model, config.decode, **text_options, **loss)
+    model, decode = dict(config.model), dict(config.decode)
+    text = TextModel(source, target, model, decode, **text_options, **loss)
     return TextPairs(parts, answers_by_intent(parts.values()), text, ask)
 
 
@@ -66,7 +67,9 @@ def _vocabularies(
         target = Vocabulary.load(directory / VOCABULARY)
         return target if shared else Vocabulary.load(directory / SOURCE_VOCABULARY), target
     if directory and (directory / "checkpoints").exists():
-        raise UserError(f"{directory / VOCABULARY} is gone: restore it, or train in a new --workdir")
+        raise UserError(
+            f"{directory / VOCABULARY} is gone: restore it, or train in a new --workdir"
+        )
     if shared:
         both = Vocabulary.fit(specs[0], [*train.sources, *train.targets])
         return both, both

@@ -23,6 +23,7 @@ from decoding import (
     fast_greedy,
     fast_keys,
     fast_sample,
+    jit,
     log_softmax,
     penalize,
     repeated,
@@ -37,9 +38,12 @@ from oracles import assert_same
 
 from seqjax.beam import beam_search
 from seqjax.constraints import DecodeOptions
-from seqjax.decode import greedy, sample
+from seqjax.decode import advance, begin, greedy, sample
 from seqjax.errors import UserError
 from seqjax.special_ids import SpecialIds
+
+fast_begin = jit(begin, static_argnums=1)
+fast_advance = jit(advance, static_argnums=(0, 1))
 
 
 @every_option_set
@@ -109,6 +113,25 @@ def test_a_row_is_decoded_alike_in_any_batch(decoder):
     whole = run(range(8))
     for index in ([3], [4], [7, 0, 3, 3, 1, 2, 5, 5]):
         assert_same(run(index), take_rows(whole, index))
+
+
+@every_option_set
+def test_steps_one_by_one_are_greedy(options):
+    """Step by step, as a reply is shown while it grows: the loop's tokens, scores and flags."""
+    step, state = toy_step(5), toy_state(B)
+    want = fast_greedy(step, state, options)
+    now = fast_begin(state, options)
+    for count in range(int(want.num_steps)):
+        assert now.step == count and not np.all(now.finished)
+        assert_same(now.tokens[:, :count], want.tokens[:, :count])
+        assert not np.any(now.tokens[:, count:])
+        now = fast_advance(step, options, now)
+    assert_same((now.tokens, now.finished), (want.tokens, want.finished))
+    np.testing.assert_allclose(now.scores, want.scores, rtol=1e-6)  # compiled in another program
+    # A row that has ended stays as it is.
+    if now.step < options.max_length:
+        more = fast_advance(step, options, now)
+        assert_same((more.tokens, more.scores), (now.tokens, now.scores))
 
 
 def test_temperature_0_and_top_1_are_greedy():

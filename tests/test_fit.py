@@ -15,7 +15,7 @@ import seqjax.fit
 import seqjax.pictures
 from seqjax.checkpoint import Checkpoints
 from seqjax.errors import UserError
-from seqjax.fit import evaluate, fit, make_setup
+from seqjax.fit import evaluate, fit, make_setup, restore_best
 from seqjax.report import Report, read_records
 
 TASK = linear_task()
@@ -191,6 +191,46 @@ def test_another_configs_directory_is_refused_naming_the_fields(finished):
     assert "\n" not in str(caught.value)
     after = contents(finished)
     assert after == before
+
+
+# What a task adds
+
+
+def test_what_was_fitted_is_saved_before_the_first_step_and_not_by_a_finished_run(
+    tmp_path, monkeypatch, capsys
+):
+    calls = []
+    task = TASK._replace(save=lambda directory: calls.append(sorted(directory.iterdir())))
+    config, workdir = linear_config(num_epochs=2), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 1)
+        fit(task, config, workdir)
+    (there,) = calls
+    assert [path.name for path in there] == ["config.json", "environment.json"]
+    for _ in range(2):  # resumed, then finished
+        fit(task, config, workdir)
+    assert len(calls) == 2
+
+
+def test_figures_of_whole_outputs_stand_beside_each_splits_means(tmp_path, capsys):
+    def score(predict, split, means):
+        return {"rows": float(len(predict(split))), "twice": 2 * means["loss"]}
+
+    workdir = tmp_path / "run"
+    result = fit(TASK._replace(score=score), linear_config(num_epochs=1), workdir)
+    for split, size in (("train", 22), ("valid", 9), ("test", 5)):
+        assert result[split]["rows"] == size
+        assert result[split]["twice"] == 2 * result[split]["loss"]
+    assert read_json(workdir / "result.json") == result
+    assert "rows 22.0000" in capsys.readouterr().out
+
+
+def test_the_best_weights_come_back_with_how_far_the_run_is(finished):
+    setup = make_setup(TASK, linear_config())
+    params, progress = restore_best(setup, finished)
+    best = read_json(finished / "result.json")["best_epoch"]
+    assert (progress.epoch, progress.best_epoch) == (6, best)
+    assert equal(params, restore(finished, linear_config())["best_params"])
 
 
 # The best weights

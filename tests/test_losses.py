@@ -52,6 +52,38 @@ def test_what_weighs_nothing_does_not_get_through(soil, weight):
     assert not np.any(np.where(real, 0, slopes))
 
 
+smoothings = st.sampled_from([0.0, 0.1, 0.5, 0.9])
+smoothed = jax.jit(cross_entropy, static_argnums=3)
+smoothed_gradient = jax.jit(jax.grad(lambda *args: cross_entropy(*args)[0]), static_argnums=3)
+
+
+@given(weight=weights, smoothing=smoothings)
+def test_a_smoothed_label_is_shared_out_over_all_classes_alike(weight, smoothing):
+    shares = np.exp(np.float64(LOGITS))
+    shares /= shares.sum(-1, keepdims=True)
+    labels = (1 - smoothing) * np.eye(C)[LABELS] + smoothing / C
+    want = np.sum(-np.sum(labels * np.log(shares), -1) * weight)
+    total, of = smoothed(LOGITS, LABELS, weight, smoothing)
+    assert total == pytest.approx(want, rel=1e-6) and of == np.sum(weight)  # float32
+    slopes = smoothed_gradient(LOGITS, LABELS, weight, smoothing)
+    np.testing.assert_allclose(slopes, (shares - labels) * weight[..., None], atol=1e-6)
+
+
+@pytest.mark.parametrize("soil", [np.nan, np.inf, 1e30])
+def test_smoothing_lets_nothing_through_either(soil):
+    weight = np.float32(np.arange(B * T).reshape(B, T) % 2)
+    soiled = np.where(weight[..., None] > 0, LOGITS, np.float32(soil))
+    assert_same(smoothed(soiled, LABELS, weight, 0.1), smoothed(LOGITS, LABELS, weight, 0.1))
+    slopes = smoothed_gradient(soiled, LABELS, weight, 0.1)
+    assert_same(slopes, smoothed_gradient(LOGITS, LABELS, weight, 0.1))
+    assert not np.any(slopes[weight == 0])
+
+
+def test_without_smoothing_the_loss_is_the_plain_one():
+    weight = np.ones((B, T), np.float32)
+    assert_same(smoothed(LOGITS, LABELS, weight, 0.0), loss(LOGITS, LABELS, weight))
+
+
 def test_what_weighs_something_does():
     soiled = LOGITS.copy()
     soiled[0, 0, 0] = np.nan

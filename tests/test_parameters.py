@@ -93,6 +93,8 @@ def test_models_of_several_layers(sizes, num_classes, counts):
         ("word_completion", "default", 58_010),
         ("svo_tagging", "default", 108),
         ("svo_tagging", "gru", 84),
+        ("word_translation", "faithful", 48_809),
+        ("sentence_translation", "faithful", 15_256),
     ],
 )
 def test_models_of_the_configs(name, variant, count):

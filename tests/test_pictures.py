@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from toys import assert_picture
 
-from seqjax.pictures import draw_confusion, draw_curves, draw_misread, draw_steps
+from seqjax.pictures import (
+    draw_attention,
+    draw_confusion,
+    draw_curves,
+    draw_lengths,
+    draw_misread,
+    draw_steps,
+)
+from seqjax.respond import Attention
 
 rng = np.random.default_rng(0)
 
@@ -53,6 +61,32 @@ def test_steps(lengths, tmp_path):
     steps = [[f"step {i}" for i in range(length)] for length in lengths]
     draw_steps(tables, steps, ("S", "V", "O"), tmp_path / "steps.png")
     assert_picture(tmp_path / "steps.png")
+
+
+def look(source: str, target: str) -> Attention:
+    weights = rng.dirichlet(np.ones(len(source)), size=len(target))
+    return Attention(weights, list(source), list(target))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_attention(count, tmp_path):
+    looks = [look("▁라떼▁있어요?", "네, 有-é가"), look("x", "y"), look("여▁는▁시간", "z")]
+    draw_attention(looks[:count], tmp_path / "attention.png")  # a missing glyph is a warning
+    assert_picture(tmp_path / "attention.png")
+
+
+def test_hangul_is_drawn_letter_by_letter(tmp_path):
+    for name, letters in (("a.png", "가나다"), ("b.png", "가나라"), ("c.png", "가나다")):
+        same = Attention(np.eye(3), list(letters), list("abc"))
+        draw_attention([same], tmp_path / name)
+    a, b, c = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
+    assert a == c != b
+
+
+@pytest.mark.parametrize("lengths", [[1], [0, 3, 3, 12]])
+def test_lengths(lengths, tmp_path):
+    draw_lengths(lengths, lengths[::-1], 5, 14, tmp_path / "lengths.png")
+    assert_picture(tmp_path / "lengths.png")
 
 
 def test_equal_data_make_equal_files(tmp_path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import random_like
+from toys import quick_compile
 
 from seqjax.attention import Attention
 from seqjax.dropout import row_keys
@@ -14,6 +15,14 @@ from seqjax.models.seq2seq import Seq2Seq
 from seqjax.parameters import count_parameters, parameter_shapes
 
 B, S, T, V = 3, 5, 4, 11
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    with quick_compile():
+        yield
+
+
 OPTIONS = dict(
     source_vocab_size=V,
     target_vocab_size=V,
@@ -150,6 +159,45 @@ def test_attention_scores_are_luongs_and_bahdanaus():
         np.testing.assert_allclose(weights[0, 0], want, rtol=1e-4)
 
 
+def read_by_encoder(rate, source, keys):
+    """The ids that a one-hot encoder reads."""
+
+    class Seen(Exception):
+        pass
+
+    def encoder(xs, **options):
+        raise Seen(np.argmax(xs, axis=-1))
+
+    bind, params = make(embed_size=0, token_dropout=rate)
+    model = bind(params)
+    model.encoder = encoder
+    with pytest.raises(Seen) as caught:
+        model.encode(source, jnp.ones_like(source, bool), keys=keys)
+    return caught.value.args[0]
+
+
+def test_token_dropout_reads_a_share_of_source_tokens_as_unknown():
+    source = jnp.asarray(np.random.default_rng(0).integers(4, V, (200, 30), np.int32))
+    keys = row_keys(jax.random.key(1), 200)
+    read = read_by_encoder(0.3, source, keys)
+    dropped = read == 3
+    np.testing.assert_array_equal(read, np.where(dropped, 3, source))
+    # 6,000 draws: five of their mean's standard deviations.
+    assert abs(dropped.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 6_000)
+    assert np.std(dropped.mean(1)) > 0.04  # a draw each, not one for each row or column
+    assert np.std(dropped.mean(0)) > 0.015
+    # The same beside others, and with padding behind.
+    order = np.array([5, 199, 0])
+    wider = jnp.pad(source[order], ((0, 0), (0, 4)), constant_values=5)
+    np.testing.assert_array_equal(read_by_encoder(0.3, wider, keys[order])[:, :30], read[order])
+
+
+def test_without_keys_or_rate_every_token_is_read():
+    source, _, _ = problem()
+    for rate, keys in ((0.3, None), (0.0, row_keys(jax.random.key(0), B))):
+        np.testing.assert_array_equal(read_by_encoder(rate, source, keys), source)
+
+
 def test_dropout_needs_keys_and_reaches_both_sides():
     changes = dict(input_dropout=(0.5,), decoder_output_dropout=(0.5,), state_dropout=(0.3,))
     bind, params = make(**changes)
@@ -184,6 +232,8 @@ def test_parameter_counts_are_those_of_the_tutorials(changes, count):
         (dict(tie_output=True, embed_size=0), "embed_size"),
         (dict(input_feeding=True), "choose an attention"),
         (dict(attention="dots"), "did you mean 'dot'"),
+        (dict(token_dropout=1.0), "token_dropout=1.0 must lie in"),
+        (dict(token_dropout=-0.1), "token_dropout=-0.1 must lie in"),
         (dict(encoder_output_dropout=(0.5,)), "never read"),
     ],
 )

@@ -119,8 +119,24 @@ def tiny_config(name: str, variant: str = "default", **train: Any) -> ConfigDict
         config.data.update(num_sequences=40, num_distractors=3)
     if name == "mnist_rows":
         config.data.valid_size = 8
+    if config.task == "text_pairs":
+        make_texts_few(config)
     config.train.update(train)
     return config.lock()
+
+
+def make_texts_few(config: ConfigDict) -> None:
+    """A dozen training pairs of a few letters: to read a corpus, and its words, takes seconds."""
+    letters = "abcd가나다"
+    pairs = [(letters[i % 7 :], letters[: 1 + i % 5] + letters[i % 4]) for i in range(20)]
+    pairs = [(f"{i} {source}", f"{target} {i % 3}") for i, (source, target) in enumerate(pairs)]
+    config.data.update(pairs=tuple(pairs), train_size=12, source_vocabulary="characters")
+    config.data.target_vocabulary = "characters" if config.data.target_vocabulary else ""
+    config.data.max_source_length = min(config.data.max_source_length, 9)
+    config.data.max_target_length = min(config.data.max_target_length, 9)
+    config.data.vocab_size = min(config.data.vocab_size, 50)
+    config.model.embed_size = min(config.model.embed_size, 4)
+    config.train.batch_size = min(config.train.batch_size, 12)
 
 
 def few_digits() -> dict[str, np.ndarray]:

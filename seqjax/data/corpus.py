@@ -35,7 +35,8 @@ def load_corpus(
     """Parts by split: `pairs` as they stand, or those of `name`, a shipped corpus or a file.
 
     Pairs with the same source fall into the same part, so that none is held out of what is
-    trained on; `train_size` keeps only so many training pairs, 0 all of them. A label names the intent of a source, of which every target is a right answer.
+    trained on; `train_size` keeps only so many training pairs, 0 all of them. A label names the
+    intent of a source, of which every target is a right answer.
     """
     for field, share in (("valid_share", valid_share), ("test_share", test_share)):
         if not 0 <= share < 1:
@@ -64,5 +65,7 @@ def load_corpus(
     train = parts["train"]
     if 0 < train_size < len(train.sources):
         chosen = np.random.default_rng(split_seed).permutation(len(train.sources))[:train_size]
-        parts["train"] = Part(*([texts[i] for i in np.sort(chosen)] if texts else [] for texts in train))
+        parts["train"] = Part(
+            *([texts[i] for i in np.sort(chosen)] if texts else [] for texts in train)
+        )
     return parts

@@ -5,9 +5,13 @@ Any image classification set of TensorFlow Datasets goes the same way, as `data.
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
+from seqjax.array_types import Params
 from seqjax.data.batches import Rows, split_rows
 from seqjax.data.mnist import load_mnist
 from seqjax.errors import UserError
@@ -23,14 +27,10 @@ def make_mnist_rows(config, _directory=None) -> Task:
     """The task of a config: images to classes, one row of pixels a time step."""
     splits, names = load_images(**config.data)
     _, _, row_size = splits["train"]["image"].shape
-    init, bind = functional(
-        lambda rngs: Classifier(
-            input_size=row_size, num_classes=len(names), rngs=rngs, **config.model
-        )
-    )
+    init, bind = make_model(config, row_size, len(names))
 
     def logits_of(params, batch, keys=None):
-        return bind(params)(batch["image"].astype(jnp.float32) / 255, keys=keys)
+        return bind(params)(brightness(batch["image"]), keys=keys)
 
     def measure(params, batch, keys):
         logits, weight = logits_of(params, batch, keys), batch["weight"]
@@ -44,6 +44,48 @@ def make_mnist_rows(config, _directory=None) -> Task:
         return show_errors(splits[split], predict(split), names, directory)
 
     return Task(splits, init, measure, logits_of, show)
+
+
+def make_model(config, row_size: int, num_classes: int):
+    """The classifier's `init` and `bind`."""
+    return functional(
+        lambda rngs: Classifier(
+            input_size=row_size, num_classes=num_classes, rngs=rngs, **config.model
+        )
+    )
+
+
+def brightness(images):
+    """What the classifier reads of pixels of 0 to 255."""
+    return images.astype(jnp.float32) / 255
+
+
+def every_row(
+    config, params: Params, images: UInt8[Array, "B T I"], num_classes: int
+) -> Float[Array, "B T C"]:
+    """Probabilities after each row: what the model would say if the images ended there."""
+    _, bind = make_model(config, images.shape[-1], num_classes)
+    return jax.nn.softmax(bind(params).every_step(brightness(images)))
+
+
+def as_mnist(ink: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "28 28"] | None:
+    """A drawing, 255 where there is ink, as MNIST has its digits: scaled to fit 20 x 20, its mass
+    centred on pixel 14 of 28 x 28. None without ink."""
+    rows, columns = (np.flatnonzero((ink > 16).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    crop = ink.astype(np.float32)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = (max(1, round(20 * n / max(crop.shape))) for n in crop.shape)
+    digit = np.array(Image.fromarray(crop).resize((width, height), Image.Resampling.BOX))
+    masses = digit.sum(axis=1), digit.sum(axis=0)
+    centres = [np.average(np.arange(len(mass)), weights=mass) for mass in masses]
+    top, left = (
+        int(np.clip(round(14 - centre), 0, 28 - length))
+        for centre, length in zip(centres, digit.shape, strict=True)
+    )
+    image = np.zeros((28, 28), np.uint8)
+    image[top : top + height, left : left + width] = digit * (255 / digit.max())  # thin, not faint
+    return image
 
 
 def load_images(

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.abstain import save_abstention
-from seqjax.array_types import Batch, Logits
 from seqjax.errors import UserError
 from seqjax.losses import cross_entropy
-from seqjax.metrics import Average, Metrics, accuracy, sequence_accuracy
+from seqjax.metrics import Average, accuracy, sequence_accuracy
 from seqjax.nearest import NearestText
 from seqjax.pictures import draw_attention, draw_lengths
 from seqjax.respond import Responder
@@ -139,7 +138,7 @@ def show_answers(pairs: TextPairs, params, predict: Predict, directory: Path) ->
             f"{answer.confidence:.2f}{', not given' if answer.abstains else ''})"
         )
     shown = pairs.parts["test" if "test" in pairs.parts else "train"].sources[:NUM_SHOWN]
-    looks = [look for look in map(responder.explain, shown) if look is not None]
+    looks = [look for look in map(responder.explain, shown) if look and look.source]
     if looks:
         draw_attention(looks, directory / "attention.png")
     return lines
