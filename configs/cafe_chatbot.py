@@ -1,4 +1,5 @@
 """cafe"""
+
 from seqjax.config import choose_variant, text_pairs_config
 
 

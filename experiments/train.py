@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    sys.exit(launch(main, "interrupted: the same command resumes from the last checkpoint"))

@@ -88,7 +88,7 @@ def text_pairs_config(name: str) -> ConfigDict:
         "test_share": 0.0,
         "train_size": 0,  # training pairs to use; 0: all that are not held out
         "split_seed": 0,
-        "source_vocabulary": "characters",  # jamo, whitespace, words, byte_bpe(size=), unigram(size=)
+        "source_vocabulary": "characters",  # jamo, whitespace, words, byte_bpe(), unigram(), ...
         "target_vocabulary": "",  # "": the source's, for both
         "max_source_length": 0,  # tokens; 0: the longest of the training texts
         "max_target_length": 0,  # with start and end
@@ -136,6 +136,10 @@ def load_config(path: Path) -> ConfigDict:
         raise UserError(f"{path} does not exist: is {path.parent} a run directory?") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(fields, dict) or not {"task", "seed", "model", "data", "train"} <= set(
+        fields
+    ):
+        raise UserError(f"{path} is no config of a run: give the directory of a run")
     config = ConfigDict(_with_tuples(fields))
     config.lock()
     return config

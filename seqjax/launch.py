@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -16,8 +17,9 @@ from ml_collections import ConfigDict, config_flags
 from seqjax.errors import UserError, unknown_name
 
 
-def launch(main: Callable[[], object]) -> int:
-    """Parses the flags, runs `main` and returns the exit code: 2 after a mistake of the user's."""
+def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
+    """Parses the flags, runs `main` and returns the exit code: 2 after a mistake of the user's,
+    130, with the line `interrupted`, after Ctrl-C."""
     logging.set_verbosity(logging.ERROR)  # Orbax and others narrate at INFO
     if {"--help", "-help", "-h"} & set(sys.argv):
         print(sys.modules["__main__"].__doc__)
@@ -30,7 +32,7 @@ def launch(main: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     return 0
 
@@ -41,7 +43,8 @@ def start_jax(train: ConfigDict) -> None:
         raise UserError(f"train.num_devices={train.num_devices} must be at least 0, which is all")
     can_ask = hasattr(os, "sched_getaffinity")  # the cores that this process may use: Linux only
     cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", train.num_devices or cores)
+    with suppress(RuntimeError):  # an earlier run in this process has started the devices
+        jax.config.update("jax_num_cpu_devices", train.num_devices or cores)
     directory = train.compilation_cache_dir
     if directory == "auto":
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -23,7 +23,8 @@ def load_responder(workdir: Path, abstain: bool = True) -> Responder:
     if config.task != "text_pairs":
         raise UserError(f"{workdir} is a run of {config.task}: only one of text_pairs can answer")
     start_jax(config.train)
-    abstention = load_abstention(workdir) if abstain else None
     pairs = load_text_pairs(config, workdir)
     params, _ = restore_best(make_setup(task_of_pairs(pairs, config), config), workdir)
-    return Responder(pairs, jax.device_get(params), abstention)
+    responder = Responder(pairs, jax.device_get(params))
+    responder.abstention = load_abstention(workdir) if abstain else None
+    return responder

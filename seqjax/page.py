@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from seqjax.abstain import FILE as ABSTENTION
+from seqjax.chat import NO_REPLY, NO_TEXT, UNSURE, language
 from seqjax.config import load_config
 from seqjax.errors import UserError
 from seqjax.fit import make_setup, restore_best
@@ -30,7 +31,6 @@ from seqjax.tasks.mnist_rows import as_mnist, every_row
 
 BEST = {"beam_size": 4, "n_best": 3}
 BEST_LABEL = "best 3 of a beam of 4, by score and length"
-NO_TEXT, NO_REPLY, UNSURE = "(no text)", "(an empty reply)", "I am not sure enough to answer."
 BLANK = "Draw a digit: the pad is empty."
 Reader = Callable[[np.ndarray], np.ndarray]  # uint8 [28, 28] to probabilities [28, 10] by row
 
@@ -52,7 +52,11 @@ def make_page(runs: Mapping[str, Path]) -> Any:
     """
     if not runs:
         raise UserError("no run to show: give --chat=RUNDIR, --translate=RUNDIR or --digits=RUNDIR")
-    gr = _gradio()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise UserError(f"the page needs {error.name}: pip install 'seqjax[demo]'") from error
     tabs = {"chat": _chat_tab, "translate": _translate_tab, "digits": _digits_tab}
     with gr.Blocks(title="seqjax") as page:
         for name, workdir in runs.items():
@@ -63,24 +67,13 @@ def make_page(runs: Mapping[str, Path]) -> Any:
 
 def serve(page: Any, port: int) -> None:
     """Serves a page to this machine only, until Ctrl-C."""
-    # Fonts of the machine: gradio's own come from elsewhere.
-    theme = _gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     address = {"server_name": "127.0.0.1", "server_port": port, "share": False, "ssr_mode": False}
     try:
-        page.launch(**address, theme=theme, footer_links=[], quiet=True, prevent_thread_lock=True)
+        page.launch(**address, footer_links=[], quiet=True, prevent_thread_lock=True)
     except OSError:
         raise UserError(f"port {port} is in use: choose another with --port=N") from None
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
     page.block_thread()
-
-
-def _gradio() -> Any:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError(f"the page needs {error.name}: pip install 'seqjax[demo]'") from error
-    return gradio
 
 
 def _chat_tab(gr: Any, _tab: Any, workdir: Path) -> None:
@@ -140,15 +133,16 @@ def reply(
         for text in responder.stream(question):
             yield [_message(text)]
         answer = responder.sample(question, 0.0, 0)  # at temperature 0 a draw is greedy
+    unsure = UNSURE[language(responder.pairs.parts["train"].targets)]
     title = f"score {answer.score:.2f} nats, confidence {answer.confidence:.2f}"
     details = [
         f"nearest training question, of similarity {answer.similarity:.2f}: {answer.nearest}",
         f"{BEST_LABEL}:",
         *(f"{best.score:.2f}  {best.text}" for best in responder.beam(question, **BEST)),
     ]
-    folded = {"title": title if answer.finished else f"{title}, cutoff", "status": "done"}
+    folded = {"title": title if answer.finished else f"{title}, cut off", "status": "done"}
     yield [
-        _message(UNSURE if abstain and answer.abstains else answer.text or NO_REPLY),
+        _message(unsure if abstain and answer.abstains else answer.text or NO_REPLY),
         _message("\n".join(details)) | {"metadata": folded},
     ]
 

@@ -56,7 +56,7 @@ def answers_by_intent(parts: Iterable[Part]) -> Answers:
 def right_replies(replies: Sequence[str], part: Part, answers: Answers) -> np.ndarray:
     """Which replies `[N]` to a labelled part are an answer of their source's intent.
 
-    Letters and digits alone decide, so that vocabularies without blanks or punctuation can be right.
+    Letters and digits alone decide: vocabularies without blanks or punctuation can be right too.
     """
     known = {intent: {_letters(text) for text in texts} for intent, texts in answers.items()}
     pairs = zip(replies, part.labels, strict=True)

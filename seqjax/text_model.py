@@ -4,7 +4,7 @@ Imports: data, layers, models, decode, beam, scheduled_sampling.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,8 @@ class Replies(NamedTuple):
 class TextModel:
     """All between texts and logits. Parameters come from outside, as everywhere.
 
-    - `max_source_length`, `max_target_length`: tokens to which texts are padded, or cut; of a target
-      start and end count, and stay.
+    - `max_source_length`, `max_target_length`: tokens to which texts are padded, or cut; of a
+      target start and end count, and stay.
     - `source_padding`: "post" or "pre".
     - `vocab_size`: rows of embeddings and outputs at least; spare ones are never emitted.
     - `boundaries=False` leaves out start, end and all other reserved ids, as R4 does: such a model
@@ -62,8 +62,8 @@ class TextModel:
             raise UserError(f"data.source_padding={source_padding!r} must be 'post' or 'pre'")
         self.source, self.target = source, target
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
-        self.source_padding, self.boundaries = source_padding, boundaries
-        self.mask_padding = mask_padding
+        self.source_padding: Literal["post", "pre"] = "post" if source_padding == "post" else "pre"
+        self.boundaries, self.mask_padding = boundaries, mask_padding
         # Without reserved ids the first piece has number 0, and padding becomes a row of zeros.
         self.first_id = 0 if boundaries else source.num_reserved
         sizes = [max(v.size - self.first_id, vocab_size) for v in (source, target)]

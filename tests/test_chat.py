@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -441,7 +442,11 @@ def start(*args: str, before: tuple[str, ...] = ()) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent), "PYTHONUTF8": "1"}
     command = [*before, sys.executable, "-m", "experiments.chat", *args]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    watch = threading.Timer(60, process.kill)  # a chat that waits for more fails, and does not hang
+    watch.daemon = True
+    watch.start()
+    return process
 
 
 def test_a_run_is_talked_to_through_a_pipe(run):

@@ -17,14 +17,14 @@ import pytest
 from toys import CONFIGS, assert_picture, few_digits, quick_compile, tiny_config
 
 import seqjax.pictures
+from seqjax.chat import NO_TEXT, UNSURE
 from seqjax.config import save_config, text_pairs_config
+from seqjax.data.corpus import Part
 from seqjax.data.mnist import load_mnist
 from seqjax.errors import UserError
 from seqjax.fit import fit
 from seqjax.page import (
     BLANK,
-    NO_TEXT,
-    UNSURE,
     load_reader,
     make_page,
     read_drawing,
@@ -45,6 +45,7 @@ class Parrot(Responder):
 
     def __init__(self, attention: bool = True):
         self.attention = attention
+        self.pairs = SimpleNamespace(parts={"train": Part(["polly?"], ["POLLY?"], [])})
 
     def answer(self, question):
         sure = len(question) < 6
@@ -83,7 +84,7 @@ def test_a_reply_that_may_be_withheld_comes_whole_and_any_other_grows():
 
 def test_an_unsure_reply_is_withheld_on_request_only():
     (messages,) = reply(Parrot(), "a < b & c", [], True)
-    assert messages[0]["content"] == UNSURE
+    assert messages[0]["content"] == UNSURE["en"]
     assert messages[1]["metadata"]["title"] == "score -1.50 nats, confidence 0.10, cut off"
     assert "-1.50  A &lt; B &amp; C" in messages[1]["content"]
     *_, messages = reply(Parrot(), "a < b & c", [], False)
@@ -204,13 +205,11 @@ def test_a_page_needs_a_run_and_gradio(monkeypatch, tmp_path):
         make_page({"chat": tmp_path})
 
 
-def test_a_port_in_use_is_one_line(monkeypatch):
+def test_a_port_in_use_is_one_line():
     class Page:
         def launch(self, **options):
             socket.create_server((options["server_name"], options["server_port"])).close()
 
-    gradio = SimpleNamespace(themes=SimpleNamespace(Default=dict))
-    monkeypatch.setitem(sys.modules, "gradio", gradio)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is in use: choose another"):

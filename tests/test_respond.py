@@ -199,7 +199,7 @@ def test_a_run_that_cannot_answer_is_one_line(workdir, tmp_path):
     (tmp_path / "config.json").write_text(text.replace('"text_pairs"', '"recall"'), "utf-8")
     assert "is a run of recall: only one of text_pairs can answer" in complaint()
     (tmp_path / "config.json").write_text(text, "utf-8")
-    assert "abstention.json does not exist" in complaint()
-    name = "abstention.json"
-    (tmp_path / name).write_text((workdir / name).read_text("utf-8"), "utf-8")
     assert "has no checkpoint yet: train it first" in complaint()
+    for name in ("checkpoints", "vocabulary.json"):
+        (tmp_path / name).symlink_to(workdir / name)
+    assert "abstention.json does not exist; run experiments.evaluate on it" in complaint()

@@ -1,4 +1,4 @@
-"""Text pairs with labels, split without a question in two parts. Imports: errors, batches, pairs."""
+"""Text pairs with labels, no source in two parts. Imports: errors, batches, pairs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
