@@ -48,7 +48,6 @@ class TextModel:
         source: Vocabulary,
         target: Vocabulary,
         model: Mapping[str, Any],
-        decode: Mapping[str, Any],
         *,
         max_source_length: int,
         max_target_length: int,
@@ -57,6 +56,8 @@ class TextModel:
         boundaries: bool,
         mask_padding: bool,
         scheduled_sampling: str,
+        decoder: str,
+        **constraints: Any,  # the other fields of DecodeOptions
     ):
         if source_padding not in ("post", "pre"):
             raise UserError(f"data.source_padding={source_padding!r} must be 'post' or 'pre'")
@@ -73,9 +74,8 @@ class TextModel:
             )
         )
         self.probability = make_probability(scheduled_sampling)
-        options = dict(decode)
-        self.decoder = from_spec("decode.decoder", options.pop("decoder"), DECODERS)
-        self.options = DecodeOptions(max_length=max_target_length - 1, **options)
+        self.decoder = from_spec("decode.decoder", decoder, DECODERS)
+        self.options = DecodeOptions(max_length=max_target_length - 1, **constraints)
 
     def encode_sources(self, texts: Iterable[str]) -> np.ndarray:
         """Ids `[N, S]`."""

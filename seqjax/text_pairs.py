@@ -4,7 +4,7 @@ Imports: data.corpus, data.vocabulary, text_metrics, text_model.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from seqjax.data.corpus import Part, load_corpus
 from seqjax.data.vocabulary import Vocabulary
@@ -33,28 +33,51 @@ class TextPairs(NamedTuple):
 def load_text_pairs(config, directory: Path | None = None) -> TextPairs:
     """The data and the model of a config; vocabularies come from the run in `directory`, if there.
 
-    Raises UserError for data that cannot be used, and for a trained run without its vocabulary.
+    Raises UserError for data that cannot be used, for a trained run without its vocabulary, and for
+    a config that has not the fields of text pairs.
     """
-    data, loss = dict(config.data), dict(config.loss)
-    loss.pop("label_smoothing")
-    specs = data.pop("source_vocabulary"), data.pop("target_vocabulary")
-    ask = data.pop("ask")
-    lengths = ("max_source_length", "max_target_length")
-    text_options = {
-        name: data.pop(name) for name in (*lengths, "source_padding", "vocab_size", "boundaries")
-    }
-    parts = load_corpus(**data)
+    sections: dict[str, Any] = {name: dict(config[name]) for name in ("model", "decode", "loss")}
+    try:
+        return _make_pairs(directory, **sections, **config.data)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"this config is not one of text pairs: {error}") from error
+
+
+def _make_pairs(
+    directory: Path | None,
+    *,
+    model: dict[str, Any],
+    decode: dict[str, Any],
+    loss: dict[str, Any],
+    source_vocabulary: str,
+    target_vocabulary: str,
+    max_source_length: int,
+    max_target_length: int,
+    source_padding: str,
+    vocab_size: int,
+    boundaries: bool,
+    ask: tuple[str, ...],
+    **corpus: Any,
+) -> TextPairs:
+    parts = load_corpus(**corpus)
     train = parts["train"]
-    source, target = _vocabularies(specs, train, directory)
-    longest = (
-        max(1, *(len(source.encode(text)) for text in train.sources)),
-        max(1, *(len(target.encode(text)) for text in train.targets))
-        + 2 * text_options["boundaries"],
+    source, target = _vocabularies((source_vocabulary, target_vocabulary), train, directory)
+    longest_source = max(1, *(len(source.encode(text)) for text in train.sources))
+    longest_target = max(1, *(len(target.encode(text)) for text in train.targets))
+    text = TextModel(
+        source,
+        target,
+        model,
+        max_source_length=max_source_length or longest_source,
+        max_target_length=max_target_length or longest_target + 2 * boundaries,
+        source_padding=source_padding,
+        vocab_size=vocab_size,
+        boundaries=boundaries,
+        **decode,
+        **{name: value for name, value in loss.items() if name != "label_smoothing"},
     )
-    for name, length in zip(lengths, longest, strict=True):
-        text_options[name] = text_options[name] or length
-    model, decode = dict(config.model), dict(config.decode)
-    text = TextModel(source, target, model, decode, **text_options, **loss)
     return TextPairs(parts, answers_by_intent(parts.values()), text, ask)
 
 

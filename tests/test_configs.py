@@ -109,7 +109,7 @@ def test_a_field_that_nothing_reads_is_an_error(name, section):
 
 @pytest.mark.parametrize(("name", "section"), SECTIONS)
 def test_every_field_is_needed(name, section):
-    missing = (TypeError, AttributeError, KeyError, UserError)
+    missing = (TypeError, AttributeError, UserError)
     fields = ["decoder"] if section == "decode" else get_config(name)[section]
     for field in fields:  # what else there is of decoding has defaults of its own
         config = tiny_config(name)
