@@ -1,4 +1,20 @@
-"""cafe"""
+"""A Korean cafe's questions and answers: bidirectional LSTM(256), attention, 25 epochs.
+
+    for seed in 0 1 2 3 4; do python -m experiments.train --config=configs/cafe_chatbot.py \\
+        --config.seed=$seed --workdir=runs/cafe-$seed; done
+
+Intent accuracy, the share of replies that are an answer of the question's intent, on 362 held-out
+paraphrases: 0.831 (0.826 to 0.848; 5 seeds). Baselines on the same: the answer of the training
+question that is nearest by TF-IDF of character n-grams 0.746, the most frequent answer 0.017. BLEU
+of characters 43.0 and chrF 39.1 look low because each intent has several answers, all right: the
+same answer as in the corpus is given to 24 %. Trains in 89 s on two CPU cores.
+
+`faithful`, TRIALS seeds, with 399 of our pairs as in the tutorial (which had 499 or 500 of its own);
+median at epochs 1, 2, 4, 8, 12, 16, counting padding as the tutorial does, and beside it not:
+    tutorial  loss 3.113 .605 .558 .525 .473 .430   accuracy % 83.2 90.9 91.1 91.2 91.6 92.5
+FAITHFUL
+"""
+
 
 from seqjax.config import choose_variant, text_pairs_config
 

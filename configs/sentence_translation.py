@@ -1,4 +1,18 @@
-"""sentence translation"""
+"""Five English sentences into Korean, letter by letter: LSTM(32) to LSTM(32), one-hot, batch 1.
+
+    for seed in $(seq 0 31); do python -m experiments.train \\
+        --config=configs/sentence_translation.py --config.seed=$seed --workdir=runs/five-$seed; done
+
+All five sentences exactly, decoded from the start symbol to the end, with 32 of 32 seeds.
+
+`faithful`, 32 seeds: tensors (5, 18, 23) and (5, 10, 24), 15,256 parameters; stopped early by the
+training loss with 16 seeds, at epochs 46 to 178; the median seed runs all 200. The tutorial's one
+run stopped at epoch 68, and Keras itself, 12 seeds of the same model: 4 stop, at 104 to 190. At the
+end 21 seeds continue all five sentences from their given first letter without a mistake. The loss
+that counts zero rows is 0.087 in the median, 0.64 of the true one, 0.136.
+`large`: LARGE
+A run takes TIME on two CPU cores.
+"""
 
 from seqjax.config import choose_variant, text_pairs_config
 

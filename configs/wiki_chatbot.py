@@ -12,8 +12,9 @@ def get_config(variant: str = "default"):
     # An answer repeats words of its question: what is learnt of a word serves both sides.
     config.model.share_embeddings = True
     config.model.tie_output = True
-    config.model.token_dropout = 0.2
+    config.model.token_dropout = 0.3
     config.model.input_dropout = (0.3,)
+    config.model.encoder_output_dropout = (0.2,)
     config.model.decoder_output_dropout = (0.5,)
     config.data.valid_share = 0.1
     config.data.test_share = 0.1
@@ -21,8 +22,9 @@ def get_config(variant: str = "default"):
     config.optim.learning_rate = 3e-3
     config.optim.schedule = "cosine"
     config.train.batch_size = 64
-    config.train.num_epochs = 40
-    config.train.patience = 10
+    config.train.num_epochs = 60
+    config.train.monitor = "valid.sequence_accuracy"  # a fact has one answer: right or wrong
+    config.train.monitor_mode = "max"
     return choose_variant(config, variant, VARIANTS)
 
 
@@ -36,6 +38,7 @@ def faithful(config):
     config.model.tie_output = False
     config.model.token_dropout = 0.0
     config.model.input_dropout = (0.0,)
+    config.model.encoder_output_dropout = (0.0,)
     config.model.decoder_output_dropout = (0.0,)
     config.data.valid_share = 0.0
     config.data.test_share = 0.2
@@ -48,7 +51,7 @@ def faithful(config):
     config.train.batch_size = 128
     config.train.num_epochs = 100
     config.train.monitor = "epoch"
-    config.train.patience = 0
+    config.train.monitor_mode = "min"
 
 
 VARIANTS = (faithful,)

@@ -1,4 +1,20 @@
-"""word translation"""
+"""Six English words into Korean, letter by letter: SimpleRNN(128) to SimpleRNN(128), 100 epochs.
+
+    for seed in $(seq 0 31); do python -m experiments.train --config=configs/word_translation.py \\
+        --config.seed=$seed --workdir=runs/words-$seed; done
+
+All six words right with 32 of 32 seeds, decoded one letter after the other with dropout off, where
+the tutorial feeds padding, as long as the word, in place of what the decoder said. Words it was not
+taught (seed 0, score in nats): wodr -> 나무 (-0.04), loev -> 사랑 (0.00), abcd -> 소녀 (-0.12). The
+score alone would believe all three; with the question's likeness to the six words, a chat gives the
+reply to `abcd` with none of the 32 seeds, to `wodr` with none and to `loev` with two.
+
+`faithful`, 32 seeds: all six with every seed, with dropout alive too. Median loss at epochs 1, 6, ...
+    ours      3.769 .428 .168 .068 .028 .010 .004 .003 .002 .001 .001 .001 ...
+    tutorial  3.790 .276 .172 .068 .025 .008 .002 .005 .001 .001 .025 .001 ...
+`large`: LARGE
+A run takes TIME on two CPU cores.
+"""
 
 from seqjax.config import choose_variant, text_pairs_config
 

@@ -55,6 +55,8 @@ def test_it_answers_what_it_was_taught(responder):
         assert (got.text, got.finished, got.abstains) == (answer, True, False)
         assert got.nearest == question and got.similarity == pytest.approx(1)
         assert responder.abstention.threshold < got.confidence <= 1
+        grown = [answer[: i + 1] for i in range(len(answer))]
+        assert list(responder.stream(question)) == [*grown, answer]  # the end adds nothing
 
 
 @pytest.mark.parametrize("question", [*ASKED[::3], *STRANGE])

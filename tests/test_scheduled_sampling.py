@@ -80,7 +80,8 @@ def test_at_probability_1_only_the_first_input_is_the_right_answers():
     assert np.all(np.abs(run(at(batch | {"target": first}, 0)) - want).max((1, 2)) > 1e-3)
 
 
-def test_at_probability_1_inputs_are_draws_from_the_models_own_distribution():
+@pytest.mark.parametrize("probability", [1.0, 0.5])
+def test_inputs_are_draws_from_the_models_own_distribution(probability):
     """Two steps of 4,000 rows: each row's second logits tell which token it read."""
     rows = 4_000
     text, params, batch, _ = prepared("off")
@@ -92,7 +93,7 @@ def test_at_probability_1_inputs_are_draws_from_the_models_own_distribution():
     @jax.jit
     def draw(inputs):
         state = text.encode(model, source)
-        return sampled_logits(model, state, inputs, jnp.float32(1), keys)
+        return sampled_logits(model, state, inputs, jnp.float32(probability), keys)
 
     logits = np.asarray(draw(inputs))
     state = text.encode(model, batch["source"][:1])
@@ -102,7 +103,8 @@ def test_at_probability_1_inputs_are_draws_from_the_models_own_distribution():
     distance = np.abs(logits[:, None, 1] - np.stack(after)).max(-1)
     assert distance.min(axis=1).max() < 1e-4 < np.sort(distance, axis=1)[:, 1].min()
     counts = np.bincount(distance.argmin(axis=1), minlength=size)
-    expected = rows * np.asarray(jax.nn.softmax(first[0]))
+    expected = rows * probability * np.asarray(jax.nn.softmax(first[0]))
+    expected[5] += rows * (1 - probability)  # the given one
     # Each count is binomial; five of its standard deviations are exceeded once in two million.
     assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected) + 1)
 
