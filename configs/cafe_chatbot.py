@@ -15,7 +15,6 @@ median at epochs 1, 2, 4, 8, 12, 16, counting padding as the tutorial does, and 
 FAITHFUL
 """
 
-
 from seqjax.config import choose_variant, text_pairs_config
 
 

@@ -1,4 +1,9 @@
-"""reverse"""
+"""Strings of three to eight letters, reversed: a toy that only attention can do in seconds.
+
+    python -m experiments.train --config=configs/reverse.py
+
+REVERSE
+"""
 
 from seqjax.config import choose_variant, text_pairs_config
 

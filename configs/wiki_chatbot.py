@@ -1,4 +1,10 @@
-"""wiki"""
+"""Korean questions of general knowledge: bidirectional LSTM(256), attention, one embedding for all.
+
+    for seed in 0 1 2 3 4; do python -m experiments.train --config=configs/wiki_chatbot.py \\
+        --config.seed=$seed --workdir=runs/wiki-$seed; done
+
+WIKI
+"""
 
 from seqjax.config import choose_variant, text_pairs_config
 

@@ -61,6 +61,8 @@ class TextModel:
     ):
         if source_padding not in ("post", "pre"):
             raise UserError(f"data.source_padding={source_padding!r} must be 'post' or 'pre'")
+        if not boundaries and model["embed_size"]:
+            raise UserError("data.boundaries=False leaves padding no id: set model.embed_size=0")
         self.source, self.target = source, target
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.source_padding: Literal["post", "pre"] = "post" if source_padding == "post" else "pre"
@@ -188,7 +190,7 @@ def fed_padding_decoder() -> Decoder:
         inputs = inputs.at[:, 0].set(text.target.bos_id)
         model = text.bind(params)
         run = model.decode(text.encode(model, batch["source"]), inputs)
-        return _most_probable(text, model.logits(run.hidden))
+        return _most_probable(text, model.logits(run.hidden), jnp.ones(inputs.shape, bool))
 
     return decode
 
@@ -198,8 +200,8 @@ def teacher_forced_decoder() -> Decoder:
     tokens: no generation. R4 has none."""
 
     def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
-        replies = _most_probable(text, text.logits(params, batch))
-        given = batch["target"][:, :-1]
+        given, real = batch["target"][:, :-1], batch["target"][:, 1:] > 0
+        replies = _most_probable(text, text.logits(params, batch), real)
         tokens = jnp.concatenate([given[:, :1], replies.tokens[:, :-1]], axis=1)
         return replies._replace(tokens=jnp.where(given > 0, tokens, text.target.pad_id))
 
@@ -214,12 +216,12 @@ DECODERS = {
 }
 
 
-def _most_probable(text: TextModel, logits: Logits) -> Replies:
-    """The most probable token of each step up to the first end."""
+def _most_probable(text: TextModel, logits: Logits, real: Bool[Array, "B T"]) -> Replies:
+    """The most probable token of each step up to the first end; only real steps are scored."""
     logits = text.known(logits)
     tokens = jnp.argmax(logits, axis=-1) + text.first_id
     is_end = tokens == text.target.eos_id
     after_end = jnp.cumsum(is_end, axis=1) - is_end > 0
-    best = jnp.where(after_end, 0.0, jnp.max(jax.nn.log_softmax(logits), axis=-1))
+    best = jnp.where(real & ~after_end, jnp.max(jax.nn.log_softmax(logits), axis=-1), 0.0)
     tokens = jnp.where(after_end, text.target.pad_id, tokens).astype(jnp.int32)
     return Replies(tokens, jnp.sum(best, axis=1), jnp.any(is_end, axis=1))

@@ -223,7 +223,11 @@ def test_teacher_forced_shows_the_given_token_and_the_guess_after_each_right_one
 def test_spare_ids_are_never_emitted(spec, boundaries):
     if not boundaries and spec != "teacher_forced":
         return  # these need start and end
-    text = make_text(data={"vocab_size": 30, "boundaries": boundaries}, decode={"decoder": spec})
+    text = make_text(
+        embed_size=5 * boundaries,
+        data={"vocab_size": 30, "boundaries": boundaries},
+        decode={"decoder": spec},
+    )
     params, batch = random_params(text), batch_of(text)
     (size,) = params["output"]["bias"].shape
     assert size == 30 > text.target.size
@@ -233,6 +237,11 @@ def test_spare_ids_are_never_emitted(spec, boundaries):
     tokens = jax.jit(text.replies)(params, batch).tokens
     assert np.max(tokens) < text.target.size
     assert all(isinstance(text.target.decode(row), str) for row in tokens)
+
+
+def test_without_boundaries_there_is_no_embedding():
+    with pytest.raises(UserError, match="boundaries=False leaves padding no id: set model.embed"):
+        make_text(embed_size=5, data={"boundaries": False})
 
 
 def test_the_configs_options_reach_the_decoder():
