@@ -9,8 +9,8 @@ taught (seed 0, score in nats): wodr -> 나무 (-0.04), loev -> 사랑 (0.00), a
 score alone would believe all three; with the question's likeness to the six words, a chat gives the
 reply to `abcd` with none of the 32 seeds, to `wodr` with none and to `loev` with two.
 
-`faithful`, 32 seeds: all six with every seed, with dropout alive too. Median loss at epochs 1, 6, 11,
-..., 46 and the tutorial's one run:
+`faithful`, 32 seeds: all six with every seed, with dropout alive too. Median loss at epochs 1, 6,
+11, ..., 46 and the tutorial's one run:
     ours      3.769 0.428 0.168 0.068 0.028 0.010 0.004 0.003 0.002 0.001
     tutorial  3.790 0.276 0.172 0.068 0.025 0.008 0.002 0.005 0.001 0.001
 `large`: LARGE
