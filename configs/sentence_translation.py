@@ -54,6 +54,7 @@ def large(config):
     config.model.hidden_size = 128
     config.model.bidirectional = True
     config.model.attention = "dot"
+    config.optim.schedule = "cosine"
     config.train.batch_size = 32
     config.train.num_epochs = 60
     config.train.patience = 0
