@@ -54,9 +54,8 @@ def large(config):
     config.model.hidden_size = 128
     config.model.bidirectional = True
     config.model.attention = "dot"
-    config.optim.schedule = "cosine"
     config.train.batch_size = 32
-    config.train.num_epochs = 60
+    config.train.num_epochs = 100
     config.train.patience = 0
     config.train.monitor = "epoch"  # the validation loss is best before a pair is known
 

@@ -13,8 +13,8 @@ reply to `abcd` with none of the 32 seeds, to `wodr` with none and to `loev` wit
 11, ..., 46 and the tutorial's one run:
     ours      3.769 0.428 0.168 0.068 0.028 0.010 0.004 0.003 0.002 0.001
     tutorial  3.790 0.276 0.172 0.068 0.025 0.008 0.002 0.005 0.001 0.001
-`large`: LARGE
-A run takes TIME on two CPU cores.
+`large`, 5 seeds: all 140 training pairs right, of 30 unseen ones none: words do not tell how others
+translate. A run takes 6 s on two CPU cores.
 """
 
 from seqjax.config import choose_variant, text_pairs_config
