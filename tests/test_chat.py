@@ -443,7 +443,7 @@ def start(*args: str, before: tuple[str, ...] = ()) -> subprocess.Popen:
     command = [*before, sys.executable, "-m", "experiments.chat", *args]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
-    watch = threading.Timer(300, process.kill)  # a chat that waits for more fails, and does not hang
+    watch = threading.Timer(300, process.kill)  # a chat that waits for more fails
     watch.daemon = True
     watch.start()
     return process
