@@ -7,7 +7,7 @@ Intent accuracy, the share of replies that answer the question's fact, on 211 he
 0.882 (0.858 to 0.891; 5 seeds). Baselines on the same: the answer of the training question that is
 nearest by TF-IDF of character n-grams 0.877, the most frequent answer 0.000. The margin over the
 nearest question is small: with thirteen paraphrases a fact, most questions have a close neighbour.
-A run takes 265 s on two CPU cores.
+Trains in 265 s on two CPU cores.
 
 `faithful`, seed 0: after 100 epochs no reply is right, on the training questions neither; accuracy
 counting padding 62.7 %, of real tokens 36.8 %.

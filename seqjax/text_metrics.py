@@ -18,14 +18,18 @@ _BLEU, _CHRF = BLEU(tokenize="char", effective_order=False), CHRF()
 
 def text_metrics(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Exact match in [0, 1], BLEU of characters and chrF in [0, 100], distinct-1 and -2."""
-    exact = sum(a == b for a, b in zip(replies, references, strict=True)) / len(replies)
     return {
-        "exact_match": exact,
+        "exact_match": exact_match(replies, references),
         "bleu": _BLEU.corpus_score(list(replies), [list(references)]).score,
         "chrf": _CHRF.corpus_score(list(replies), [list(references)]).score,
         "distinct_1": distinct(replies, 1),
         "distinct_2": distinct(replies, 2),
     }
+
+
+def exact_match(replies: Sequence[str], references: Sequence[str]) -> float:
+    """How many replies are the very reference, in [0, 1]."""
+    return sum(a == b for a, b in zip(replies, references, strict=True)) / len(replies)
 
 
 def signatures() -> str:

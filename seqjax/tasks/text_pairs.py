@@ -1,5 +1,6 @@
 """Text to text: translations, and questions with their answers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from seqjax.nearest import NearestText
 from seqjax.pictures import draw_attention, draw_lengths
 from seqjax.respond import Responder
 from seqjax.task import Predict, Task
-from seqjax.text_metrics import right_replies, signatures, text_metrics
+from seqjax.text_metrics import exact_match, right_replies, signatures, text_metrics
 from seqjax.text_model import Replies, TextModel
 from seqjax.text_pairs import TextPairs, load_text_pairs
 
@@ -86,7 +87,7 @@ def score_replies(pairs: TextPairs, split: str, replies: Replies) -> dict[str, f
 
     def right(said: Sequence[str]) -> float:
         if not part.labels:
-            return text_metrics(said, part.targets)["exact_match"]
+            return exact_match(said, part.targets)
         return float(np.mean(right_replies(said, part, pairs.answers)))
 
     said = [text.target.decode(row) for row in replies.tokens]
@@ -99,7 +100,7 @@ def score_replies(pairs: TextPairs, split: str, replies: Replies) -> dict[str, f
     scores[what] = right(said)
     if split != "train":
         nearest = NearestText(train.sources)
-        frequent = max(dict.fromkeys(train.targets), key=train.targets.count)
+        [(frequent, _)] = Counter(train.targets).most_common(1)
         scores[f"most_frequent_{what}"] = right([frequent] * len(said))
         scores[f"nearest_{what}"] = right(
             [train.targets[nearest(source).index] for source in part.sources]
