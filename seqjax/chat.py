@@ -82,8 +82,7 @@ class Chat:
             return self.responder.beam(question, self._beam_size, self._n_best)
         if self._decoder == "sample":
             return [self.responder.sample(question, self._temperature, next(self._seeds))]
-        # Not `Responder.answer`, whose decoder is the config's: at temperature 0 a draw is greedy.
-        return [self.responder.sample(question, 0.0, 0)]
+        return [self.responder.greedy(question)]
 
     def _abstains(self, question: str, best: Answer) -> bool:
         """Whether not to answer: never without an abstention, always where no word is known."""

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,12 @@ class NearestText:
         weights = {g: math.log1p(n) * self._rarity.get(g, rarest) for g, n in count.items()}
         norm = math.sqrt(sum(weight * weight for weight in weights.values())) or 1.0
         return {gram: weight / norm for gram, weight in weights.items()}
+
+
+@lru_cache(maxsize=1)
+def nearest_text(texts: tuple[str, ...]) -> NearestText:
+    """The index of these texts, kept: the splits of a run and its replies all ask the same one."""
+    return NearestText(texts)
 
 
 def _ngrams(text: str) -> Counter[str]:

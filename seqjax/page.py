@@ -132,7 +132,7 @@ def reply(
     else:
         for text in responder.stream(question):
             yield [_message(text)]
-        answer = responder.sample(question, 0.0, 0)  # at temperature 0 a draw is greedy
+        answer = responder.greedy(question)
     unsure = UNSURE[language(responder.pairs.parts["train"].targets)]
     title = f"score {answer.score:.2f} nats, confidence {answer.confidence:.2f}"
     details = [

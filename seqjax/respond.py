@@ -17,7 +17,7 @@ from seqjax.beam import beam_search
 from seqjax.decode import advance, begin, sample
 from seqjax.dropout import row_keys
 from seqjax.errors import UserError
-from seqjax.nearest import NearestText
+from seqjax.nearest import nearest_text
 from seqjax.text_metrics import right_replies
 from seqjax.text_model import Replies, TextModel
 from seqjax.text_pairs import TextPairs
@@ -54,13 +54,17 @@ class Responder:
                 "but cannot begin an answer; train the default variant"
             )
         self.pairs, self.params, self.abstention = pairs, params, abstention
-        self._nearest = NearestText(pairs.parts["train"].sources)
+        self._nearest = nearest_text(tuple(pairs.parts["train"].sources))
         self._run = _Compiled(pairs.text)
 
     def answer(self, question: str) -> Answer:
         """The reply of the config's decoder."""
         found = self._run.reply(self.params, self._encode([question]))
         return self._answer(question, found.tokens[0], found.scores[0], found.finished[0])
+
+    def greedy(self, question: str) -> Answer:
+        """The greedy reply, whatever the config's decoder is: at temperature 0 a draw is greedy."""
+        return self.sample(question, 0.0, 0)
 
     def beam(self, question: str, beam_size: int, n_best: int) -> list[Answer]:
         """The best replies of a beam, the best first; fewer if there are not so many."""

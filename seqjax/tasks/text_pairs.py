@@ -13,7 +13,7 @@ from seqjax.abstain import save_abstention
 from seqjax.errors import UserError
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Average, accuracy, sequence_accuracy
-from seqjax.nearest import NearestText
+from seqjax.nearest import nearest_text
 from seqjax.pictures import draw_attention, draw_lengths
 from seqjax.respond import Responder
 from seqjax.task import Predict, Task
@@ -99,7 +99,7 @@ def score_replies(pairs: TextPairs, split: str, replies: Replies) -> dict[str, f
     what = "intent_accuracy" if part.labels else "exact_match"
     scores[what] = right(said)
     if split != "train":
-        nearest = NearestText(train.sources)
+        nearest = nearest_text(tuple(train.sources))
         [(frequent, _)] = Counter(train.targets).most_common(1)
         scores[f"most_frequent_{what}"] = right([frequent] * len(said))
         scores[f"nearest_{what}"] = right(
