@@ -8,16 +8,17 @@ from pathlib import Path
 
 from absl import flags
 
-from seqjax.config import load_config
 from seqjax.fit import evaluate
 from seqjax.launch import launch, start_jax
+from seqjax.run_directory import load_run_config
+from seqjax.stop_signals import say
 from seqjax.tasks import make_task
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 
 
 def main() -> None:
-    config = load_config(Path(WORKDIR.value) / "config.json")
+    config = load_run_config(Path(WORKDIR.value), say)
     start_jax(config.train)
     evaluate(make_task(config, Path(WORKDIR.value)), config, Path(WORKDIR.value))
 

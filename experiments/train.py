@@ -18,13 +18,23 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME")
+RESUME = flags.DEFINE_enum(
+    "resume", "exact", ["exact", "allow_changes"], "allow_changes: with another config or data"
+)
+DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "find the operation that gives no number")
 
 
 def main() -> None:
     config = CONFIG.value
     start_jax(config.train)
     workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir()
-    fit(make_task(config, workdir), config, workdir)
+    fit(
+        make_task(config, workdir),
+        config,
+        workdir,
+        allow_changes=RESUME.value == "allow_changes",
+        debug_nans=DEBUG_NANS.value,
+    )
 
 
 if __name__ == "__main__":

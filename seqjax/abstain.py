@@ -4,7 +4,6 @@ Two things speak for a reply: that the model finds it probable, and that the que
 it was trained on. A logistic regression weighs them; a network alone is sure of nonsense too.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqjax.errors import UserError
+from seqjax.files import read_json, write_json
 
 RIDGE = 1.0  # on the weights, in units of one example
 FILE = "abstention.json"
@@ -61,21 +61,19 @@ def noise_questions(texts: Sequence[str], count: int) -> list[str]:
 
 def save_abstention(abstention: Abstention, directory: Path) -> None:
     """Writes it into the run's directory."""
-    text = json.dumps(abstention._asdict(), indent=2) + "\n"
-    (directory / FILE).write_text(text, encoding="utf-8")
+    write_json(directory / FILE, abstention._asdict())
 
 
 def load_abstention(directory: Path) -> Abstention:
     """What the run in the directory was calibrated to; raises UserError if there is none."""
-    path = directory / FILE
     remedy = "run experiments.evaluate on it, or answer always with --abstain=off"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(directory / FILE)
         return Abstention(**{name: float(value) for name, value in fields.items()})
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {remedy}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{directory / FILE} is damaged ({error}); {remedy}") from None
 
 
 def _odds(weights: Any, score: Any, similarity: Any) -> Any:

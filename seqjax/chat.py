@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from seqjax.errors import UserError, unknown_name
+from seqjax.plain_text import one_line
 from seqjax.respond import Answer, Responder
 
 HINT = "Write a question; :help lists the commands, :quit ends."
@@ -193,12 +194,6 @@ def whole_words(texts: Iterable[str]) -> Iterator[str]:
         yield text[shown:ready]
         shown = ready
     yield text[shown:] if text else NO_REPLY
-
-
-def one_line(text: str) -> str:
-    """The text with blanks for what would end a line or steer a terminal."""
-    steering = ("Cc", "Zl", "Zp")
-    return "".join(" " if unicodedata.category(c) in steering else c for c in text)
 
 
 def language(texts: Iterable[str]) -> str:

@@ -1,55 +1,219 @@
-"""Checkpoints of a run, through Orbax. Imports: errors.
+"""Checkpoints of a run, through Orbax. Imports: errors, files.
 
-Each one is whole: the train state, the best parameters so far and the run's progress. So the newest
-is all that resuming needs, and the one before it can stand in.
+Each one is whole: the arrays, and beside them all that belongs to them, as a JSON object ("facts").
+So one alone is all that resuming needs. Orbax checks no sums; here every checkpoint carries the
+SHA-256 digests of its files, written before the rename that makes it a checkpoint.
 """
 
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-NUM_KEPT = 2
+from seqjax.errors import UserError
+from seqjax.files import read_json, sha256, write_json
+
+NUM_LATEST = 2  # kept beside the best one
+DIGESTS, ARRAYS, FACTS = "digests.json", "arrays", "facts"
+# Orbax stamps these after the digests were taken, and reading needs neither.
+STAMPS = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+class Checkpoint(NamedTuple):
+    """One checkpoint that holds what it should."""
+
+    step: int
+    arrays: Any
+    facts: dict[str, Any]
+
+
+class Damaged(Exception):
+    """A directory that is no whole checkpoint of this run; the message says why."""
 
 
 class Checkpoints:
-    """The checkpoints in one directory, by epoch; saving goes on in the background."""
+    """Writes checkpoints into a directory, by step, in the background.
 
-    def __init__(self, directory: Path, read_only: bool = False):
+    The latest are kept and the one of the best evaluation so far.
+    """
+
+    def __init__(self, directory: Path):
         import orbax.checkpoint as ocp  # a second of imports: only where it is used
 
-        self._ocp = ocp
+        self._args = ocp.args
+        self._best_step: int | None = None
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy(
+            [ocp.checkpoint_managers.LatestN(NUM_LATEST), self]
+        )
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else NUM_KEPT, read_only=read_only
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+                temporary_path_class=_digested_path(),
             ),
         )
 
-    def save(self, epoch: int, arrays: Any, progress: dict[str, Any]) -> None:
-        """Starts saving a nest of arrays and a JSON object under the epoch's number."""
-        args = self._ocp.args
-        host = jax.tree.map(np.asarray, jax.device_get(arrays))
-        self._manager.save(
-            epoch,
-            args=args.Composite(arrays=args.StandardSave(host), progress=args.JsonSave(progress)),
-        )
+    def save(self, step: int, arrays: Any, facts: dict[str, Any], best_step: int) -> None:
+        """Starts saving a nest of arrays and a JSON object; `best_step` is not to be deleted.
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint's arrays, shaped `like`, and its progress; None without one."""
-        epoch = self._manager.latest_step()
-        if epoch is None:
-            return None
-        args = self._ocp.args
-        host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        restored: Any = self._manager.restore(
-            epoch,
-            args=args.Composite(arrays=args.StandardRestore(host), progress=args.JsonRestore()),
-        )
-        return restored.arrays, restored.progress
+        Raises UserError if the save before this one failed.
+        """
+        args, self._best_step = self._args, best_step
+        # Copies, because the arrays may be overwritten while they are still being written.
+        host = jax.tree.map(lambda x: np.array(x), jax.device_get(arrays))
+        with _failures():
+            saved = self._manager.save(
+                step,
+                args=args.Composite(
+                    **{ARRAYS: args.StandardSave(host), FACTS: args.JsonSave(facts)}
+                ),
+            )
+        assert saved, f"step {step} is not later than every checkpoint"
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's question which ones to keep, beside the latest."""
+        return [checkpoint.step == self._best_step for checkpoint in checkpoints]
 
     def close(self) -> None:
-        """Waits for the last save; a save that failed in the background raises here."""
-        self._manager.wait_until_finished()
+        """Waits for the last save; raises UserError if it failed."""
+        with _failures():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+
+def newest(
+    directory: Path, like: Any, is_foreign: Callable[[dict[str, Any]], str], say: Callable
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole, its arrays shaped `like`; None if there is none at all.
+
+    `is_foreign` says of a checkpoint's facts why they are not this run's, or "". What is passed
+    over is told to `say`, a line each. Raises UserError if there are checkpoints but no whole one.
+    """
+    passed_over = []
+    for path in steps_in(directory):
+        try:
+            facts = check(path)
+            if reason := is_foreign(facts):
+                raise Damaged(f"it belongs to another run ({reason})")
+            found = Checkpoint(int(path.name), _read_arrays(path / ARRAYS, like), facts)
+        except Damaged as damage:
+            passed_over.append(f"checkpoint {path} cannot be used: {damage}")
+            continue
+        for line in passed_over:
+            say(f"{line}; going back to step {found.step}")
+        return found
+    if passed_over:
+        raise UserError(
+            f"{'; '.join(passed_over)}; no whole one is left: restore one from a copy, or train "
+            "in a new --workdir"
+        )
+    return None
+
+
+def newest_facts(directory: Path) -> dict[str, Any] | None:
+    """The facts of the newest whole checkpoint of whatever run; None without one."""
+    for path in steps_in(directory):
+        with contextlib.suppress(Damaged):
+            return check(path)
+    return None
+
+
+def check(path: Path) -> dict[str, Any]:
+    """A checkpoint's facts; raises Damaged unless its files are those that were written."""
+    if not path.is_dir():
+        raise Damaged("it is no directory")
+    if not any(path.iterdir()):
+        raise Damaged("it is empty")
+    try:
+        digests = read_json(path / DIGESTS)
+        links = [p for p in path.rglob("*") if p.is_symlink()]
+        files = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
+        if links:
+            raise Damaged(f"{links[0].relative_to(path)} is a link")
+        for name in sorted({*digests, *files} - STAMPS - {DIGESTS}):
+            if name not in files:
+                raise Damaged(f"{name} is missing")
+            if name not in digests:
+                raise Damaged(f"{name} does not belong to it")
+            if sha256(path / name) != digests[name]:
+                raise Damaged(f"{name} is not as it was written (SHA-256)")
+        return json.loads((path / FACTS / "metadata").read_bytes())
+    except UserError as error:
+        raise Damaged(str(error).removeprefix(f"{path}/")) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise Damaged(getattr(error, "strerror", None) or str(error)) from None
+
+
+def set_aside_after(directory: Path, step: int) -> None:
+    """Renames what claims to be a checkpoint of a later step: the run will write that one anew."""
+    for path in steps_in(directory):
+        if int(path.name) > step:
+            aside = path.with_name(f"{path.name}.damaged")
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            path.rename(aside)
+
+
+def steps_in(directory: Path) -> list[Path]:
+    """What has the name of a step, newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(
+        (path for path in directory.iterdir() if path.name.isdecimal()),
+        key=lambda path: -int(path.name),
+    )
+
+
+def _read_arrays(path: Path, like: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    try:
+        arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
+            path.absolute(), args=ocp.args.StandardRestore(host)
+        )
+    except Exception as error:  # Orbax and TensorStore raise all kinds
+        raise Damaged(str(error).strip().splitlines()[0]) from None
+    if jax.tree.map(lambda x: (x.shape, x.dtype), arrays) != jax.tree.map(
+        lambda x: (x.shape, x.dtype), host
+    ):
+        raise Damaged("its arrays have other shapes")
+    return arrays
+
+
+@cache
+def _digested_path() -> type:
+    """The class of what is no checkpoint yet: it gets its digests, then its name."""
+    from orbax.checkpoint.path import atomicity
+
+    class DigestedPath(atomicity.AtomicRenameTemporaryPath):
+        async def finalize(self) -> None:
+            directory = Path(self.get())
+            if self.get_final().name.isdecimal():  # not for each of its items
+                files = [path for path in directory.rglob("*") if path.is_file()]
+                names = {path.relative_to(directory).as_posix(): path for path in files}
+                digests = {name: sha256(names[name]) for name in sorted(names.keys() - STAMPS)}
+                write_json(directory / DIGESTS, digests)
+            await super().finalize()
+
+    return DigestedPath
+
+
+@contextlib.contextmanager
+def _failures() -> Generator[None]:
+    """Whatever a save raises, as one line: a run that cannot be saved must not go on."""
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise all kinds
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot save a checkpoint: {reason}; the one before it stays: make room, and the same "
+            "command resumes from there"
+        ) from error

@@ -5,7 +5,6 @@ passed on as keywords, so a field that nothing reads is an error; choices with o
 (cells, initialisers, optimizers, schedules) are specs such as `gru(reset_after=False)`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -14,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, unknown_name
+from seqjax.files import read_json
 
 
 def base_config(task: str) -> ConfigDict:
@@ -48,13 +48,17 @@ def base_config(task: str) -> ConfigDict:
         "batch_size": 32,
         "num_epochs": 10,
         "eval_every_epochs": 1,  # also the epochs that run in one compiled call
-        "checkpoint_every_epochs": 5,  # and at the end
+        "checkpoint_every_epochs": 5,  # at evaluations, and at the end
+        "checkpoint_every_minutes": 10.0,  # also in the middle of an epoch; 0 = off
         "monitor": "valid.loss",  # SPLIT.METRIC of the best weights; "epoch" keeps the last
         "monitor_mode": "min",  # min or max
         "patience": 0,  # evaluations without a better one before stopping; 0 = never stop
         "min_delta": 0.0,  # what counts as better
         "drop_remainder": False,  # True leaves out the last, smaller batch
         "dropout_at_test": False,  # True adds the metrics under live dropout, as *_dropout
+        "max_skipped_steps": 0,  # of a loss or gradient that is no number; one more ends the run
+        "steps_per_call": 0,  # of the compiled program; 0 = as many as take about two seconds
+        "log_every_epochs": 0,  # a line where the output is no terminal; 0 = about 20 in all
         "loop": "epoch",  # one program an epoch; "step" for data larger than the device
         "num_devices": 0,  # 0 = all; on a CPU its cores
         "compilation_cache_dir": "auto",  # in the user's cache folder; "" = off
@@ -123,26 +127,21 @@ def choose_variant(
     return config
 
 
-def save_config(config: ConfigDict, path: Path) -> None:
-    """Writes the config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-
 def load_config(path: Path) -> ConfigDict:
-    """The locked config that `save_config` wrote; raises UserError if there is none."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: is {path.parent} a run directory?") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    """The locked config of a run's file; raises UserError if there is none."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: is {path.parent} a run directory?")
+    fields = read_json(path)
     if not isinstance(fields, dict) or not {"task", "seed", "model", "data", "train"} <= set(
         fields
     ):
         raise UserError(f"{path} is no config of a run: give the directory of a run")
-    config = ConfigDict(_with_tuples(fields))
-    config.lock()
-    return config
+    return make_config(fields)
+
+
+def make_config(fields: Mapping[str, Any]) -> ConfigDict:
+    """A locked config of what JSON says it is."""
+    return ConfigDict(_with_tuples(fields)).lock()
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,101 +1,144 @@
-"""A whole run: train, keep the best, evaluate, report. Imports: everything above; knows no task."""
+"""A whole run: begun or resumed, trained, evaluated. Imports: everything above; knows no task."""
 
-import json
 import time
+from collections.abc import Callable
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seqjax.array_types import Params
-from seqjax.checkpoint import Checkpoints
-from seqjax.data.batches import check_batch_size, num_rows
-from seqjax.errors import UserError, unknown_name
-from seqjax.evaluate import Evaluator
-from seqjax.mesh import WHOLE, make_mesh, put
-from seqjax.metrics import Average, Metrics, summarize
-from seqjax.optim import Optimizer, make_optimizer
-from seqjax.parameters import count_parameters, parameter_shapes, parameter_table
+from seqjax.checkpoint import Checkpoints, newest, set_aside_after
+from seqjax.data.batches import num_rows
+from seqjax.errors import UserError
+from seqjax.files import read_json, sha256, write_json
+from seqjax.fingerprint import Identity, differences, make_identity
+from seqjax.mesh import WHOLE, put
+from seqjax.parameters import count_parameters, parameter_table
 from seqjax.pictures import draw_curves
-from seqjax.progress import Progress, advance, check_finite, check_monitor
+from seqjax.plain_text import one_line
+from seqjax.progress import Progress
 from seqjax.report import Report
-from seqjax.run_directory import open_run_directory, write_json
+from seqjax.run_directory import (
+    CHECKPOINTS,
+    RESULT,
+    earlier_identities,
+    held,
+    other_packages,
+    record_change,
+    save_identity,
+    saved_identity,
+)
+from seqjax.setup import Setup, make_setup
+from seqjax.stop_signals import StopSignals, say
 from seqjax.task import Task
-from seqjax.train import LOOPS, TrainData, TrainState, init_train_state
+from seqjax.train import init_train_state
+from seqjax.training import Position, Training, log_from_json
 
 
-class Setup(NamedTuple):
-    """A run's parts, made from a task and a config."""
-
-    task: Task
-    config: ConfigDict
-    optimizer: Optimizer
-    data: TrainData
-    mesh: jax.sharding.Mesh
-    evaluator: Evaluator
-
-
-def fit(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def fit(
+    task: Task,
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    allow_changes: bool = False,
+    debug_nans: bool = False,
+) -> dict[str, Any]:
     """Trains, or resumes, the config's run in `workdir`; what result.json holds.
 
-    The result is of the best weights by `train.monitor`. Raises UserError for a config that cannot
-    be run, a directory that cannot be used, and a loss that is no number any more.
+    The result is of the best weights by `train.monitor`. With `allow_changes` a run goes on with
+    another config or other data, and changes.jsonl says so; with `debug_nans` a number that is
+    none is traced to its operation. Raises UserError for a config that cannot be run, a directory
+    that cannot be used, and a loss or gradient that is no number; Stopped after a signal.
     """
     setup = make_setup(task, config)
-    open_run_directory(workdir, config)
-    if (workdir / "result.json").exists():
-        print(f"{workdir} holds the finished run of this config; nothing to do")
-        return json.loads((workdir / "result.json").read_text(encoding="utf-8"))
-    task.save(workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        state, best_params, progress = _start(setup, checkpoints)
-        with Report(
-            workdir,
-            first_epoch=progress.epoch,
-            num_epochs=config.train.num_epochs,
-            rows_per_epoch=num_rows(setup.data.rows),
-            headline=task.headline,
-        ) as report:
-            report.say(parameter_table(state.params))
-            started = time.perf_counter()
-            best_params, progress = _train(
-                setup, state, best_params, progress, checkpoints, report, workdir
+    with held(workdir), StopSignals() as signals:
+        old = saved_identity(workdir, say)
+        files = [workdir / name for name in old.fingerprint["files"]] if old else task.save(workdir)
+        identity = make_identity(config, task.splits, setup.mesh, files)
+        changed = differences(old, identity) if old else []
+        if changed and not allow_changes:
+            raise UserError(
+                f"{workdir} holds a run of another config or other data ({'; '.join(changed)}): "
+                "give a new --workdir, the old settings to resume, or --resume=allow_changes"
             )
-            seconds = time.perf_counter() - started
-            report.say(f"trained to epoch {progress.epoch} in {seconds:.1f} s")
-    finally:
-        checkpoints.close()
-    draw_curves(report.records, ("loss", task.headline), workdir / "curves.png")
-    result = conclude(setup, best_params, progress, workdir)
-    write_json(workdir / "result.json", result)
+        if not changed and (workdir / RESULT).exists():
+            print(f"{workdir} holds the finished run of this config; nothing to do")
+            return read_json(workdir / RESULT)
+        position = _position(setup, workdir, identity, old)
+        step = int(position.state.step)
+        changed += other_packages(workdir)
+        if changed:
+            print(f"changed from step {step} on: {'; '.join(changed)}")
+            record_change(workdir, step, changed, old or identity)
+        save_identity(workdir, identity)
+        set_aside_after(workdir / CHECKPOINTS, step)
+        best_params, progress = _train(setup, identity, position, workdir, signals, debug_nans)
+        draw_curves(position.records, ("loss", task.headline), workdir / "curves.png")
+        result = conclude(setup, best_params, progress, workdir)
+        write_json(workdir / RESULT, result)
     print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
     return result
 
 
-def make_setup(task: Task, config: ConfigDict) -> Setup:
-    """The parts of a run; raises UserError where a setting cannot be used."""
-    train, rows = config.train, task.splits["train"]
-    check_batch_size(train.batch_size, num_rows(rows))
-    for field in ("num_epochs", "eval_every_epochs", "checkpoint_every_epochs"):
-        if train[field] < 1:
-            raise UserError(f"train.{field}={train[field]} must be at least 1")
-    if train.monitor_mode not in ("min", "max"):
-        raise UserError(f"train.monitor_mode={train.monitor_mode!r} must be 'min' or 'max'")
-    if train.loop not in LOOPS:
-        raise unknown_name("train.loop", train.loop, LOOPS)
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
-    check_monitor(task, train.monitor)
-    mesh = make_mesh(train.num_devices)
-    data = TrainData(rows, train.batch_size, train.drop_remainder)
-    optimizer = make_optimizer(
-        **config.optim, steps_per_epoch=data.steps_per_epoch, num_epochs=train.num_epochs
+def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | None) -> Position:
+    """Where the newest whole checkpoint is, or the beginning."""
+    known = [identity, *([old] if old else []), *earlier_identities(workdir)]
+    found = newest(workdir / CHECKPOINTS, setup.arrays_like(), _foreign_to(known), say)
+    if found:
+        facts, arrays = found.facts, put(found.arrays, setup.mesh, WHOLE)
+        epoch = found.step / setup.data.steps_per_epoch
+        print(f"resuming at step {found.step} (epoch {epoch:.4g})")
+        logs = [log_from_json(log) for log in facts["logs"]]
+        progress, records = Progress(**facts["progress"]), facts["records"]
+        return Position(**arrays, progress=progress, records=records, logs=logs)
+    params = put(jax.jit(setup.task.init)(jax.random.key(setup.config.seed)), setup.mesh, WHOLE)
+    state = put(init_train_state(params, setup.optimizer), setup.mesh, WHOLE)
+    # The loop overwrites the state; the best parameters need a place of their own.
+    return Position(state, jax.tree.map(jnp.copy, params), Progress(), [], [])
+
+
+def _train(
+    setup: Setup,
+    identity: Identity,
+    position: Position,
+    workdir: Path,
+    signals: StopSignals,
+    debug_nans: bool,
+) -> tuple[Params, Progress]:
+    """From the position to the end of training; everything is saved then."""
+    train, started = setup.config.train, time.perf_counter()
+    checkpoints = Checkpoints(workdir / CHECKPOINTS)
+    report = Report(
+        workdir,
+        records=position.records,
+        num_epochs=train.num_epochs,
+        rows_per_epoch=num_rows(setup.data.rows),
+        headline=setup.task.headline,
+        log_every_epochs=train.log_every_epochs,
     )
-    evaluator = Evaluator(task.measure, task.predict, train.batch_size, mesh)
-    return Setup(task, config, optimizer, data, mesh, evaluator)
+    with closing(checkpoints), report:
+        report.say(parameter_table(position.state.params))
+        training = Training(setup, identity, position, checkpoints, report, signals, debug_nans)
+        best_params, progress = training.run()
+        report.say(f"trained to epoch {progress.epoch} in {time.perf_counter() - started:.1f} s")
+    signals.unsaved = False
+    return best_params, progress
+
+
+def _foreign_to(known: list[Identity]) -> Callable[[dict[str, Any]], str]:
+    """Why a checkpoint's facts are not of one of these identities, or "" if they are."""
+
+    def is_foreign(facts: dict[str, Any]) -> str:
+        there = Identity(facts["config"], facts["fingerprint"])
+        found = [differences(there, identity) for identity in known]
+        return "" if [] in found else "; ".join(found[0][:3])
+
+    return is_foreign
 
 
 def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> dict[str, Any]:
@@ -114,8 +157,8 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
         "num_epochs": progress.epoch,
         "num_parameters": count_parameters(params),
     }
-    lines = task.show(params, predict, workdir)
-    print("\n".join(lines))
+    for line in task.show(params, predict, workdir):
+        print(one_line(line))
     for split in task.splits:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())
         print(f"{split} (epoch {progress.best_epoch}): {numbers}")
@@ -131,84 +174,13 @@ def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     """A run's best weights so far, and how far it is; UserError if it has no checkpoint."""
-    directory = workdir / "checkpoints"
-    restored = None
-    if directory.is_dir():
-        restored = Checkpoints(directory, read_only=True).restore(_arrays_like(setup))
-    if restored is None:
+    saved = saved_identity(workdir, say)
+    known = [saved, *earlier_identities(workdir)] if saved else []
+    found = newest(workdir / CHECKPOINTS, setup.arrays_like(), _foreign_to(known), say)
+    if found is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    return put(restored[0]["best_params"], setup.mesh, WHOLE), Progress(**restored[1])
-
-
-def _arrays_like(setup: Setup) -> dict[str, Any]:
-    """Shapes and dtypes of what a checkpoint holds."""
-    params = parameter_shapes(setup.task.init)
-    state = jax.eval_shape(lambda p: init_train_state(p, setup.optimizer), params)
-    return {"state": state, "best_params": params}
-
-
-def _start(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Any, Progress]:
-    """State, best parameters and progress: the newest checkpoint's, or new ones."""
-    restored = checkpoints.restore(_arrays_like(setup))
-    if restored:
-        arrays, progress = restored[0], Progress(**restored[1])
-        print(f"resuming after epoch {progress.epoch}")
-    else:
-        params = jax.jit(setup.task.init)(jax.random.key(setup.config.seed))
-        state = init_train_state(params, setup.optimizer)
-        arrays, progress = {"state": state, "best_params": params}, Progress()
-    arrays = put(arrays, setup.mesh, WHOLE)
-    return arrays["state"], arrays["best_params"], progress
-
-
-def _train(
-    setup: Setup,
-    state: TrainState,
-    best_params: Any,
-    progress: Progress,
-    checkpoints: Checkpoints,
-    report: Report,
-    workdir: Path,
-) -> tuple[Any, Progress]:
-    """Calls the loop, `eval_every_epochs` epochs at a time, until the last or an early stop."""
-    train = setup.config.train
-    loop = LOOPS[train.loop](setup.task.measure, setup.optimizer, setup.data, setup.mesh)
-    key = jax.random.key(setup.config.seed)
-    saved_epoch = progress.epoch
-    while progress.epoch < train.num_epochs and not progress.stopped:
-        num_epochs = min(train.eval_every_epochs, train.num_epochs - progress.epoch)
-        state, metrics = loop(state, key, num_epochs)
-        metrics = jax.device_get(metrics)
-        records = _records(setup, metrics, progress.epoch, state)
-        params = setup.optimizer.eval_params(state.params, state.opt_state)
-        if "valid" in setup.task.splits:
-            records[-1]["valid"] = setup.evaluator.metrics(params, setup.task.splits["valid"])
-        check_finite(metrics, records[-1], progress.epoch, saved_epoch, workdir)
-        report.add(records)
-        progress = advance(progress, records[-1], train)
-        if progress.best_epoch == progress.epoch:
-            best_params = jax.tree.map(lambda x: x.copy(), params)  # the loop donates the state
-        finished = progress.stopped or progress.epoch == train.num_epochs
-        if finished or progress.epoch - saved_epoch >= train.checkpoint_every_epochs:
-            arrays = {"state": state, "best_params": best_params}
-            checkpoints.save(progress.epoch, arrays, progress._asdict())
-            saved_epoch = progress.epoch
-    if progress.stopped:
-        report.say(f"stopped early: {train.monitor} was best at epoch {progress.best_epoch}")
-    return best_params, progress
-
-
-def _records(setup: Setup, metrics: Metrics, epoch: int, state: TrainState) -> list[dict[str, Any]]:
-    """One record an epoch from the metrics [epochs, steps] of one call."""
-    num_epochs = len(next(iter(metrics.values())).total)
-    return [
-        {
-            "epoch": epoch + i + 1,
-            "step": (epoch + i + 1) * setup.data.steps_per_epoch,
-            "learning_rate": setup.optimizer.learning_rate(
-                state.opt_state, (epoch + i + 1) * setup.data.steps_per_epoch - 1
-            ),
-            "train": summarize({n: Average(x.total[i], x.weight[i]) for n, x in metrics.items()}),
-        }
-        for i in range(num_epochs)
-    ]
+    for name, digest in found.facts["fingerprint"]["files"].items():
+        if not (workdir / name).is_file() or sha256(workdir / name) != digest:
+            raise UserError(f"{workdir / name} is not the one of this run: restore it from a copy")
+    params = put(found.arrays["best_params"], setup.mesh, WHOLE)
+    return params, Progress(**found.facts["progress"])

@@ -15,12 +15,14 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from seqjax.errors import UserError, unknown_name
+from seqjax.plain_text import one_line
+from seqjax.stop_signals import Stopped
 
 
 def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Parses the flags, runs `main` and returns the exit code: 2 after a mistake of the user's,
     130, with the line `interrupted`, after Ctrl-C."""
-    logging.set_verbosity(logging.ERROR)  # Orbax and others narrate at INFO
+    logging.set_verbosity(logging.FATAL)  # Orbax narrates, and logs what it then raises
     if {"--help", "-help", "-h"} & set(sys.argv):
         print(sys.modules["__main__"].__doc__)
         print(flags.FLAGS.main_module_help())
@@ -29,8 +31,11 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
         _parse_flags(sys.argv)
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped.message, file=sys.stderr)
+        return int(stopped.code)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

@@ -5,11 +5,13 @@ from pathlib import Path
 import jax
 
 from seqjax.abstain import load_abstention
-from seqjax.config import load_config
 from seqjax.errors import UserError
-from seqjax.fit import make_setup, restore_best
+from seqjax.fit import restore_best
 from seqjax.launch import start_jax
 from seqjax.respond import Responder
+from seqjax.run_directory import load_run_config
+from seqjax.setup import make_setup
+from seqjax.stop_signals import say
 from seqjax.tasks.text_pairs import task_of_pairs
 from seqjax.text_pairs import load_text_pairs
 
@@ -19,7 +21,7 @@ def load_responder(workdir: Path, abstain: bool = True) -> Responder:
 
     Raises UserError for a directory that holds no run, or one of another kind.
     """
-    config = load_config(workdir / "config.json")
+    config = load_run_config(workdir, say)
     if config.task != "text_pairs":
         raise UserError(f"{workdir} is a run of {config.task}: only one of text_pairs can answer")
     start_jax(config.train)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from seqjax.array_types import Params
@@ -25,6 +26,7 @@ class Optimizer(NamedTuple):
     update: Callable  # (grads, opt_state, params, *, value) -> (updates, opt_state)
     learning_rate: Callable  # (opt_state, step) -> float
     eval_params: Callable  # (params, opt_state) -> params
+    num_skipped: Callable  # opt_state -> how many updates by a gradient that is no number
 
 
 def make_optimizer(
@@ -72,6 +74,8 @@ def make_optimizer(
         several: Any = optax.MultiSteps(chain, accumulate_steps)
         # Its own gradient_transformation() would not hand the loss on to the plateau.
         chain = optax.GradientTransformationExtraArgs(several.init, several.update)
+    # Outermost, so that no gradient that is no number is accumulated either.
+    chain = optax.apply_if_finite(chain, max_consecutive_errors=np.iinfo(np.int32).max)
 
     def current_rate(opt_state: Any, step: int) -> float:
         scale = optax.tree_utils.tree_get(opt_state, "scale", 1.0) if plateau else 1.0
@@ -80,7 +84,10 @@ def make_optimizer(
     def eval_params(params: Params, opt_state: Any) -> Params:
         return optax.tree_utils.tree_get(opt_state, "mean") if ema_decay else params
 
-    return Optimizer(chain.init, chain.update, current_rate, eval_params)
+    def num_skipped(opt_state: Any) -> Any:
+        return opt_state.total_notfinite
+
+    return Optimizer(chain.init, chain.update, current_rate, eval_params, num_skipped)
 
 
 OPTIMIZERS: dict[str, Callable] = {

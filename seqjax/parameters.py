@@ -24,6 +24,12 @@ def parameter_shapes(init: Callable[[Any], Params]) -> Params:
     return jax.eval_shape(init, jax.random.key(0))
 
 
+def named_arrays(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Each array of a nest after its path, as in "stack.layer_0.weights.bias"."""
+    for path, x in jax.tree.leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), x
+
+
 def layer_sizes(params: Params, name: str = "") -> Iterator[LayerSize]:
     """One LayerSize for each nested dict that holds arrays, or shapes of arrays, itself."""
     arrays = {field: x for field, x in params.items() if not isinstance(x, Mapping)}

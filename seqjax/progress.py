@@ -1,18 +1,15 @@
-"""Where a run stands: which evaluation was best, when to stop, when to give up. Imports: task.
+"""Where a run stands: which evaluation was best, when to stop, how far to go. Imports: task.
 
-The counterpart of `train`, on the host: pure functions over the records of a run.
+The counterpart of `train`, on the host.
 """
 
-import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from seqjax.errors import UserError, unknown_name
-from seqjax.metrics import Metrics
+from seqjax.errors import unknown_name
 from seqjax.parameters import parameter_shapes
 from seqjax.task import Task
 
@@ -55,27 +52,27 @@ def check_monitor(task: Task, monitor: str) -> None:
         raise unknown_name("train.monitor", monitor, known)
 
 
-def check_finite(
-    metrics: Metrics, record: dict[str, Any], first_epoch: int, saved_epoch: int, workdir: Path
-) -> None:
-    """Raises UserError, naming the first step, if a training or validation loss is no number.
+class Pace:
+    """How many steps the next call of the compiled program makes.
 
-    `metrics` are those of the steps since `first_epoch`, `[epochs, steps]`.
+    Few enough that between two calls a run can be stopped within seconds, and many enough that
+    calls cost nothing. A fixed number, if one is given.
     """
-    losses = np.asarray(metrics["loss"].total)
-    bad = np.argwhere(~np.isfinite(losses))
-    valid = record.get("valid", {"loss": 0.0})["loss"]
-    if len(bad):
-        epoch, batch = (int(i) for i in bad[0])
-        step = (first_epoch + epoch) * losses.shape[1] + batch + 1
-        place = f"step {step} (epoch {first_epoch + epoch + 1}, batch {batch + 1})"
-        what = f"the loss is {losses[epoch, batch]} at {place}"
-    elif not math.isfinite(valid):
-        what = f"the validation loss is {valid} after epoch {record['epoch']}"
-    else:
-        return
-    kept = f"the checkpoint of epoch {saved_epoch} in {workdir} stays"
-    raise UserError(
-        f"{what}; {kept if saved_epoch else 'nothing was saved yet'}: "
-        "lower optim.learning_rate or set optim.clip_norm"
-    )
+
+    SECONDS = 2.0  # of a call
+    GROWTH = 16  # of the number of steps from call to call, while their time is not known well
+
+    def __init__(self, steps_per_call: int):
+        self._steps, self._fixed, self._compiled = steps_per_call or 1, bool(steps_per_call), False
+
+    def num_steps(self, left: int) -> int:
+        """How many of the steps that are left to make now; calls are of even sizes."""
+        calls = -(-left // self._steps)
+        return min(left, self._steps) if self._fixed else -(-left // calls)
+
+    def took(self, seconds: float, num_steps: int) -> None:
+        """Learns from a call that took so long; the first one compiles, and tells nothing."""
+        if self._compiled and not self._fixed:
+            fit = int(num_steps * self.SECONDS / max(seconds, 1e-9))
+            self._steps = max(1, min(fit, self.GROWTH * num_steps))
+        self._compiled = True

@@ -1,4 +1,4 @@
-"""What a run tells: lines on the terminal, metrics.jsonl, TensorBoard. Imports: nothing of seqjax.
+"""What a run tells: lines on the terminal, metrics.jsonl, TensorBoard. Imports: files.
 
 A record is `{"epoch": 3, "step": 324, "learning_rate": ..., "train": {...}, "valid": {...}}` with
 the metrics of each split that was measured. Times are shown, never recorded: a resumed run's
@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from seqjax.files import write_text
+
 Record = Mapping[str, Any]
 
 NUM_PLAIN_LINES = 20  # how often a run reports its progress where the output is no terminal
@@ -33,21 +35,25 @@ class Report:
         self,
         workdir: Path,
         *,
-        first_epoch: int,
+        records: Sequence[Record],
         num_epochs: int,
         rows_per_epoch: int,
         headline: str,
+        log_every_epochs: int = 0,
     ):
         from tensorboardX import SummaryWriter  # only where a run is written
 
         self.num_epochs, self.rows_per_epoch, self.headline = num_epochs, rows_per_epoch, headline
-        self._path = workdir / "metrics.jsonl"
-        self.records = _keep_records(self._path, first_epoch)
-        self._lines = self._path.open("a", encoding="utf-8")
+        self._log_every = log_every_epochs or -(-num_epochs // NUM_PLAIN_LINES)
+        first_epoch = records[-1]["epoch"] if records else 0
+        path = workdir / "metrics.jsonl"
+        # Anew from the records: what a killed run wrote after its last checkpoint comes again.
+        write_text(path, "".join(map(_line, records)))
+        self._lines = path.open("a", encoding="utf-8")
         for events in workdir.glob("events.out.*"):  # a killed run's, without what was in flight
             events.unlink()
         self._events = SummaryWriter(str(workdir))
-        for record in self.records:
+        for record in records:
             self._add_scalars(record)
         self._console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
@@ -85,11 +91,10 @@ class Report:
         now = time.perf_counter()
         speed = self.rows_per_epoch * len(records) / (now - self._last)
         self._last = now
-        for record in records:
-            self.records.append(record)
-            self._lines.write(json.dumps(record) + "\n")
-            self._add_scalars(record)
+        self._lines.write("".join(map(_line, records)))
         self._lines.flush()
+        for record in records:
+            self._add_scalars(record)
         self._events.add_scalar("examples_per_second", speed, records[-1]["step"])
         self._show(records[-1], speed, now)
 
@@ -109,7 +114,7 @@ class Report:
         summary = f"{'  '.join(parts)}  {speed:,.0f} examples/s"
         epoch = record["epoch"]
         self._progress.update(self._bar, completed=epoch, summary=summary)
-        every = -(-self.num_epochs // NUM_PLAIN_LINES)
+        every = self._log_every
         due = epoch == self.num_epochs or epoch // every > self._shown_epoch // every
         if not self._console.is_terminal and due:
             self._shown_epoch = epoch
@@ -119,17 +124,9 @@ class Report:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl, without a last line that was cut off."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The records of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _keep_records(path: Path, last_epoch: int) -> list[Record]:
-    """Drops the records after the epoch that a resumed run goes on from."""
-    kept = [record for record in read_records(path) if record["epoch"] <= last_epoch]
-    whole = path.with_suffix(".tmp")
-    whole.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    whole.replace(path)
-    return kept
+def _line(record: Record) -> str:
+    return json.dumps(record) + "\n"

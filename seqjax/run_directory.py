@@ -1,8 +1,15 @@
-"""The directory of one run: what is in it, and whether it may be used. Imports: config, errors."""
+"""The directory of one run: who works in it, and whose run it holds. Imports: checkpoint, config,
+fingerprint, files.
+"""
 
+import contextlib
+import fcntl
 import json
+import os
 import platform
+import socket
 import subprocess
+from collections.abc import Callable, Generator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,38 +17,138 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from seqjax.config import differing_fields, load_config, save_config
+from seqjax.checkpoint import newest_facts, steps_in
+from seqjax.config import differing_fields, load_config, make_config
 from seqjax.errors import UserError
+from seqjax.files import read_json, write_json
+from seqjax.fingerprint import Identity
 
+CONFIG, FINGERPRINT, ENVIRONMENT = "config.json", "fingerprint.json", "environment.json"
+CHECKPOINTS, RESULT, CHANGES, LOCK = "checkpoints", "result.json", "changes.jsonl", "lock"
 PACKAGES = ("seqjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def open_run_directory(workdir: Path, config: ConfigDict) -> None:
-    """Makes the directory ready for this config's run, new or to be resumed.
+@contextlib.contextmanager
+def held(workdir: Path) -> Generator[None]:
+    """Makes the directory, if need be, and keeps every other process from training in it.
 
-    Raises UserError if it cannot be written, holds other files, or holds another config's run.
+    The system lets go of the lock when a process ends, however it ends. Raises UserError if
+    the directory holds something else, cannot be written, or is held by another process.
     """
-    path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if any(workdir.iterdir()):
-                raise UserError(f"{workdir} is not empty and no run: give a new --workdir")
-            save_config(config, path)
-            write_json(workdir / "environment.json", environment())
+        if not (workdir / LOCK).exists() and not is_run(workdir) and any(workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and no run: give a new --workdir")
+        with (workdir / LOCK).open("a+", encoding="utf-8") as lock:
+            _take(lock, workdir)
+            try:
+                yield
+            finally:
+                lock.truncate(0)
     except (FileExistsError, NotADirectoryError):
         raise UserError(
             f"{workdir} is, or lies in, a file: give a directory as --workdir"
         ) from None
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write to {workdir} ({reason}): give another --workdir") from None
-    changed = differing_fields(load_config(path).to_dict(), config.to_dict())
-    if changed:
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changed)}): "
-            "give a new --workdir, or the old settings to resume"
-        )
+            f"cannot write to {workdir} ({error.strerror or error}): make it writable or make "
+            "room, and the same command goes on from the last checkpoint; or give another --workdir"
+        ) from None
+
+
+def _take(lock: Any, workdir: Path) -> None:
+    """Locks the open file and writes into it who holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise UserError(
+            f"{workdir} is in use by {holder}: wait for it, stop it, or give another --workdir"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether a directory is one of a run."""
+    return any((workdir / name).exists() for name in (CONFIG, FINGERPRINT, CHECKPOINTS))
+
+
+def saved_identity(workdir: Path, say: Callable[[str], None]) -> Identity | None:
+    """Whose run a directory holds; None if none was begun.
+
+    What a damaged file should say is taken from the newest checkpoint, and told. Raises UserError
+    where there is none.
+    """
+    try:
+        saved = Identity(read_json(workdir / CONFIG), read_json(workdir / FINGERPRINT))
+        if not (isinstance(saved.config, dict) and isinstance(saved.fingerprint, dict)):
+            raise UserError(f"{workdir / CONFIG} or {FINGERPRINT} is damaged: it is no JSON object")
+        return saved
+    except UserError as damage:
+        saved = _identity_of_checkpoints(workdir)
+        if saved:
+            say(f"{damage}; it is taken from the newest checkpoint")
+            return saved
+        begun = (workdir / CONFIG).exists() and (workdir / FINGERPRINT).exists()
+        if begun or steps_in(workdir / CHECKPOINTS):
+            raise UserError(
+                f"{damage}, and no checkpoint is whole: restore it from a copy, or give a new "
+                "--workdir"
+            ) from None
+        return None
+
+
+def load_run_config(workdir: Path, say: Callable[[str], None]) -> ConfigDict:
+    """The config of a run, from its file or else from its newest checkpoint; or a UserError."""
+    try:
+        return load_config(workdir / CONFIG)
+    except UserError as damage:
+        if saved := _identity_of_checkpoints(workdir):
+            say(f"{damage}; it is taken from the newest checkpoint")
+            return make_config(saved.config)
+        raise
+
+
+def save_identity(workdir: Path, identity: Identity) -> None:
+    """Writes whose run the directory holds, and what it runs on."""
+    if not (workdir / ENVIRONMENT).exists():
+        write_json(workdir / ENVIRONMENT, environment())
+    write_json(workdir / CONFIG, identity.config)
+    write_json(workdir / FINGERPRINT, identity.fingerprint)
+
+
+def other_packages(workdir: Path) -> list[str]:
+    """`package: old -> new` for each that is not as it was when the run was begun."""
+    try:
+        return differing_fields(read_json(workdir / ENVIRONMENT)["packages"], _packages())
+    except (UserError, TypeError, KeyError):
+        return []  # not worth an end: nothing is computed from it
+
+
+def record_change(workdir: Path, step: int, changed: list[str], old: Identity) -> None:
+    """Adds a line to changes.jsonl: from which step on what is different, and what was before."""
+    result = read_json(workdir / RESULT) if (workdir / RESULT).exists() else None
+    entry = {"step": step, "changed": changed, **old._asdict(), "result": result}
+    with (workdir / CHANGES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    (workdir / RESULT).unlink(missing_ok=True)
+
+
+def earlier_identities(workdir: Path) -> list[Identity]:
+    """The identities that the run had before changes that were allowed."""
+    if not (workdir / CHANGES).exists():
+        return []
+    lines = (workdir / CHANGES).read_text(encoding="utf-8").splitlines()
+    try:
+        return [Identity(**{k: json.loads(line)[k] for k in Identity._fields}) for line in lines]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{workdir / CHANGES} is damaged ({error}): restore it from a copy, or delete it to "
+            "use only checkpoints of the present config"
+        ) from None
 
 
 def environment() -> dict[str, Any]:
@@ -49,17 +156,19 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": _packages(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "commit": _commit(),
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes the value so that the file is there whole or not at all."""
-    whole = path.with_suffix(".tmp")
-    whole.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    whole.replace(path)
+def _identity_of_checkpoints(workdir: Path) -> Identity | None:
+    facts = newest_facts(workdir / CHECKPOINTS)
+    return Identity(facts["config"], facts["fingerprint"]) if facts else None
+
+
+def _packages() -> dict[str, str | None]:
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -34,5 +34,5 @@ class Task(NamedTuple):
     headline: str = "accuracy"
     # (predict, split, its means) -> figures of whole outputs, for result.json
     score: Callable[[Predict, str, Mapping[str, float]], dict[str, float]] = lambda *_: {}
-    # directory -> writes what was fitted to the training data, before training starts
-    save: Callable[[Path], None] = lambda directory: None
+    # directory -> writes what was fitted to the training data, before training starts; which files
+    save: Callable[[Path], list[Path]] = lambda directory: []

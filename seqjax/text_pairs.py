@@ -23,11 +23,14 @@ class TextPairs(NamedTuple):
     text: TextModel
     ask: tuple[str, ...]  # questions without answers, to be tried at the end
 
-    def save(self, directory: Path) -> None:
-        """Writes the vocabularies."""
-        self.text.target.save(directory / VOCABULARY)
+    def save(self, directory: Path) -> list[Path]:
+        """Writes the vocabularies; where to."""
+        vocabularies = {directory / VOCABULARY: self.text.target}
         if self.text.source is not self.text.target:
-            self.text.source.save(directory / SOURCE_VOCABULARY)
+            vocabularies[directory / SOURCE_VOCABULARY] = self.text.source
+        for path, vocabulary in vocabularies.items():
+            vocabulary.save(path)
+        return list(vocabularies)
 
 
 def load_text_pairs(config, directory: Path | None = None) -> TextPairs:

@@ -1,6 +1,6 @@
 """The train step, and the loops that run it. Imports: metrics, optim, mesh, data.batches.
 
-The step is built, not decorated: the same pure function is scanned over an epoch, sharded over
+The step is built, not decorated: the same pure function is looped over an epoch, sharded over
 devices, vmapped over seeds. Keys are folded from the step's number, so resuming is exact for free.
 """
 
@@ -32,33 +32,53 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
 
 
+class StepLog(NamedTuple):
+    """What steps tell: of one, or `[steps]` of many."""
+
+    metrics: Metrics
+    skipped: Int[Array, "*steps"]  # 1 where loss or gradient was no number and nothing was updated
+
+
 def init_train_state(params: Params, optimizer: Optimizer) -> TrainState:
     """The state before the first step."""
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_train_step(measure: Measure, optimizer: Optimizer, axis: str | None = None) -> Callable:
-    """`(state, batch, key) -> (state, metrics)`: one update by the mean of `metrics["loss"]`.
+def make_objective(measure: Measure, axis: str | None = None) -> Callable:
+    """`(params, batch, step, key) -> (loss, metrics)`: the mean of `metrics["loss"]`, and all.
 
-    With the name of a mesh axis the step is for use inside `mesh.sharded`: every device holds some
-    of the rows, and gradients and metrics are summed over all of them once. Beside its rows the
-    batch that `measure` sees has "step", how many updates were made, for what follows a schedule.
+    Beside its rows the batch that `measure` sees has "step", how many batches were read before it,
+    for what follows a schedule. With the name of a mesh axis every device holds some of the rows:
+    the loss is this device's part of the mean over all of them, the metrics are its own sums.
     """
 
+    def objective(params: Params, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]):
+        keys = batch_keys(jax.random.fold_in(key, step), batch, axis)
+        metrics = dict(measure(params, {**batch, "step": step}, keys))
+        weight = jnp.maximum(total(metrics["loss"].weight, axis), 1)
+        return metrics["loss"].total / weight, metrics
+
+    return objective
+
+
+def make_train_step(measure: Measure, optimizer: Optimizer, axis: str | None = None) -> Callable:
+    """`(state, batch, key) -> (state, StepLog)`: one update by the mean of `metrics["loss"]`.
+
+    With the name of a mesh axis the step is for use inside `mesh.sharded`: gradients and metrics
+    are summed over the devices once.
+    """
+    gradient = jax.grad(make_objective(measure, axis), has_aux=True)
+
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]):
-        keys = batch_keys(jax.random.fold_in(key, state.step), batch, axis)
-
-        def objective(params):
-            metrics = measure(params, {**batch, "step": state.step}, keys)
-            weight = jnp.maximum(total(metrics["loss"].weight, axis), 1)
-            return metrics["loss"].total / weight, dict(metrics)
-
-        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
-        grads, metrics = total((grads, metrics), axis)
+        params, opt_state, step = state
+        grads, metrics = total(gradient(params, batch, step, key), axis)
         loss = metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), metrics
+        # The optimizer skips a gradient that is no number; a loss that is none has no gradient.
+        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params, value=loss)
+        skipped = optimizer.num_skipped(new_opt_state) - optimizer.num_skipped(opt_state)
+        params = optax.apply_updates(params, updates)
+        return TrainState(params, new_opt_state, step + 1), StepLog(metrics, skipped)
 
     return train_step
 
@@ -80,61 +100,112 @@ class TrainData(NamedTuple):
         return epoch_order(jax.random.fold_in(key, epoch), *size)
 
 
-# (state, key, num_epochs) -> (state, metrics [epochs, steps]); the key orders rows and drops units
-Loop = Callable[[TrainState, Key[Array, ""], int], tuple[TrainState, Metrics]]
+# (state, key, num_steps) -> (state, StepLog [num_steps or more]); the key orders rows and drops
+# units. Once more than `max_skipped` steps were skipped the state stays as it is.
+Loop = Callable[[TrainState, Key[Array, ""], int], tuple[TrainState, StepLog]]
 
 
-def make_epoch_loop(measure: Measure, optimizer: Optimizer, data: TrainData, mesh: Mesh) -> Loop:
-    """Whole epochs as one compiled program: shuffling, gathering and every step.
+def make_epoch_loop(
+    measure: Measure,
+    optimizer: Optimizer,
+    data: TrainData,
+    mesh: Mesh,
+    *,
+    max_steps: int,
+    max_skipped: int,
+) -> Loop:
+    """Steps as one compiled program: shuffling, gathering and updates, epoch after epoch.
 
     The rows lie on each device. Returning to Python once an epoch, not once a step, lets XLA
-    allocate its buffers once.
+    allocate its buffers once. How many steps a call makes, `max_steps` at most, is no part of the
+    program: one compilation serves all, and the bits do not depend on how steps are divided into
+    calls.
     """
     train_step = make_train_step(measure, optimizer, AXIS)
     rows = put(dict(data.rows), mesh, WHOLE)
+    per_epoch = data.steps_per_epoch
 
-    def epochs(state: TrainState, rows: Rows, key: Key[Array, ""], num_epochs: int):
+    def steps(state: TrainState, rows: Rows, key: Key[Array, ""], num_steps: Int[Array, ""]):
         order_key, step_key = jax.random.split(key)
+        first = state.step
 
-        def one_step(state, inputs):
-            index, weight = (own_part(x, mesh.size) for x in inputs)
-            return train_step(state, take_rows(rows, index, weight), step_key)
+        def before(end: Array) -> Callable:
+            def goes_on(carry: tuple[TrainState, StepLog]) -> Array:
+                few_skipped = optimizer.num_skipped(carry[0].opt_state) <= max_skipped
+                return (carry[0].step < end) & few_skipped
 
-        def one_epoch(state, _):
-            order = data.order(order_key, state.step // data.steps_per_epoch, mesh.size)
-            return jax.lax.scan(one_step, state, order)
+            return goes_on
 
-        return jax.lax.scan(one_epoch, state, length=num_epochs)
+        def one_epoch(carry: tuple[TrainState, StepLog]):
+            epoch = carry[0].step // per_epoch
+            order = data.order(order_key, epoch, mesh.size)
 
-    @partial(jax.jit, static_argnums=3, donate_argnums=0)
-    def program(state, rows, key, num_epochs):
-        run = partial(epochs, num_epochs=num_epochs)
-        return sharded(run, mesh, (WHOLE, WHOLE, WHOLE))(state, rows, key)
+            def one_step(carry: tuple[TrainState, StepLog]):
+                state, logs = carry
+                now = (own_part(x[state.step % per_epoch], mesh.size) for x in order)
+                new_state, log = train_step(state, take_rows(rows, *now), step_key)
+                place = state.step - first
+                return new_state, jax.tree.map(lambda xs, x: xs.at[place].set(x), logs, log)
 
-    def loop(state: TrainState, key: Key[Array, ""], num_epochs: int):
-        return program(state, rows, key, num_epochs)
+            end = jnp.minimum((epoch + 1) * per_epoch, first + num_steps)
+            return jax.lax.while_loop(before(end), one_step, carry)
+
+        part = jnp.zeros(-(-data.batch_size // mesh.size), jnp.int32)
+        batch = jax.eval_shape(take_rows, rows, part, part.astype(jnp.float32))
+        log = empty_log(train_step, state, batch, step_key)
+        logs = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), log)
+        return jax.lax.while_loop(before(first + num_steps), one_epoch, (state, logs))
+
+    program = jax.jit(sharded(steps, mesh, (WHOLE,) * 4), donate_argnums=0)
+
+    def loop(state: TrainState, key: Key[Array, ""], num_steps: int):
+        return program(state, rows, key, jnp.int32(num_steps))
 
     return loop
 
 
-def make_step_loop(measure: Measure, optimizer: Optimizer, data: TrainData, mesh: Mesh) -> Loop:
-    """The same epochs a step at a time: for rows that do not fit on a device."""
+def make_step_loop(
+    measure: Measure,
+    optimizer: Optimizer,
+    data: TrainData,
+    mesh: Mesh,
+    *,
+    max_steps: int,
+    max_skipped: int,
+) -> Loop:
+    """The same steps, one a program: for rows that do not fit on a device."""
     train_step = make_train_step(measure, optimizer, AXIS)
-    step = jax.jit(sharded(train_step, mesh, (WHOLE, SPLIT, WHOLE)), donate_argnums=0)
+
+    def one_step(state: TrainState, batch: Batch, key: Key[Array, ""]):
+        def stay():
+            return state, empty_log(train_step, state, batch, key)
+
+        few_skipped = optimizer.num_skipped(state.opt_state) <= max_skipped
+        return jax.lax.cond(few_skipped, lambda: train_step(state, batch, key), stay)
+
+    program = jax.jit(sharded(one_step, mesh, (WHOLE, SPLIT, WHOLE)), donate_argnums=0)
     order = jax.jit(partial(data.order, num_devices=mesh.size))
 
-    def loop(state: TrainState, key: Key[Array, ""], num_epochs: int):
+    def loop(state: TrainState, key: Key[Array, ""], num_steps: int):
         order_key, step_key = jax.random.split(key)
-        first, metrics = int(state.step) // data.steps_per_epoch, []
-        for epoch in range(first, first + num_epochs):
-            for index, weight in zip(*jax.device_get(order(order_key, epoch)), strict=True):
-                batch = put(take_rows(data.rows, index, weight), mesh, SPLIT)
-                state, step_metrics = step(state, batch, step_key)
-                metrics.append(step_metrics)
-        stacked = jax.tree.map(lambda *xs: np.reshape(xs, (num_epochs, -1)), *metrics)
-        return state, stacked
+        first, logs, read = int(state.step), [], None
+        for step in range(first, first + num_steps):
+            epoch, place = divmod(step, data.steps_per_epoch)
+            if epoch != read:
+                index, weight = jax.device_get(order(order_key, epoch))
+                read = epoch
+            batch = put(take_rows(data.rows, index[place], weight[place]), mesh, SPLIT)
+            state, log = program(state, batch, step_key)
+            logs.append(log)
+        return state, jax.tree.map(lambda *xs: np.stack(xs), *logs)
 
     return loop
+
+
+def empty_log(train_step: Callable, state: TrainState, batch: Batch, key: Key[Array, ""]) -> Any:
+    """The log of no step, of the shapes of a step's."""
+    _, log = jax.eval_shape(train_step, state, batch, key)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), log)
 
 
 LOOPS: dict[str, Callable[..., Loop]] = {"epoch": make_epoch_loop, "step": make_step_loop}

@@ -11,12 +11,13 @@ import pytest
 from ml_collections import ConfigDict
 from toys import assert_picture, linear_config, linear_task, quick_compile, read_json, read_scalars
 
-import seqjax.fit
 import seqjax.pictures
-from seqjax.checkpoint import Checkpoints
+from seqjax.checkpoint import newest
 from seqjax.errors import UserError
-from seqjax.fit import evaluate, fit, make_setup, restore_best
+from seqjax.files import sha256
+from seqjax.fit import evaluate, fit, restore_best
 from seqjax.report import Report, read_records
+from seqjax.setup import make_setup
 
 TASK = linear_task()
 
@@ -49,9 +50,8 @@ def contents(workdir: Path) -> dict[str, bytes]:
 
 def restore(workdir: Path, config: ConfigDict) -> dict:
     """The state and the best parameters of the newest checkpoint."""
-    like = seqjax.fit._arrays_like(make_setup(TASK, config))
-    arrays, _ = Checkpoints(workdir / "checkpoints", read_only=True).restore(like)
-    return arrays
+    like = make_setup(TASK, config).arrays_like()
+    return newest(workdir / "checkpoints", like, lambda facts: "", print).arrays
 
 
 def equal(some, others) -> bool:
@@ -83,6 +83,8 @@ def test_a_run_leaves_what_the_design_says(finished):
         "config.json",
         "curves.png",
         "environment.json",
+        "fingerprint.json",
+        "lock",
         "metrics.jsonl",
         "result.json",
         events,
@@ -154,8 +156,9 @@ def test_a_killed_run_launched_again_ends_as_if_never_stopped(
     capsys.readouterr()
     fit(TASK, config, stopped)
     # A checkpoint was due every second epoch.
-    resumed = f"resuming after epoch {epoch // 2 * 2}\n"
-    assert (resumed in capsys.readouterr().out) == (epoch > 1)
+    epoch = epoch // 2 * 2
+    resumed = f"resuming at step {4 * epoch} (epoch {epoch})\n"
+    assert (resumed in capsys.readouterr().out) == (epoch > 0)
     for name in ("result.json", "metrics.jsonl"):
         assert (stopped / name).read_bytes() == (through / name).read_bytes(), name
     if case == "early stop":
@@ -200,16 +203,29 @@ def test_what_was_fitted_is_saved_before_the_first_step_and_not_by_a_finished_ru
     tmp_path, monkeypatch, capsys
 ):
     calls = []
-    task = TASK._replace(save=lambda directory: calls.append(sorted(directory.iterdir())))
+
+    def save(directory: Path) -> list[Path]:
+        calls.append(sorted(directory.iterdir()))
+        (directory / "vocabulary.json").write_text("[]", encoding="utf-8")
+        return [directory / "vocabulary.json"]
+
+    task = TASK._replace(save=save)
     config, workdir = linear_config(num_epochs=2), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 1)
         fit(task, config, workdir)
     (there,) = calls
-    assert [path.name for path in there] == ["config.json", "environment.json"]
+    assert [path.name for path in there] == ["lock"]
     for _ in range(2):  # resumed, then finished
         fit(task, config, workdir)
-    assert len(calls) == 2
+    assert len(calls) == 1
+    digest = sha256(workdir / "vocabulary.json")
+    assert read_json(workdir / "fingerprint.json")["files"] == {"vocabulary.json": digest}
+    (workdir / "vocabulary.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"another config or other data \(the file vocabulary"):
+        fit(task, config, workdir)
+    with pytest.raises(UserError, match=r"vocabulary.json is not the one of this run: restore"):
+        evaluate(task, config, workdir)
 
 
 def test_figures_of_whole_outputs_stand_beside_each_splits_means(tmp_path, capsys):
@@ -308,8 +324,7 @@ def test_a_nan_names_its_step_and_keeps_the_last_checkpoint(tmp_path, capsys):
         fit(task, config, workdir)
     # The first ten steps are fine: three epochs of four steps each, less two.
     assert str(caught.value).startswith(
-        f"the loss is nan at step 11 (epoch 3, batch 3); "
-        f"the checkpoint of epoch 2 in {workdir} stays: "
+        "at step 11 (epoch 3, batch 3) the loss is nan; the checkpoint of step 8 stays: "
     )
     assert "\n" not in str(caught.value)
     records = read_records(workdir / "metrics.jsonl")
@@ -322,7 +337,7 @@ def test_a_nan_names_its_step_and_keeps_the_last_checkpoint(tmp_path, capsys):
 
 def test_a_nan_before_any_checkpoint_says_so(tmp_path):
     config = clock_config(eval_every_epochs=6)
-    with pytest.raises(UserError, match=r"step 11 \(epoch 3, batch 3\); nothing was saved yet"):
+    with pytest.raises(UserError, match=r"batch 3\) the loss is nan; nothing was saved yet"):
         fit(clock_task(10), config, tmp_path / "run")
     with pytest.raises(UserError, match="has no checkpoint yet: train it first"):
         evaluate(clock_task(10), config, tmp_path / "run")

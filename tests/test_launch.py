@@ -39,12 +39,14 @@ def empty(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def command(empty, monkeypatch, capsys):
     """`run("train", *args) -> (exit code, stdout, stderr)`, in this process."""
-    define_string, define_config = flags.DEFINE_string, config_flags.DEFINE_config_file
+    kinds = {kind: getattr(flags, f"DEFINE_{kind}") for kind in ("string", "bool", "enum")}
+    define_config = config_flags.DEFINE_config_file
 
     def run(name: str, *args: str) -> tuple[int, str, str]:
         values = flags.FlagValues()  # of this command alone
         monkeypatch.setattr(flags, "FLAGS", values)
-        monkeypatch.setattr(flags, "DEFINE_string", partial(define_string, flag_values=values))
+        for kind, define in kinds.items():
+            monkeypatch.setattr(flags, f"DEFINE_{kind}", partial(define, flag_values=values))
         monkeypatch.setattr(
             config_flags, "DEFINE_config_file", partial(define_config, flag_values=values)
         )
@@ -209,8 +211,8 @@ def test_a_loss_that_is_no_number_is_one_line(command):
         "--config.optim.learning_rate=3e38",
     )
     assert code == 2
-    assert err.startswith("error: the loss is ") and err.count("\n") == 1
-    assert "nothing was saved yet: lower optim.learning_rate or set optim.clip_norm" in err
+    assert err.startswith("error: at step ") and err.count("\n") == 1
+    assert "nothing was saved yet: lower optim.learning_rate, set optim.clip_norm, or allow" in err
 
 
 def test_overridden_fields_reach_the_run(command, empty):

@@ -7,20 +7,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    ["errors", "array_types", "special_ids", "spec", "initializers"],
+    ["errors", "files", "plain_text", "array_types", "special_ids", "spec", "initializers"],
     ["cells", "unroll", "dropout", "layers", "stack", "attention", "models"],
     ["constraints", "decode", "beam"],
     ["metrics", "losses", "parameters", "pictures", "data", "optim", "task"],
     ["scheduled_sampling", "text_model", "text_metrics", "text_pairs"],
     ["nearest", "abstain", "respond", "tasks"],
     ["mesh", "train", "evaluate"],
-    ["config", "progress", "report", "run_directory", "checkpoint", "fit", "launch"],
+    ["config", "fingerprint", "checkpoint", "run_directory"],
+    ["progress", "report", "stop_signals", "setup", "diagnose", "training", "fit", "launch"],
     ["load_run", "chat", "page"],
 ]
 ORDER = [name for row in ROWS for name in row]
 DATA = (
     "data",
     "errors",
+    "files",
     "array_types",
     "special_ids",
     "spec",

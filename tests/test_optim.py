@@ -125,7 +125,7 @@ def our_curve(cell, params, optimizer):
         body = lambda state, _: step(state, BATCH, jax.random.key(0))  # noqa: E731
         return jax.lax.scan(body, state, length=STEPS)
 
-    state, metrics = train(init_train_state(params, optimizer))
+    state, (metrics, _) = train(init_train_state(params, optimizer))
     assert state.step == STEPS
     return np.asarray(metrics["loss"].total / metrics["loss"].weight)
 

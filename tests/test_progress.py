@@ -1,6 +1,4 @@
-"""Progress: the best evaluation, the end of patience, and the step at which a loss was lost."""
-
-from pathlib import Path
+"""Progress: the best evaluation, the end of patience, and how many steps a call makes."""
 
 import numpy as np
 import pytest
@@ -9,8 +7,7 @@ from hypothesis import strategies as st
 from toys import linear_config, linear_task
 
 from seqjax.errors import UserError
-from seqjax.metrics import Average
-from seqjax.progress import Progress, advance, check_finite, check_monitor
+from seqjax.progress import Pace, Progress, advance, check_monitor
 
 
 def run_of_values(values, **train) -> list[Progress]:
@@ -65,26 +62,31 @@ def test_the_monitor_epoch_finds_every_epoch_better():
         assert progress == Progress(epoch, float(epoch), epoch)
 
 
-@given(epoch=st.integers(0, 2), batch=st.integers(0, 3), value=st.sampled_from(["nan", "inf"]))
-def test_the_first_step_without_a_loss_is_named(epoch, batch, value):
-    total = np.ones((3, 4))
-    total[epoch, batch:] = total[epoch + 1 :] = float(value)
-    record = {"epoch": 13, "valid": {"loss": float(value)}}
-    with pytest.raises(UserError) as caught:
-        check_finite({"loss": Average(total, np.ones((3, 4)))}, record, 10, 8, Path("run"))
-    step = 4 * (10 + epoch) + batch + 1
-    assert str(caught.value).startswith(
-        f"the loss is {value} at step {step} (epoch {11 + epoch}, batch {batch + 1}); "
-        "the checkpoint of epoch 8 in run stays: "
-    )
+@given(
+    left=st.integers(1, 5000),
+    fixed=st.integers(0, 9),
+    seconds=st.lists(st.floats(0, 9), max_size=9),
+)
+def test_calls_make_every_step_whatever_they_take(left, fixed, seconds):
+    pace, sizes = Pace(fixed), []
+    while left > sum(sizes):
+        sizes.append(pace.num_steps(left - sum(sizes)))
+        assert 1 <= sizes[-1] <= left - sum(sizes[:-1])
+        pace.took(seconds[len(sizes) % len(seconds)] if seconds else 1e-4, sizes[-1])
+    if fixed:
+        assert set(sizes[:-1]) <= {fixed}
 
 
-@pytest.mark.parametrize("valid", [{}, {"valid": {"loss": 0.5}}])
-def test_numbers_are_fine(valid):
-    metrics = {"loss": Average(np.ones((1, 4)), np.ones((1, 4)))}
-    check_finite(metrics, {"epoch": 1} | valid, 0, 0, Path("run"))
-    with pytest.raises(UserError, match=r"validation loss is nan after epoch 1; nothing was saved"):
-        check_finite(metrics, {"epoch": 1, "valid": {"loss": np.nan}}, 0, 0, Path("run"))
+def test_calls_grow_to_two_seconds_and_are_even():
+    pace, sizes = Pace(0), []
+    for _ in range(6):
+        sizes.append(pace.num_steps(1000))
+        pace.took(30.0 if len(sizes) == 1 else 0.01 * sizes[-1], sizes[-1])  # 30 s to compile
+    assert sizes[:3] == [1, 1, 16]
+    assert sizes[3:] == [200] * 3  # of 0.01 s each
+    assert pace.num_steps(201) == 101 and pace.num_steps(100) == 100
+    pace.took(60.0, 100)  # another job came
+    assert pace.num_steps(1000) == 3
 
 
 @pytest.mark.parametrize("monitor", ["epoch", "train.loss", "valid.loss", "valid.accuracy"])

@@ -14,68 +14,50 @@ def make_record(epoch: int, loss: float = 0.5) -> dict:
     return record | {"valid": metrics}
 
 
-def make_report(workdir, *, first_epoch: int = 0, num_epochs: int = 10) -> Report:
+def make_report(workdir, *kept: dict, num_epochs: int = 10, log_every_epochs: int = 0) -> Report:
     return Report(
         workdir,
-        first_epoch=first_epoch,
+        records=kept,
         num_epochs=num_epochs,
+        log_every_epochs=log_every_epochs,
         rows_per_epoch=22,
         headline="accuracy",
     )
 
 
-def write_records(workdir, *epochs: int, loss: float = 0.5, first_epoch: int = 0) -> Report:
-    with make_report(workdir, first_epoch=first_epoch) as report:
+def write_records(workdir, *epochs: int, loss: float = 0.5, kept: int = 0) -> None:
+    """A run's records of some epochs, after those that its checkpoint kept."""
+    with make_report(workdir, *map(make_record, range(1, kept + 1))) as report:
         for epoch in epochs:
             report.add([make_record(epoch, loss)])
-    return report
-
-
-@pytest.mark.parametrize(
-    ("text", "epochs"),
-    [
-        (None, []),
-        ("", []),
-        ('{"epoch": 1}\n', [1]),
-        ('{"epoch": 1}\n{"epoch": 2}\n', [1, 2]),
-        ('{"epoch": 1}\n{"epoch": 2', [1]),
-        ('{"epoch": 1}\n{"epoch": 2}', [1]),  # perhaps whole: a checkpoint of it there is not
-        ('{"epo', []),
-    ],
-)
-def test_a_last_line_that_was_cut_off_is_dropped(text, epochs, tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    assert [record["epoch"] for record in read_records(path)] == epochs
 
 
 def test_records_are_there_as_soon_as_they_are_added(tmp_path):
     with make_report(tmp_path) as report:
         report.add([make_record(1), make_record(2)])
         assert read_records(tmp_path / "metrics.jsonl") == [make_record(1), make_record(2)]
-        assert report.records == [make_record(1), make_record(2)]
 
 
 def test_events_that_a_killed_run_did_not_write_are_written_by_the_resumed_one(tmp_path):
     write_records(tmp_path, 1, 2, 3)
     (events,) = tmp_path.glob("events.out.*")
     events.unlink()  # which are written in the background, minutes later
-    write_records(tmp_path, 3, first_epoch=2)
+    write_records(tmp_path, 3, kept=2)
     assert {step for tag, step in read_scalars(tmp_path) if tag == "loss/train"} == {4, 8, 12}
 
 
-def test_a_resumed_run_drops_the_records_after_its_checkpoint(tmp_path):
+@pytest.mark.parametrize("torn", ["", '{"epoch": 5, "st', '{"epoch": 5}', "\0\0\0", "\n\n", None])
+def test_a_resumed_run_has_its_checkpoints_records_whatever_the_file_held(torn, tmp_path):
     write_records(tmp_path, 1, 2, 3, 4)
-    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"epoch": 5, "st')
+    path = tmp_path / "metrics.jsonl"
+    with path.open("w" if torn is None else "a", encoding="utf-8") as file:
+        file.write(torn or "")
     (events,) = tmp_path.glob("events.out.*")
     events.rename(tmp_path / "events.out.tfevents.0000000001.x")  # names tell seconds apart only
-    report = write_records(tmp_path, 3, 4, loss=0.75, first_epoch=2)
+    write_records(tmp_path, 3, 4, loss=0.75, kept=2)
     expected = [make_record(1), make_record(2), make_record(3, 0.75), make_record(4, 0.75)]
-    assert read_records(tmp_path / "metrics.jsonl") == report.records == expected
-    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert read_records(path) == expected
+    assert path.read_text(encoding="utf-8") == "".join(json.dumps(r) + "\n" for r in expected)
     scalars = read_scalars(tmp_path)
     losses = [scalars["loss/train", 4 * epoch] for epoch in (1, 2, 3, 4)]
     assert losses == [0.5, 0.5, 0.75, 0.75]
@@ -83,8 +65,17 @@ def test_a_resumed_run_drops_the_records_after_its_checkpoint(tmp_path):
 
 def test_a_run_begun_anew_keeps_no_old_record(tmp_path):
     write_records(tmp_path, 1, 2)
-    assert write_records(tmp_path).records == []
+    write_records(tmp_path)
     assert read_records(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+def test_lines_come_as_often_as_asked(every, epochs, tmp_path, capsys):
+    with make_report(tmp_path, num_epochs=5, log_every_epochs=every) as report:
+        for epoch in range(1, 6):
+            report.add([make_record(epoch)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split("/")[0].removeprefix("epoch ")) for line in lines] == epochs
 
 
 @pytest.mark.parametrize(("num_epochs", "per_call"), [(1, 1), (20, 1), (500, 1), (500, 7)])

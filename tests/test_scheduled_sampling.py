@@ -205,7 +205,7 @@ def test_the_number_of_the_train_step_reaches_the_schedule():
         step = jax.jit(make_train_step(measure, optimizer))
         state, found = init_train_state(params, optimizer), []
         for _ in range(3):
-            state, metrics = step(state, batch, jax.random.key(0))
+            state, (metrics, _) = step(state, batch, jax.random.key(0))
             found.append(float(metrics["loss"].total))
         return found
 

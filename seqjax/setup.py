@@ -1,0 +1,69 @@
+"""A run's parts, from a task and a config. Imports: evaluate, optim, progress, train."""
+
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from seqjax.data.batches import check_batch_size, num_rows
+from seqjax.errors import UserError, unknown_name
+from seqjax.evaluate import Evaluator
+from seqjax.mesh import make_mesh
+from seqjax.optim import Optimizer, make_optimizer
+from seqjax.parameters import parameter_shapes
+from seqjax.progress import check_monitor
+from seqjax.task import Task
+from seqjax.train import LOOPS, TrainData, init_train_state
+
+
+class Setup(NamedTuple):
+    """What a run is made of."""
+
+    task: Task
+    config: ConfigDict
+    optimizer: Optimizer
+    data: TrainData
+    mesh: jax.sharding.Mesh
+    evaluator: Evaluator
+
+    def arrays_like(self) -> dict[str, Any]:
+        """Shapes and dtypes of what a checkpoint holds."""
+        params = parameter_shapes(self.task.init)
+        state = jax.eval_shape(lambda p: init_train_state(p, self.optimizer), params)
+        return {"state": state, "best_params": params}
+
+
+def make_setup(task: Task, config: ConfigDict) -> Setup:
+    """The parts of a run; raises UserError where a setting cannot be used."""
+    train, rows = config.train, task.splits["train"]
+    check_batch_size(train.batch_size, num_rows(rows))
+    for field, least in AT_LEAST.items():
+        if not train[field] >= least:  # so written, a NaN is refused
+            raise UserError(f"train.{field}={train[field]} must be at least {least}")
+    if train.monitor_mode not in ("min", "max"):
+        raise UserError(f"train.monitor_mode={train.monitor_mode!r} must be 'min' or 'max'")
+    if train.loop not in LOOPS:
+        raise unknown_name("train.loop", train.loop, LOOPS)
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
+    check_monitor(task, train.monitor)
+    mesh = make_mesh(train.num_devices)
+    data = TrainData(rows, train.batch_size, train.drop_remainder)
+    optimizer = make_optimizer(
+        **config.optim, steps_per_epoch=data.steps_per_epoch, num_epochs=train.num_epochs
+    )
+    evaluator = Evaluator(task.measure, task.predict, train.batch_size, mesh)
+    return Setup(task, config, optimizer, data, mesh, evaluator)
+
+
+AT_LEAST = {
+    "num_epochs": 1,
+    "eval_every_epochs": 1,
+    "checkpoint_every_epochs": 1,
+    "checkpoint_every_minutes": 0,
+    "max_skipped_steps": 0,
+    "steps_per_call": 0,
+    "log_every_epochs": 0,
+    "patience": 0,
+    "min_delta": 0,
+}
