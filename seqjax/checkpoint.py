@@ -60,22 +60,27 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, arrays: Any, facts: dict[str, Any], best_step: int) -> None:
-        """Starts saving a nest of arrays and a JSON object; `best_step` is not to be deleted.
+    def prepare(
+        self, step: int, arrays: Any, facts: dict[str, Any], best_step: int
+    ) -> Callable[[], None]:
+        """Copies a nest of arrays and a JSON object; the function that starts to write them.
 
-        Raises UserError if the save before this one failed.
+        So the devices may go on, and overwrite the arrays, before any file is made. `best_step` is
+        not to be deleted. The function raises UserError if the save before it failed.
         """
-        args, self._best_step = self._args, best_step
-        # Copies, because the arrays may be overwritten while they are still being written.
+        args = self._args
         host = jax.tree.map(lambda x: np.array(x), jax.device_get(arrays))
-        with _failures():
-            saved = self._manager.save(
-                step,
-                args=args.Composite(
-                    **{ARRAYS: args.StandardSave(host), FACTS: args.JsonSave(facts)}
-                ),
-            )
-        assert saved, f"step {step} is not later than every checkpoint"
+        # With its step, so that no directory can pass for another.
+        whole = json.loads(json.dumps({"step": step, **facts}))
+        items = {ARRAYS: args.StandardSave(host), FACTS: args.JsonSave(whole)}
+
+        def save() -> None:
+            self._best_step = best_step
+            with _failures():
+                saved = self._manager.save(step, args=args.Composite(**items))
+            assert saved, f"step {step} is not later than every checkpoint"
+
+        return save
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's question which ones to keep, beside the latest."""
@@ -96,6 +101,8 @@ def newest(
     `is_foreign` says of a checkpoint's facts why they are not this run's, or "". What is passed
     over is told to `say`, a line each. Raises UserError if there are checkpoints but no whole one.
     """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is no directory: remove it, or give a new --workdir")
     passed_over = []
     for path in steps_in(directory):
         try:
@@ -144,10 +151,13 @@ def check(path: Path) -> dict[str, Any]:
                 raise Damaged(f"{name} does not belong to it")
             if sha256(path / name) != digests[name]:
                 raise Damaged(f"{name} is not as it was written (SHA-256)")
-        return json.loads((path / FACTS / "metadata").read_bytes())
+        facts = json.loads((path / FACTS / "metadata").read_bytes())
+        if facts["step"] != int(path.name):
+            raise Damaged(f"it is the one of step {facts['step']}")
+        return facts
     except UserError as error:
         raise Damaged(str(error).removeprefix(f"{path}/")) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise Damaged(getattr(error, "strerror", None) or str(error)) from None
 
 
@@ -189,7 +199,7 @@ def _read_arrays(path: Path, like: Any) -> Any:
 
 
 @cache
-def _digested_path() -> type:
+def _digested_path() -> Any:
     """The class of what is no checkpoint yet: it gets its digests, then its name."""
     from orbax.checkpoint.path import atomicity
 

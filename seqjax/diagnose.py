@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -30,7 +31,7 @@ def diagnose(
     epoch, place = divmod(step, data.steps_per_epoch)
     index, weight = (x[place] for x in data.order(order_key, epoch, num_devices))
     batch = take_rows(data.rows, np.asarray(index), np.asarray(weight))
-    arguments = (jax.device_get(state.params), batch, np.int32(step), step_key)
+    arguments = (jax.device_get(state.params), batch, jnp.int32(step), step_key)
     loss_and_gradient = jax.value_and_grad(make_objective(measure), has_aux=True)
     (loss, _), gradient = jax.jit(loss_and_gradient)(*arguments)
     found = [] if np.isfinite(loss) else [f"the loss is {float(loss)}"]
@@ -50,15 +51,22 @@ def first_bad(tree: Any, what: str) -> list[str]:
     return []
 
 
+def _foreign(filename: str) -> bool:
+    path = Path(filename)
+    return "jax" in path.parts or "site-packages" in path.parts and "seqjax" not in path.parts
+
+
 def _operation(function: Any, arguments: Any) -> str:
     """The first operation with a result that is no number, and where it stands in the source."""
-    try:
-        with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):
-            function(*arguments)
-    except FloatingPointError as error:
-        here = str(Path(__file__).parent)
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if here in f.filename]
-        operation = str(error).strip().splitlines()[0]
-        last = frames[-1]
-        return f"{operation}, called in {Path(last.filename).name}, line {last.lineno}: {last.line}"
+    # Infinities may be meant, as the maximum of nothing is: they count only where no NaN is found.
+    for debug in (jax.debug_nans, jax.debug_infs):
+        try:
+            with jax.disable_jit(), debug(True):
+                function(*arguments)
+        except FloatingPointError as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            # The last frame outside of installed packages is the model's or the loss's own.
+            last = [frame for frame in frames if not _foreign(frame.filename)][-1]
+            place = f"{Path(last.filename).name}, line {last.lineno}: {last.line}"
+            return f"{str(error).strip().splitlines()[0]}, called in {place}"
     return "no single operation of it gives one"

@@ -13,8 +13,8 @@ class Stopped(SystemExit):
     """A run that was asked to stop, has saved and ends; its code is what a shell expects."""
 
     def __init__(self, number: int, message: str):
-        super().__init__(128 + number)
-        self.message = message
+        self.exit_code, self.message = 128 + number, message
+        super().__init__(self.exit_code)
 
 
 class StopSignals:

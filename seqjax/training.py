@@ -5,6 +5,7 @@ a run may be saved and stopped; the numbers do not depend on where the calls end
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,7 @@ class Training:
         self.state, self.best_params, self.progress, self.records, self.logs = position
         self.step = self.saved_step = int(self.state.step)
         self._saved_at = time.monotonic()
+        self._prepared: Callable[[], None] | None = None
         self._key = jax.random.key(setup.config.seed)
         self._pace = Pace(setup.config.train.steps_per_call)
         train = setup.config.train
@@ -68,18 +70,21 @@ class Training:
         train, per_epoch = self.setup.config.train, self.setup.data.steps_per_epoch
         while self.progress.epoch < train.num_epochs and not self.progress.stopped:
             epoch = min(self.progress.epoch + train.eval_every_epochs, train.num_epochs)
-            while self.step < epoch * per_epoch:
-                self._call(epoch * per_epoch - self.step)
-                minutes = (time.monotonic() - self._saved_at) / 60
-                if 0 < train.checkpoint_every_minutes <= minutes:
-                    self._save()
-                self._stop_if_asked()
+            while (left := epoch * per_epoch - self.step) > 0:
+                self._call(left)
+                # A step has one checkpoint: at the end of an interval that after the evaluation.
+                if self.step < epoch * per_epoch:
+                    minutes = (time.monotonic() - self._saved_at) / 60
+                    if 0 < train.checkpoint_every_minutes <= minutes:
+                        self._save()
+                    self._stop_if_asked()
             self._evaluate()
             ended = self.progress.stopped or self.progress.epoch == train.num_epochs
             saved_epoch = self.saved_step // per_epoch
             if ended or self.progress.epoch - saved_epoch >= train.checkpoint_every_epochs:
                 self._save()
             self._stop_if_asked()
+        self._write_prepared()
         if self.progress.stopped:
             best = self.progress.best_epoch
             self.report.say(f"stopped early: {train.monitor} was best at epoch {best}")
@@ -90,6 +95,7 @@ class Training:
         started = time.perf_counter()
         num_steps = self._pace.num_steps(steps_left)
         self.state, log = self._loop(self.state, self._key, num_steps)
+        self._write_prepared()  # while the devices work
         step = int(self.state.step)  # waits for the steps
         log = jax.device_get(log)
         self._pace.took(time.perf_counter() - started, num_steps)
@@ -106,7 +112,8 @@ class Training:
                 setup.mesh.size,
                 operations=self.debug_nans,
             )
-            self._give_up(f"{told} ({skipped} steps skipped before)" if skipped > 1 else told)
+            before = f" ({skipped - 1} steps were skipped before)" if skipped > 1 else ""
+            self._give_up(f"{told}{before}")
 
     def _evaluate(self) -> None:
         """Ends an interval: records, and what they mean for the best weights."""
@@ -151,7 +158,7 @@ class Training:
         return records
 
     def _save(self) -> None:
-        """Starts writing a checkpoint of the present position, unless there is one."""
+        """Prepares a checkpoint of the present position, unless there is one."""
         if self.step == self.saved_step:
             return
         facts = {
@@ -162,13 +169,19 @@ class Training:
         }
         arrays = {"state": self.state, "best_params": self.best_params}
         best_step = self.progress.best_epoch * self.setup.data.steps_per_epoch
-        self.checkpoints.save(self.step, arrays, facts, best_step)
+        self._prepared = self.checkpoints.prepare(self.step, arrays, facts, best_step)
         self.saved_step, self._saved_at = self.step, time.monotonic()
+
+    def _write_prepared(self) -> None:
+        if self._prepared:
+            self._prepared()
+            self._prepared = None
 
     def _stop_if_asked(self) -> None:
         number = self.signals.received
         if number is not None:
             self._save()
+            self._write_prepared()
             self.checkpoints.close()
             where = f"step {self.step} (epoch {self.step / self.setup.data.steps_per_epoch:.2f})"
             raise Stopped(number, f"stopped and saved at {where}: the same command resumes there")

@@ -15,7 +15,7 @@ from seqjax.checkpoint import NUM_LATEST, STAMPS, Checkpoints, newest, newest_fa
 from seqjax.errors import UserError
 from seqjax.train import TrainState
 
-FACTS = {"epoch": 3, "best_value": 0.1 + 0.2, "logs": [[0.1, 1e-45]], "stopped": False}
+FACTS = {"best_epoch": 3, "best_value": 0.1 + 0.2, "logs": [[0.1, 1e-45]], "stopped": False}
 
 
 def make_arrays(seed: int = 0) -> dict:
@@ -50,7 +50,7 @@ def directory(tmp_path) -> Path:
 def save(directory: Path, *steps: int, best_step: int = 0) -> None:
     checkpoints = Checkpoints(directory)
     for step in steps:
-        checkpoints.save(step, make_arrays(step), FACTS | {"step": step}, best_step)
+        checkpoints.prepare(step, make_arrays(step), FACTS, best_step)()
     checkpoints.close()
 
 
@@ -70,7 +70,7 @@ def test_the_newest_comes_back_bit_by_bit(directory):
     found, lines = restore(directory)
     assert_same(found.arrays, make_arrays(3))
     assert isinstance(found.arrays["state"], TrainState)
-    assert found.step == 3 and found.facts == FACTS | {"step": 3}
+    assert found.step == 3 and found.facts == {"step": 3} | FACTS
     assert newest_facts(directory) == found.facts
     assert lines == []
 
@@ -106,16 +106,19 @@ def test_reading_changes_no_file(directory):
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 
-def test_what_is_saved_is_what_the_arrays_held_then(directory):
-    """Saving goes on in the background, while training overwrites the arrays."""
+def test_what_is_saved_is_what_there_was_then(directory):
+    """Saving goes on in the background, while training overwrites the arrays and adds records."""
     checkpoints = Checkpoints(directory)
-    state = {"w": jnp.arange(1e6)}
-    checkpoints.save(1, state, FACTS, 0)
+    state, records = {"w": jnp.arange(1e6)}, [1, 2]
+    save = checkpoints.prepare(1, state, {"records": records}, 0)
+    records += range(10**5)
     state = jax.jit(lambda state: {"w": 0 * state["w"]}, donate_argnums=0)(state)
     jax.block_until_ready(state)
+    save()
     checkpoints.close()
     found = newest(directory, shapes_of(state), lambda facts: "", print)
     np.testing.assert_array_equal(found.arrays["w"], np.arange(1e6, dtype=np.float32))
+    assert found.facts["records"] == [1, 2]
 
 
 # What is damaged, or somebody else's
@@ -228,7 +231,7 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before(where, directory, m
     name = "seqjax.checkpoint.write_json" if where == "write" else "os.mkdir"
     monkeypatch.setattr(name, refuse)
     with pytest.raises(UserError, match="cannot save a checkpoint: No space left on device; the "):
-        checkpoints.save(2, make_arrays(2), FACTS, 0)
+        checkpoints.prepare(2, make_arrays(2), FACTS, 0)()
         checkpoints.close()
     monkeypatch.undo()
     assert steps(directory)[0] == "1" and "2" not in steps(directory)

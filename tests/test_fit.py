@@ -1,6 +1,9 @@
 """Runs: what they leave behind, that a stop changes nothing, and which weights they end with."""
 
 import json
+import re
+import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -9,22 +12,33 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from toys import assert_picture, linear_config, linear_task, quick_compile, read_json, read_scalars
+from toys import (
+    assert_picture,
+    compiled_once,
+    linear_config,
+    linear_task,
+    quick_compile,
+    read_json,
+    read_scalars,
+)
 
 import seqjax.pictures
-from seqjax.checkpoint import newest
+from seqjax.checkpoint import check, newest
 from seqjax.errors import UserError
 from seqjax.files import sha256
 from seqjax.fit import evaluate, fit, restore_best
 from seqjax.report import Report, read_records
 from seqjax.setup import make_setup
+from seqjax.stop_signals import Stopped
+from seqjax.train import LOOPS, init_train_state
+from seqjax.training import Training
 
 TASK = linear_task()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
+def compile_quickly(tmp_path_factory):
+    with quick_compile(), compiled_once(tmp_path_factory.mktemp("programs")):
         yield
 
 
@@ -172,6 +186,61 @@ def test_a_killed_run_launched_again_ends_as_if_never_stopped(
         assert equal(arrays["best_params"], mean) and not equal(mean, state.params)
 
 
+@pytest.mark.parametrize("steps_per_call", [0, 1, 3])
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(
+    steps_per_call, finished, tmp_path, monkeypatch, capsys
+):
+    """At step 13 of 24, one step into the fourth epoch, with calls of other sizes before."""
+    workdir, config = tmp_path / "run", linear_config(steps_per_call=steps_per_call)
+    call = Training._call
+
+    def call_and_ask(self, steps_left):
+        call(self, steps_left)
+        if self.step == 13:
+            self.signals.received = signal.SIGTERM
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(Training, "_call", call_and_ask)
+        fit(TASK, linear_config(steps_per_call=1, log_every_epochs=2), workdir)
+    assert stopped.value.code == 143
+    assert stopped.value.message.startswith("stopped and saved at step 13 (epoch 3.25): the same")
+    capsys.readouterr()
+    fit(TASK, config, workdir)
+    assert "resuming at step 13 (epoch 3.25)\n" in capsys.readouterr().out
+    for name in ("result.json", "metrics.jsonl"):
+        assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+    assert equal(restore(workdir, config), restore(finished, config))
+    assert read_json(workdir / "config.json")["train"]["steps_per_call"] == steps_per_call
+
+
+def test_a_run_that_was_stopped_at_an_evaluation_has_saved_it(finished, tmp_path, monkeypatch):
+    workdir, call = tmp_path / "run", Training._call
+
+    def call_and_ask(self, steps_left):
+        call(self, steps_left)
+        self.signals.received = signal.SIGINT if self.step == 12 else None
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Training, "_call", call_and_ask)
+        fit(TASK, linear_config(steps_per_call=4), workdir)
+    assert len(read_records(workdir / "metrics.jsonl")) == 3
+    (saved,) = (p for p in (workdir / "checkpoints").iterdir() if p.name == "12")
+    assert check(saved)["progress"]["epoch"] == 3
+
+
+def test_time_makes_checkpoints_in_the_middle_of_an_epoch(finished, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    config = linear_config(checkpoint_every_minutes=1e-9, steps_per_call=3)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 5)
+        fit(TASK, config, workdir)
+    # After three of an epoch's four steps, and so none was due at the evaluations.
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"15", "19"}
+    fit(TASK, config, workdir)
+    for name in ("result.json", "metrics.jsonl"):
+        assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+
+
 def test_a_run_killed_while_it_concludes_trains_no_more(tmp_path, monkeypatch):
     config, workdir = linear_config(num_epochs=2), tmp_path / "run"
     fit(TASK, config, workdir)
@@ -194,6 +263,53 @@ def test_another_configs_directory_is_refused_naming_the_fields(finished):
     assert "\n" not in str(caught.value)
     after = contents(finished)
     assert after == before
+
+
+def test_allowed_changes_are_recorded_and_the_run_goes_on(finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    config, before = linear_config(num_epochs=8), read_json(workdir / "result.json")
+    result = fit(TASK, config, workdir, allow_changes=True)
+    assert "changed from step 24 on: train.num_epochs: 6 -> 8\n" in capsys.readouterr().out
+    (line,) = (workdir / "changes.jsonl").read_text(encoding="utf-8").splitlines()
+    entry = json.loads(line)
+    assert (entry["step"], entry["changed"]) == (24, ["train.num_epochs: 6 -> 8"])
+    assert entry["result"] == before and entry["config"] == read_json(finished / "config.json")
+    assert result["num_epochs"] == 8 and read_json(workdir / "result.json") == result
+    records = read_records(workdir / "metrics.jsonl")
+    assert records[:6] == read_records(finished / "metrics.jsonl") and len(records) == 8
+    assert evaluate(TASK, config, workdir) == result
+    # The new config is the run's own now, the old one is another's.
+    fit(TASK, config, workdir)
+    with pytest.raises(UserError, match="train.num_epochs: 8 -> 6"):
+        fit(TASK, linear_config(), workdir)
+    # A checkpoint of before the change is still of this run.
+    for step in ("28", "32"):
+        shutil.rmtree(workdir / "checkpoints" / step, ignore_errors=True)
+    (workdir / "result.json").unlink()
+    assert fit(TASK, config, workdir) == result
+
+
+def test_a_change_that_no_checkpoint_survives_changes_nothing(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    before = contents(workdir)
+    config = linear_config()
+    config.optim.name = "sgd"  # which keeps no moments
+    with pytest.raises(UserError, match="cannot be used: .* no whole one is left: restore one"):
+        fit(TASK, config, workdir, allow_changes=True)
+    assert contents(workdir) == before
+
+
+def test_other_data_is_refused_and_recorded_if_allowed(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    valid = TASK.splits["valid"] | {"label": 1 - TASK.splits["valid"]["label"] % 2}
+    task = TASK._replace(splits={**TASK.splits, "valid": valid})
+    with pytest.raises(UserError, match=r"other data \(the rows of valid\): give a new"):
+        fit(task, linear_config(), workdir)
+    fit(task, linear_config(), workdir, allow_changes=True)
+    assert '"changed": ["the rows of valid"]' in (workdir / "changes.jsonl").read_text()
 
 
 # What a task adds
@@ -341,6 +457,75 @@ def test_a_nan_before_any_checkpoint_says_so(tmp_path):
         fit(clock_task(10), config, tmp_path / "run")
     with pytest.raises(UserError, match="has no checkpoint yet: train it first"):
         evaluate(clock_task(10), config, tmp_path / "run")
+
+
+def test_bad_steps_may_be_skipped_and_are_counted(tmp_path, capsys):
+    """A batch with rows that are no numbers, met once an epoch."""
+    rows = {name: x.copy() for name, x in TASK.splits["train"].items()}
+    rows["x"][3] = np.nan
+    task = TASK._replace(splits={**TASK.splits, "train": rows})
+    with pytest.raises(UserError) as caught:
+        fit(task, linear_config(), tmp_path / "strict")
+    assert re.match(
+        r"at step (\d) \(epoch 1, batch \1\) the loss is nan and the gradient of output.bias has 3 "
+        r"of 3 elements such as nan; nothing was saved yet: ",
+        str(caught.value),
+    )
+    with pytest.raises(UserError, match=r"at step \d+ \(epoch 4, .* \(3 steps were skipped before\)"):
+        fit(task, linear_config(max_skipped_steps=3), tmp_path / "three")
+    result = fit(task, linear_config(max_skipped_steps=6), tmp_path / "six")
+    records = read_records(tmp_path / "six" / "metrics.jsonl")
+    assert [record["skipped_steps"] for record in records] == [1] * 6
+    assert all(np.isfinite(list(record["train"].values())).all() for record in records)
+    assert records[-1]["train"]["loss"] < records[0]["train"]["loss"]
+    assert np.isfinite(result["valid"]["loss"])
+
+
+@pytest.mark.parametrize("loop", ["epoch", "step"])
+def test_no_step_is_made_after_a_bad_one(loop, tmp_path):
+    """The state stays as the bad step found it, though the call was to make more steps."""
+    task, config = clock_task(10), clock_config(eval_every_epochs=6, loop=loop)
+    setup = make_setup(task, config)
+    make_loop = LOOPS[loop]
+    run = make_loop(
+        task.measure, setup.optimizer, setup.data, setup.mesh, max_steps=24, max_skipped=0
+    )
+    params = jax.jit(task.init)(jax.random.key(0))
+    state, log = run(init_train_state(params, setup.optimizer), jax.random.key(0), 24)
+    assert int(state.step) == 11
+    assert np.asarray(log.skipped)[:11].tolist() == [0] * 10 + [1]
+    assert float(state.params["clock"]["time"]) == 10
+
+
+def test_a_parameter_that_is_no_number_is_never_saved(tmp_path):
+    """The last update of an epoch may be too large for float32, after a loss that was fine."""
+
+    def measure(params, batch, keys):
+        metrics = TASK.measure(params, batch, keys)
+        steep = jnp.where(batch.get("step", 0) == 7, -3e38, 0.0) * params["clock"]["time"]
+        total, weight = metrics["loss"]
+        return metrics | {"loss": metrics["loss"]._replace(total=total + steep * weight)}
+
+    task, config = clock_task(0)._replace(measure=measure), clock_config(monitor="train.loss")
+    config.optim.learning_rate = 2.0
+    task = task._replace(splits={"train": TASK.splits["train"]})
+    with pytest.raises(UserError, match="after epoch 2 the parameter clock.time has 1 of 1 elemen"):
+        fit(task, config, tmp_path / "run")
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_the_operation_that_gives_no_number_is_found(tmp_path):
+    def measure(params, batch, keys):
+        metrics = TASK.measure(params, batch, keys)
+        total, weight = metrics["loss"]
+        return metrics | {"loss": metrics["loss"]._replace(total=total + jnp.log(-weight))}
+
+    task = TASK._replace(measure=measure)
+    with pytest.raises(UserError) as caught:
+        fit(task, linear_config(), tmp_path / "run", debug_nans=True)
+    assert "at step 1 (epoch 1, batch 1) the loss is nan" in str(caught.value)
+    assert "encountered in log, called in test_fit.py, line " in str(caught.value)
+    assert "jnp.log(-weight)" in str(caught.value)
 
 
 # TensorBoard
