@@ -27,6 +27,7 @@ def get_config(variant: str = "default"):
         "held_out": "everyday",  # sentences never trained on; "" for none
         "valid_share": 0.0,
         "test_share": 0.0,
+        "max_megabytes": 64.0,  # of each file
         "split_seed": 0,
     }
     config.optim.name = "keras_adam(eps=1e-7)"  # Keras' own default

@@ -31,6 +31,7 @@ def get_config(variant: str = "default"):
         "held_out": "common",  # words never trained on; "" for none
         "valid_share": 0.0,
         "test_share": 0.0,
+        "max_megabytes": 64.0,  # of each file
         "split_seed": 0,
     }
     config.optim.learning_rate = 0.01

@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from seqjax.chat import DECODERS, Chat, piped_lines, prompted_lines, talk
+from seqjax.errors import UserError
 from seqjax.launch import launch
 from seqjax.load_run import load_responder
 
@@ -21,6 +22,8 @@ DECODER = flags.DEFINE_enum("decoder", "greedy", DECODERS, "how replies are foun
 
 
 def main() -> None:
+    if sys.stdin is None:
+        raise UserError("standard input is closed: type questions, or pipe them in")
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # no text that a terminal knows not ends a chat

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from seqjax.fit import fit
 from seqjax.launch import default_workdir, launch, start_jax
+from seqjax.parameters import check_parameters
 from seqjax.tasks import make_task
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -28,8 +29,10 @@ def main() -> None:
     config = CONFIG.value
     start_jax(config.train)
     workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir()
+    task = make_task(config, workdir)
+    check_parameters(task.init)
     fit(
-        make_task(config, workdir),
+        task,
         config,
         workdir,
         allow_changes=RESUME.value == "allow_changes",

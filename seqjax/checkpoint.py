@@ -7,6 +7,8 @@ SHA-256 digests of its files, written before the rename that makes it a checkpoi
 
 import contextlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
@@ -151,7 +153,7 @@ def check(path: Path) -> dict[str, Any]:
                 raise Damaged(f"{name} does not belong to it")
             if sha256(path / name) != digests[name]:
                 raise Damaged(f"{name} is not as it was written (SHA-256)")
-        facts = json.loads((path / FACTS / "metadata").read_bytes())
+        facts = read_json(path / FACTS / "metadata")
         if facts["step"] != int(path.name):
             raise Damaged(f"it is the one of step {facts['step']}")
         return facts
@@ -222,7 +224,9 @@ def _failures() -> Generator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise all kinds
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
+        reason = reason or str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot save a checkpoint: {reason}; the one before it stays: make room, and the same "
             "command resumes from there"

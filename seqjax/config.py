@@ -5,6 +5,8 @@ passed on as keywords, so a field that nothing reads is an error; choices with o
 (cells, initialisers, optimizers, schedules) are specs such as `gru(reset_after=False)`.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -14,6 +16,10 @@ from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, unknown_name
 from seqjax.files import read_json
+from seqjax.spec import LARGEST_INT, check_number
+
+LARGEST_SEED = 2**32 - 1
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def base_config(task: str) -> ConfigDict:
@@ -88,6 +94,7 @@ def text_pairs_config(name: str) -> ConfigDict:
         "source_column": "",  # "": q,a or question,answer or source,target
         "target_column": "",
         "encoding": "utf-8",  # or cp949
+        "max_megabytes": 64.0,  # of each file
         "valid_share": 0.0,
         "test_share": 0.0,
         "train_size": 0,  # training pairs to use; 0: all that are not held out
@@ -136,12 +143,40 @@ def load_config(path: Path) -> ConfigDict:
         fields
     ):
         raise UserError(f"{path} is no config of a run: give the directory of a run")
-    return make_config(fields)
+    try:
+        return make_config(fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def make_config(fields: Mapping[str, Any]) -> ConfigDict:
-    """A locked config of what JSON says it is."""
-    return ConfigDict(_with_tuples(fields)).lock()
+    """A locked config of what JSON says it is; raises UserError for what no config holds."""
+    fields = _with_tuples(fields)
+    like = text_pairs_config("") if fields.get("task") == "text_pairs" else base_config("")
+    _check_types(fields, like.to_dict())
+    check_values(fields)
+    try:
+        return ConfigDict(fields).lock()
+    except ValueError as error:  # a dot in the name of a field
+        raise UserError(str(error)) from None
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config's fields as they come back from JSON, which has no tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def check_values(fields: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError for what no field means: a number that no array can hold, or a name with
+    control characters."""
+    for name, value in fields.items():
+        where = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            check_values(value, f"{where}.")
+        elif isinstance(value, str) and CONTROL.search(value):
+            raise UserError(f"{where}={value!r} holds a control character: remove it")
+        else:
+            check_number(where, value, LARGEST_SEED if name.endswith("seed") else LARGEST_INT)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -161,3 +196,17 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_tuples(field) for name, field in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _check_types(fields: Mapping[str, Any], like: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError unless there is every field that `like` has, of its type."""
+    for name, known in like.items():
+        where = f"{prefix}{name}"
+        if name not in fields:
+            raise UserError(f"{where} is missing: is the config of another version of seqjax?")
+        value, kind = fields[name], type(known)
+        if type(value) is not kind:
+            kind = "section" if kind is dict else kind.__name__
+            raise UserError(f"{where}={value!r} must be of type {kind}")
+        if isinstance(known, dict):
+            _check_types(value, known, f"{where}.")

@@ -53,7 +53,7 @@ def first_bad(tree: Any, what: str) -> list[str]:
 
 def _foreign(filename: str) -> bool:
     path = Path(filename)
-    return "jax" in path.parts or "site-packages" in path.parts and "seqjax" not in path.parts
+    return "jax" in path.parts or ("site-packages" in path.parts and "seqjax" not in path.parts)
 
 
 def _operation(function: Any, arguments: Any) -> str:

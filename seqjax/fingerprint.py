@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from seqjax.config import differing_fields
+from seqjax.config import as_json, differing_fields
 from seqjax.files import sha256
 
 # How a run gets to its result, but not what the result is: these may change when it is resumed.
@@ -47,11 +47,20 @@ def make_identity(
     """The identity of a run on these splits and devices that has fitted these files."""
     kinds = {device.device_kind for device in mesh.devices.flat}
     fingerprint = {
-        "data": {split: _digest(rows) for split, rows in splits.items()},
+        "data": {split: arrays_digest(rows) for split, rows in splits.items()},
         "devices": f"{mesh.size} x {', '.join(sorted(kinds))}",
         "files": {path.name: sha256(path) if path.is_file() else "" for path in files},
     }
-    return Identity(json.loads(json.dumps(config.to_dict())), fingerprint)
+    return Identity(as_json(config), fingerprint)
+
+
+def is_identity(identity: Identity) -> bool:
+    """Whether what was read has the form of an identity, and no file's name leads elsewhere."""
+    config, fingerprint = identity
+    if not (isinstance(config, dict) and isinstance(fingerprint, dict)):
+        return False
+    files = fingerprint.get("files")
+    return isinstance(files, dict) and all(Path(name).name == name for name in files)
 
 
 def differences(old: Identity, new: Identity) -> list[str]:
@@ -79,11 +88,11 @@ def _bound_fields(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _digest(rows: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of named arrays: names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(rows):
-        array = np.ascontiguousarray(rows[name])
-        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+def arrays_digest(arrays: Mapping[str, np.ndarray], beside: bytes = b"") -> str:
+    """SHA-256 of named arrays (names, dtypes, shapes and bytes) and what is given beside them."""
+    digest = hashlib.sha256(beside)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
         digest.update(array.data if array.size else b"")
     return digest.hexdigest()

@@ -38,6 +38,8 @@ from seqjax.stop_signals import StopSignals, say
 from seqjax.task import Task
 from seqjax.train import init_train_state
 from seqjax.training import Position, Training, log_from_json
+from seqjax.weights import FILE as WEIGHTS
+from seqjax.weights import is_imported, restore_weights
 
 
 def fit(
@@ -56,6 +58,10 @@ def fit(
     that cannot be used, and a loss or gradient that is no number; Stopped after a signal.
     """
     setup = make_setup(task, config)
+    if is_imported(workdir):
+        raise UserError(
+            f"{workdir} holds weights that were trained elsewhere: give a new --workdir"
+        )
     with held(workdir), StopSignals() as signals:
         old = saved_identity(workdir, say)
         files = [workdir / name for name in old.fingerprint["files"]] if old else task.save(workdir)
@@ -67,13 +73,17 @@ def fit(
                 "give a new --workdir, the old settings to resume, or --resume=allow_changes"
             )
         if not changed and (workdir / RESULT).exists():
-            print(f"{workdir} holds the finished run of this config; nothing to do")
-            return read_json(workdir / RESULT)
+            try:
+                result = read_json(workdir / RESULT)
+                print(f"{workdir} holds the finished run of this config; nothing to do")
+                return result
+            except UserError as damage:
+                say(f"{damage}; it is written anew")
         position = _position(setup, workdir, identity, old)
         step = int(position.state.step)
         changed += other_packages(workdir)
         if changed:
-            print(f"changed from step {step} on: {'; '.join(changed)}")
+            print(one_line(f"changed from step {step} on: {'; '.join(changed)}"))
             record_change(workdir, step, changed, old or identity)
         save_identity(workdir, identity)
         set_aside_after(workdir / CHECKPOINTS, step)
@@ -177,6 +187,9 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     saved = saved_identity(workdir, say)
     known = [saved, *earlier_identities(workdir)] if saved else []
     found = newest(workdir / CHECKPOINTS, setup.arrays_like(), _foreign_to(known), say)
+    if found is None and (workdir / WEIGHTS).exists():
+        params, progress = restore_weights(setup, workdir)
+        return put(params, setup.mesh, WHOLE), progress
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
     for name, digest in found.facts["fingerprint"]["files"].items():

@@ -18,15 +18,15 @@ Initializer = Callable[..., Array]  # (key, shape, dtype) -> array
 _TABLE: dict[str, Callable[..., Initializer]] = {
     "zeros": lambda: jax_init.zeros,
     "ones": lambda: jax_init.ones,
-    "constant": lambda value: jax_init.constant(value),
+    "constant": lambda value=0.0: jax_init.constant(value),
     "normal": lambda stddev=1.0: jax_init.normal(stddev),
     "uniform": lambda scale=0.05: (
         lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
     ),
-    "glorot_uniform": jax_init.glorot_uniform,
-    "glorot_normal": jax_init.glorot_normal,
-    "he_normal": jax_init.he_normal,
-    "lecun_normal": jax_init.lecun_normal,
+    "glorot_uniform": lambda: jax_init.glorot_uniform(),
+    "glorot_normal": lambda: jax_init.glorot_normal(),
+    "he_normal": lambda: jax_init.he_normal(),
+    "lecun_normal": lambda: jax_init.lecun_normal(),
     "orthogonal": lambda scale=1.0: jax_init.orthogonal(scale),
 }
 

@@ -9,33 +9,45 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags, logging
+from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
+from seqjax.config import check_values
 from seqjax.errors import UserError, unknown_name
 from seqjax.plain_text import one_line
 from seqjax.stop_signals import Stopped
 
+MAX_DEVICES = 64  # more than cores: to try on a small machine what a large one does
+MAX_LINE = 1000  # characters of an error
+
 
 def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Parses the flags, runs `main` and returns the exit code: 2 after a mistake of the user's,
-    130, with the line `interrupted`, after Ctrl-C."""
+    """Parses the flags, runs `main` and returns the exit code: 2, with a line, after a mistake of
+    the user's or where the machine lacks something; 130, with `interrupted`, after Ctrl-C."""
     logging.set_verbosity(logging.FATAL)  # Orbax narrates, and logs what it then raises
-    if {"--help", "-help", "-h"} & set(sys.argv):
-        print(sys.modules["__main__"].__doc__)
-        print(flags.FLAGS.main_module_help())
-        return 0
+    sys.unraisablehook = _unraisable
     try:
-        _parse_flags(sys.argv)
-        main()
-    except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        if {"--help", "-help", "-h"} & set(sys.argv):
+            print(sys.modules["__main__"].__doc__)
+            print(flags.FLAGS.main_module_help())
+        else:
+            _parse_flags(sys.argv)
+            main()
+        if sys.stdout is not None:  # it was closed by whoever started this
+            sys.stdout.flush()
+    except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
+        if not (told := _told(error)):
+            raise
+        print(f"error: {_brief(one_line(told))}", file=sys.stderr)
+        _drop_output()
         return 2
     except Stopped as stopped:
         print(stopped.message, file=sys.stderr)
-        return int(stopped.code)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
@@ -44,12 +56,13 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
 
 def start_jax(train: ConfigDict) -> None:
     """Makes every core a device, where the CPU is the device, and turns the compile cache on."""
-    if train.num_devices < 0:
-        raise UserError(f"train.num_devices={train.num_devices} must be at least 0, which is all")
     can_ask = hasattr(os, "sched_getaffinity")  # the cores that this process may use: Linux only
     cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
+    wanted, most = train.num_devices, max(cores, MAX_DEVICES)
+    if not 0 <= wanted <= most:
+        raise UserError(f"train.num_devices={wanted} must be at least 0 (all) and at most {most}")
     with suppress(RuntimeError):  # an earlier run in this process has started the devices
-        jax.config.update("jax_num_cpu_devices", train.num_devices or cores)
+        jax.config.update("jax_num_cpu_devices", wanted or cores)
     directory = train.compilation_cache_dir
     if directory == "auto":
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -57,6 +70,8 @@ def start_jax(train: ConfigDict) -> None:
             user_cache / "seqjax" / "jax"
         )
     if directory:
+        if Path(directory).exists() and not Path(directory).is_dir():
+            raise UserError(f"train.compilation_cache_dir={directory} is no directory")
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -79,9 +94,10 @@ def _parse_flags(argv: list[str]) -> None:
     except flags.UnrecognizedFlagError as error:
         raise unknown_name("flag", error.flagname, flags.FLAGS) from None
     except flags.Error as error:
-        reason = str(error).strip().splitlines()[-1]
-        missing = re.match(r"flag --(\w+)=None", reason)
+        missing = re.match(r"flag --(\w+)=None", reason := str(error).strip())
         raise UserError(f"--{missing[1]} is missing" if missing else reason) from None
+    except (MemoryError, RecursionError):  # Python's own parser gave up
+        raise UserError(f"cannot read {max(argv, key=len)}: too deeply nested") from None
     if rest:
         raise UserError(f"cannot use {rest[0]!r}: flags are written as --name=value")
     if config is not None:
@@ -90,6 +106,7 @@ def _parse_flags(argv: list[str]) -> None:
             if type(given) is not type(wanted):  # an int field would take True, and keep it
                 kind = type(wanted).__name__
                 raise UserError(f"--config.{name}={given!r}: {name} is of type {kind}")
+        check_values(flags.FLAGS.config.to_dict())
 
 
 def _load_config_file(argv: list[str]) -> ConfigDict:
@@ -137,3 +154,36 @@ def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
         full = f"{prefix}{name}"
         names += _field_names(value, f"{full}.") if isinstance(value, ConfigDict) else [full]
     return names
+
+
+def _told(error: BaseException) -> str:
+    """What a person is told of their mistake, or of what the machine lacks; "" of our mistakes."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = "" if error.filename is None else f"{error.filename}: "
+        return f"{place}{error.strerror or error}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory: lower train.batch_size, or the sizes of model and data ({error})"
+    return ""
+
+
+def _unraisable(error: Any) -> None:
+    """Python's own hook, but for what TensorStore's threads print of a save that has failed, which
+    Orbax also raises."""
+    if "Event loop is closed" not in str(error.exc_value):
+        sys.__unraisablehook__(error)
+
+
+def _brief(message: str) -> str:
+    """The message without its middle, if a value of thousands of characters stands there."""
+    return message if len(message) <= MAX_LINE else f"{message[:400]} ... {message[-400:]}"
+
+
+def _drop_output() -> None:
+    """Where nothing can be written, on a full disk, leaves nothing for Python to try at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

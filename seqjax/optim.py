@@ -14,7 +14,7 @@ import optax
 
 from seqjax.array_types import Params
 from seqjax.errors import UserError
-from seqjax.spec import from_spec
+from seqjax.spec import LARGEST_INT, from_spec
 
 Schedule = Callable[[Any], Any]
 
@@ -51,6 +51,8 @@ def make_optimizer(
     _check("clip_value", clip_value, clip_value >= 0, "at least 0")
     _check("accumulate_steps", accumulate_steps, accumulate_steps >= 1, "at least 1")
     _check("ema_decay", ema_decay, 0 <= ema_decay < 1, "in [0, 1)")
+    if (steps := steps_per_epoch * num_epochs) > LARGEST_INT:
+        raise UserError(f"train.num_epochs={num_epochs} makes {steps} steps, above {LARGEST_INT}")
     per_epoch = max(1, steps_per_epoch // accumulate_steps)
     base = from_spec(
         "schedule",
@@ -126,6 +128,7 @@ def _cosine(
     warmup_epochs: float = 0.0,
     final_factor: float = 0.0,
 ) -> Schedule:
+    _check("schedule: warmup_epochs", warmup_epochs, warmup_epochs >= 0, "at least 0")
     warmup = round(warmup_epochs * per_epoch)
     decay = optax.cosine_decay_schedule(peak, max(1, num_updates - warmup), final_factor)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup or 1), decay], [warmup])
@@ -134,6 +137,7 @@ def _cosine(
 def _exponential(
     peak: float, per_epoch: int, num_updates: int, factor: float = 0.5, epochs: float = 1.0
 ) -> Schedule:
+    _check("schedule: factor", factor, factor > 0, "positive")
     return optax.exponential_decay(peak, max(1, round(epochs * per_epoch)), factor)
 
 

@@ -25,6 +25,7 @@ from seqjax.fit import make_setup, restore_best
 from seqjax.launch import start_jax
 from seqjax.load_run import load_responder
 from seqjax.pictures import draw_attention
+from seqjax.plain_text import one_line
 from seqjax.respond import Responder
 from seqjax.tasks import make_task
 from seqjax.tasks.mnist_rows import as_mnist, every_row
@@ -81,8 +82,24 @@ def _chat_tab(gr: Any, _tab: Any, workdir: Path) -> None:
     responder = load_responder(workdir, can_abstain)
     label = "abstain from what is probably wrong"
     abstain = gr.Checkbox(can_abstain, label=label, interactive=can_abstain)
-    window = gr.Chatbot(label=str(workdir), height="65vh", render_markdown=False, buttons=[])
-    gr.ChatInterface(partial(reply, responder), chatbot=window, additional_inputs=[abstain])
+    window = gr.Chatbot(
+        label=str(workdir),
+        height="65vh",
+        render_markdown=False,
+        latex_delimiters=[],
+        reasoning_tags=None,
+        buttons=[],
+    )
+    # Not gr.ChatInterface, which would show a question as the HTML that somebody wrote into it.
+    text = gr.Textbox(label="question", submit_btn=True, autofocus=True)
+
+    def say(*asked: Any) -> Iterator[tuple[Any, Any]]:
+        left: Any = ""
+        for chat in converse(responder, *asked):
+            yield left, chat
+            left = gr.skip()  # what is written meanwhile stays
+
+    text.submit(say, [text, window, abstain], [text, window])
 
 
 def _translate_tab(gr: Any, _tab: Any, workdir: Path) -> None:
@@ -115,15 +132,23 @@ def _digits_tab(gr: Any, tab: Any, workdir: Path) -> None:
     pad.clear(None, js=TAKE_BRUSH)
 
 
-def reply(
-    responder: Responder, question: str, _history: object, abstain: bool
+def converse(
+    responder: Responder, question: str, history: list[dict[str, Any]], abstain: bool
 ) -> Iterator[list[dict[str, Any]]]:
+    """The chat with the question, and then with its reply, as that grows."""
+    asked = [*history, _message(question, role="user")]
+    yield asked
+    for messages in reply(responder, question, abstain):
+        yield asked + messages
+
+
+def reply(responder: Responder, question: str, abstain: bool) -> Iterator[list[dict[str, Any]]]:
     """What stands below a question, as it grows: a reply, then a folded message about it.
 
     Without abstaining it is the greedy reply, token by token. A reply that may be withheld appears
     whole; the folded message then still says what it would have been.
     """
-    question = question.strip()
+    question = one_line(question).strip()
     if not question:
         yield [_message(NO_TEXT)]
         return
@@ -143,21 +168,23 @@ def reply(
     folded = {"title": title if answer.finished else f"{title}, cut off", "status": "done"}
     yield [
         _message(unsure if abstain and answer.abstains else answer.text or NO_REPLY),
-        _message("\n".join(details)) | {"metadata": folded},
+        _message(*details) | {"metadata": folded},
     ]
 
 
-def _message(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": html.escape(text, quote=False)}  # it is read as HTML
+def _message(*lines: str, role: str = "assistant") -> dict[str, Any]:
+    text = "\n".join(map(one_line, lines))
+    return {"role": role, "content": html.escape(text, quote=False)}  # it is read as HTML
 
 
 def translate(responder: Responder, text: str) -> tuple[list[list[str]], Image.Image | None]:
     """The best translations, each with its score, and where the run's own reply looked: None for
     a model without attention. Nothing of both for a blank text."""
-    text = text.strip()
+    text = one_line(text).strip()
     if not text:
         return [], None
-    rows = [[best.text or NO_REPLY, f"{best.score:.2f}"] for best in responder.beam(text, **BEST)]
+    found = responder.beam(text, **BEST)
+    rows = [[one_line(best.text) or NO_REPLY, f"{best.score:.2f}"] for best in found]
     look = responder.explain(text)
     if look is None or not look.source or not look.target:
         return rows, None

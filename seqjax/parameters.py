@@ -8,6 +8,9 @@ import jax
 from rich.table import Table
 
 from seqjax.array_types import Params
+from seqjax.memory import check_memory
+
+COPIES = 5  # of each parameter in training: weights, gradient, Adam's two moments, best weights
 
 
 class LayerSize(NamedTuple):
@@ -47,6 +50,16 @@ def layer_sizes(params: Params, name: str = "") -> Iterator[LayerSize]:
 def count_parameters(params: Params) -> int:
     """How many numbers the parameters hold."""
     return sum(layer.count for layer in layer_sizes(params))
+
+
+def check_parameters(init: Callable[[Any], Params]) -> None:
+    """Raises UserError for parameters that cannot be trained within this machine's memory."""
+    count = count_parameters(parameter_shapes(init))
+    check_memory(
+        4 * COPIES * count,
+        f"to train a model of {count:,} parameters",
+        "lower its sizes (hidden_size, embed_size, num_layers, vocab_size, num_symbols)",
+    )
 
 
 def parameter_table(params: Params) -> Table:

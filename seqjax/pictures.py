@@ -1,8 +1,9 @@
-"""Pictures of runs and predictions, as PNG files. Imports nothing of seqjax.
+"""Pictures of runs and predictions, as PNG files. Imports: plain_text.
 
 The one file that knows matplotlib, which it imports only when something is drawn.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from seqjax.plain_text import one_line
+
 HANGUL = "NanumGothic"  # a font, of koreanize-matplotlib
+MOST_STEPS, LONGEST_LABEL = 100, 40  # of a text, so that no picture is larger than it can be
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: Path) -> None:
@@ -44,8 +48,8 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
         axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     ticks = range(len(names))
     axis.set(xlabel="predicted", ylabel="label", xticks=ticks, yticks=ticks)
-    axis.set_xticklabels(names)
-    axis.set_yticklabels(names)
+    axis.set_xticklabels([_label(name) for name in names])
+    axis.set_yticklabels([_label(name) for name in names])
     figure.colorbar(image, ax=axis, label="errors", shrink=0.8)
     _save(figure, path)
 
@@ -61,7 +65,7 @@ def draw_misread(
         axis.axis("off")
     for axis, image, label, wrong in zip(axes.flat, images, labels, predicted, strict=False):
         axis.imshow(image, cmap="gray_r")
-        axis.set_title(f"{label}, read {wrong}", fontsize=8)
+        axis.set_title(_label(f"{label}, read {wrong}"), fontsize=8)
     _save(figure, path)
 
 
@@ -72,6 +76,7 @@ def draw_steps(
     path: Path,
 ) -> None:
     """Probabilities after every step, one panel a sequence: table [T, C], a row a step."""
+    tables = [table[:MOST_STEPS] for table in tables]
     columns = 2 if len(classes) > 10 else 3
     rows = -(-len(tables) // columns)
     width = max(2.2, 0.22 * len(classes)) + 0.8
@@ -83,12 +88,20 @@ def draw_steps(
     for axis, table, names in zip(axes.flat, tables, steps, strict=False):
         axis.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks(range(len(classes)), classes, fontsize=7)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_yticks(range(len(table)), _labels(names), fontsize=8)
     _save(figure, path)
 
 
 def draw_attention(looks: Sequence[Any], path: Path) -> None:
     """One panel a reply: a row for each of its tokens, a column for each of the source's."""
+    looks = [
+        look._replace(
+            weights=look.weights[:MOST_STEPS, :MOST_STEPS],
+            source=_labels(look.source),
+            target=_labels(look.target),
+        )
+        for look in looks
+    ]
     columns = min(2, len(looks))
     rows = -(-len(looks) // columns)
     width = 0.34 * max(len(look.source) for look in looks) + 1.6
@@ -117,6 +130,17 @@ def draw_lengths(
     _save(figure, path)
 
 
+def _labels(texts: Sequence[str]) -> list[str]:
+    """One for each step that is shown."""
+    return [_label(text) for text in texts[:MOST_STEPS]]
+
+
+def _label(text: str) -> str:
+    """The text as it is to be read: "$" would begin a formula, and a newline a second line."""
+    text = one_line(text)
+    return (text if len(text) <= LONGEST_LABEL else f"{text[:LONGEST_LABEL]}…").replace("$", r"\$")
+
+
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
     from matplotlib import font_manager, rcParams
     from matplotlib.figure import Figure  # not pyplot: no window system
@@ -132,4 +156,6 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():  # characters that no font has are drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
+        figure.savefig(path, dpi=120)

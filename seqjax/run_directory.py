@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from seqjax.checkpoint import newest_facts, steps_in
 from seqjax.config import differing_fields, load_config, make_config
 from seqjax.errors import UserError
-from seqjax.files import read_json, write_json
-from seqjax.fingerprint import Identity
+from seqjax.files import MAX_JSON_MEGABYTES, read_bounded, read_json, write_json
+from seqjax.fingerprint import Identity, is_identity
 
 CONFIG, FINGERPRINT, ENVIRONMENT = "config.json", "fingerprint.json", "environment.json"
 CHECKPOINTS, RESULT, CHANGES, LOCK = "checkpoints", "result.json", "changes.jsonl", "lock"
@@ -84,7 +84,7 @@ def saved_identity(workdir: Path, say: Callable[[str], None]) -> Identity | None
     """
     try:
         saved = Identity(read_json(workdir / CONFIG), read_json(workdir / FINGERPRINT))
-        if not (isinstance(saved.config, dict) and isinstance(saved.fingerprint, dict)):
+        if not is_identity(saved):
             raise UserError(f"{workdir / CONFIG} or {FINGERPRINT} is damaged: it is no JSON object")
         return saved
     except UserError as damage:
@@ -141,10 +141,13 @@ def earlier_identities(workdir: Path) -> list[Identity]:
     """The identities that the run had before changes that were allowed."""
     if not (workdir / CHANGES).exists():
         return []
-    lines = (workdir / CHANGES).read_text(encoding="utf-8").splitlines()
     try:
-        return [Identity(**{k: json.loads(line)[k] for k in Identity._fields}) for line in lines]
-    except (ValueError, TypeError, KeyError) as error:
+        text = read_bounded(
+            workdir / CHANGES, MAX_JSON_MEGABYTES, "it is no file of a run"
+        ).decode()
+        entries = [json.loads(line) for line in text.splitlines()]
+        return [Identity(**{k: entry[k] for k in Identity._fields}) for entry in entries]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{workdir / CHANGES} is damaged ({error}): restore it from a copy, or delete it to "
             "use only checkpoints of the present config"
@@ -164,7 +167,8 @@ def environment() -> dict[str, Any]:
 
 def _identity_of_checkpoints(workdir: Path) -> Identity | None:
     facts = newest_facts(workdir / CHECKPOINTS)
-    return Identity(facts["config"], facts["fingerprint"]) if facts else None
+    found = Identity(facts["config"], facts["fingerprint"]) if facts else None
+    return found if found and is_identity(found) else None
 
 
 def _packages() -> dict[str, str | None]:

@@ -11,8 +11,11 @@ from typing import Any
 
 from seqjax.errors import UserError, unknown_name
 
+LARGEST_INT = 2**31 - 1  # of 32 bits, as dimensions and steps are
+LARGEST_FLOAT = 3.4e38  # of 32 bits
 
-def parse_spec(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
+
+def parse_spec(spec: str, what: str = "") -> tuple[str, list[Any], dict[str, Any]]:
     """Name, positional and keyword options of a spec; raises UserError if it is malformed."""
     try:
         node = ast.parse(spec.strip(), mode="eval").body
@@ -22,9 +25,10 @@ def parse_spec(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
             options = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
             if len(options) == len(node.keywords):
                 return node.func.id, [ast.literal_eval(a) for a in node.args], options
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
         pass
-    raise UserError(f"cannot read {spec!r}: write `name` or `name(option=value)`")
+    thing = f"{what} {spec!r}".lstrip()
+    raise UserError(f"cannot read {thing}: write `name` or `name(option=value)`")
 
 
 def from_spec(what: str, spec: str, table: Mapping[str, Callable], **common: Any) -> Any:
@@ -32,7 +36,7 @@ def from_spec(what: str, spec: str, table: Mapping[str, Callable], **common: Any
 
     Raises UserError for an unknown name or an option that the named thing does not have.
     """
-    name, args, options = parse_spec(spec)
+    name, args, options = parse_spec(spec, what)
     if name not in table:
         raise unknown_name(what, name, table)
     factory = table[name]
@@ -43,18 +47,33 @@ def from_spec(what: str, spec: str, table: Mapping[str, Callable], **common: Any
         listing = ", ".join(p for p in signature.parameters if p not in common) or "none"
         raise UserError(f"{what} {spec!r}: {error}; options of {name}: {listing}") from None
     for option, value in bound.arguments.items():
+        if option not in common:
+            check_number(f"{what} {spec!r}: {option}", value)
         default = signature.parameters[option].default
         if default is not inspect.Parameter.empty and not _fits(value, default):
-            kind = type(default).__name__
+            kind = "int" if default is None else type(default).__name__
             raise UserError(f"{what} {spec!r}: {option}={value!r} must be of type {kind}")
+        if type(default) is float:
+            bound.arguments[option] = float(value)
     try:
-        return factory(*args, **options, **common)
+        return factory(*bound.args, **bound.kwargs)
     except ValueError as error:  # a number out of the range that a library allows
         raise UserError(f"{what} {spec!r}: {error}") from None
 
 
+def check_number(where: str, value: Any, largest: int = LARGEST_INT) -> None:
+    """Raises UserError for a number that is none, or that no array can hold."""
+    if isinstance(value, int) and abs(value) > largest:
+        raise UserError(f"{where}={value} must be at most {largest}")
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:  # nor a NaN
+        raise UserError(f"{where}={value} must be a number up to {LARGEST_FLOAT:g}")
+
+
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value may stand where this default stood: of its type, or an int for a float."""
-    if default is None or callable(value):
+    """Whether a value may stand where this default stood: of its type, an int for a float, or for
+    a None, which stands for no limit."""
+    if callable(value):
         return True
+    if default is None:
+        return value is None or type(value) is int
     return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -13,6 +13,8 @@ from seqjax.dropout import dropout, fold_keys
 from seqjax.errors import UserError
 from seqjax.layers import Bidirectional, Layer, Recurrent, time_major
 
+MAX_SIZE = 10**6  # whose weights have more numbers than a shape can count
+MAX_LAYERS = 100  # each is compiled by itself
 Rates = float | tuple[Any, ...]  # of floats, which `_rates` checks
 
 
@@ -30,7 +32,8 @@ class Stack(nnx.Module):
     A rate is a float, or a tuple of one for all layers or one for each. Input and output dropout
     draw a fresh mask at every step (TF1's DropoutWrapper); state dropout keeps one mask for the
     sequence (Gal and Ghahramani, 2016; Keras' `recurrent_dropout`). `reads` says what the model
-    uses of the top layer, "output" or "state": dropout that nothing would read is refused.
+    uses of the top layer, "output" or "state": dropout that nothing would read is refused. `part`
+    is how a config calls the stack in `encoder_output_dropout`: "encoder_".
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Stack(nnx.Module):
         output_dropout: Rates = 0.0,
         state_dropout: Rates = 0.0,
         reads: str = "output",
+        part: str = "",
     ):
         if not layers:
             raise UserError("a stack needs at least one layer: raise model.num_layers to 1")
@@ -50,11 +54,11 @@ class Stack(nnx.Module):
         for i, layer in enumerate(layers):
             setattr(self, f"layer_{i}", layer)
         self.input_dropout = _rates("input_dropout", input_dropout, len(layers))
-        self.output_dropout = _rates("output_dropout", output_dropout, len(layers))
+        self.output_dropout = _rates(f"{part}output_dropout", output_dropout, len(layers))
         self.state_dropout = _rates("state_dropout", state_dropout, len(layers))
         if reads == "state" and self.output_dropout[-1]:
             raise UserError(
-                "output_dropout of the last layer is never read, only its state is: "
+                f"{part}output_dropout of the last layer is never read, only its state is: "
                 "set it to 0 or use state_dropout"
             )
 
@@ -103,8 +107,13 @@ def make_stack(
     state_dropout: Rates,
     rngs: nnx.Rngs,
     reads: str = "output",
+    part: str = "",
 ) -> Stack:
     """The stack of equal layers that a config's `model` section describes."""
+    if num_layers > MAX_LAYERS:
+        raise UserError(f"model.num_layers={num_layers} must be at most {MAX_LAYERS}")
+    if hidden_size > MAX_SIZE:
+        raise UserError(f"model.hidden_size={hidden_size} must be at most {MAX_SIZE}")
     made_cell = make_cell(cell, kernel_init=kernel_init, recurrent_init=recurrent_init)
     kind = Bidirectional if bidirectional else Recurrent
     layers: list[Layer] = []
@@ -117,6 +126,7 @@ def make_stack(
         output_dropout=output_dropout,
         state_dropout=state_dropout,
         reads=reads,
+        part=part,
     )
 
 
@@ -128,4 +138,4 @@ def _rates(name: str, rate: Rates, num_layers: int) -> tuple[float, ...]:
         raise UserError(f"model.{name}={rates}: {len(rates)} rates for {num_layers} layers")
     if not all(isinstance(r, int | float) and 0.0 <= r < 1.0 for r in rates):
         raise UserError(f"model.{name}={rates}: a dropout rate lies in [0, 1)")
-    return rates
+    return tuple(map(float, rates))

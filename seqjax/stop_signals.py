@@ -1,10 +1,15 @@
-"""SIGTERM and SIGINT while a run trains: save, then exit; at once where nothing would be lost."""
+"""SIGTERM and SIGINT while a run trains: save, then exit; at once where nothing would be lost.
+
+Imports: plain_text.
+"""
 
 import os
 import signal
 import sys
 import threading
 from types import TracebackType
+
+from seqjax.plain_text import one_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -69,7 +74,7 @@ class StopSignals:
 
 def say(line: str) -> None:
     """A line to standard error at once, from any thread."""
-    os.write(2, f"{line}\n".encode())
+    os.write(2, f"{one_line(line)}\n".encode())
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -3,6 +3,7 @@
 `train.fit` knows this and no task; a task knows nothing of optimizers, devices or files.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from seqjax.array_types import Batch, Params, RowKeys
+from seqjax.errors import UserError
 from seqjax.metrics import Metrics
 
 # From the outputs of `predict` on a split's rows, in order: nested arrays with a leading N.
@@ -36,3 +38,20 @@ class Task(NamedTuple):
     score: Callable[[Predict, str, Mapping[str, float]], dict[str, float]] = lambda *_: {}
     # directory -> writes what was fitted to the training data, before training starts; which files
     save: Callable[[Path], list[Path]] = lambda directory: []
+
+
+def load_data(load: Callable[..., Any], data: Any) -> Any:
+    """`load(**data)`; raises UserError for a field that is not of the type that `load` declares."""
+    for name, parameter in inspect.signature(load).parameters.items():
+        if name in data and type(data[name]) is not parameter.annotation:
+            kind = parameter.annotation.__name__
+            raise UserError(f"data.{name}={data[name]!r} is not of type {kind}")
+    return load(**data)
+
+
+def share_sizes(total: int, **shares: float) -> dict[str, int]:
+    """How many of `total` rows each split gets; raises UserError for no share below 1."""
+    for split, share in shares.items():
+        if not 0 <= share < 1:  # so written, a NaN is refused
+            raise UserError(f"data.{split}_share={share} must lie in [0, 1)")
+    return {split: round(share * total) for split, share in shares.items()}

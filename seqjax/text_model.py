@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqjax.array_types import Batch, Logits, Params, RowKeys
 from seqjax.beam import beam_search
-from seqjax.constraints import LARGEST, DecodeOptions, DecodeStep
+from seqjax.constraints import LARGEST, DecodeOptions, DecodeStep, check
 from seqjax.data.vocabulary import Vocabulary, encode_batch
 from seqjax.decode import greedy
 from seqjax.errors import UserError
@@ -21,6 +21,8 @@ from seqjax.layers import functional
 from seqjax.models.seq2seq import DecoderState, Seq2Seq
 from seqjax.scheduled_sampling import make_probability, sampled_logits
 from seqjax.spec import from_spec
+
+MAX_BEAM = 1000  # every hypothesis keeps a state of its own
 
 
 class Replies(NamedTuple):
@@ -165,7 +167,9 @@ def greedy_decoder() -> Decoder:
 
 
 def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
-    """The best of a beam."""
+    """The best of a beam; raises UserError for a number out of its range, before any training."""
+    check("decode.decoder: beam_size", beam_size, 1 <= beam_size <= MAX_BEAM, f"1 to {MAX_BEAM}")
+    check("decode.decoder: length_penalty", length_penalty, length_penalty >= 0, "at least 0")
 
     def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
         state = text.encode(text.bind(params), batch["source"])

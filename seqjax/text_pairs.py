@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from seqjax.data.corpus import Part, load_corpus
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
+from seqjax.memory import check_memory
 from seqjax.text_metrics import Answers, answers_by_intent
 from seqjax.text_model import TextModel
 
@@ -61,20 +62,25 @@ def _make_pairs(
     source_padding: str,
     vocab_size: int,
     boundaries: bool,
-    ask: tuple[str, ...],
+    ask: tuple[Any, ...],
+    pairs: tuple[Any, ...],
     **corpus: Any,
 ) -> TextPairs:
-    parts = load_corpus(**corpus)
+    if not all(isinstance(question, str) for question in ask):
+        raise UserError(f"data.ask={ask!r} must hold texts: write ('question', ...)")
+    if not all(isinstance(pair, tuple) and all(isinstance(t, str) for t in pair) for pair in pairs):
+        raise UserError("data.pairs must hold pairs of texts: write (('source', 'target'), ...)")
+    parts = load_corpus(pairs=pairs, **corpus)
     train = parts["train"]
     source, target = _vocabularies((source_vocabulary, target_vocabulary), train, directory)
     longest_source = max(1, *(len(source.encode(text)) for text in train.sources))
-    longest_target = max(1, *(len(target.encode(text)) for text in train.targets))
+    longest_target = max(1, *(len(target.encode(text)) for text in train.targets)) + 2 * boundaries
     text = TextModel(
         source,
         target,
         model,
-        max_source_length=max_source_length or longest_source,
-        max_target_length=max_target_length or longest_target + 2 * boundaries,
+        max_source_length=_length("source", max_source_length, longest_source, len(train.sources)),
+        max_target_length=_length("target", max_target_length, longest_target, len(train.targets)),
         source_padding=source_padding,
         vocab_size=vocab_size,
         boundaries=boundaries,
@@ -82,6 +88,16 @@ def _make_pairs(
         **{name: value for name, value in loss.items() if name != "label_smoothing"},
     )
     return TextPairs(parts, answers_by_intent(parts.values()), text, ask)
+
+
+def _length(side: str, wanted: int, longest: int, num_texts: int) -> int:
+    """To how many tokens texts are padded; raises UserError for no such number."""
+    field = f"data.max_{side}_length={wanted}"
+    if wanted < 0:
+        raise UserError(f"{field} must be at least 0, which is the longest of the training texts")
+    num_bytes = 32 * num_texts * (length := wanted or longest)
+    check_memory(num_bytes, f"{field}, {length} tokens a text,", "set a lower one")
+    return length
 
 
 def _vocabularies(

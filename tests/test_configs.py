@@ -19,8 +19,9 @@ from toys import (
 
 import seqjax.fit
 import seqjax.pictures
-from seqjax.config import choose_variant, differing_fields, load_config, save_config
+from seqjax.config import as_json, choose_variant, differing_fields, load_config
 from seqjax.errors import UserError
+from seqjax.files import write_json
 from seqjax.fit import fit, make_setup
 from seqjax.launch import start_jax
 from seqjax.tasks import TASKS, make_task, mnist_rows
@@ -142,7 +143,7 @@ def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, caps
 @every_variant
 def test_a_config_comes_back_from_its_file(name, variant, tmp_path):
     config = get_config(name, variant)
-    save_config(config, tmp_path / "config.json")
+    write_json(tmp_path / "config.json", as_json(config))
     loaded = load_config(tmp_path / "config.json")
     assert differing_fields(config.to_dict(), loaded.to_dict()) == []
     assert loaded.to_dict() == config.to_dict()

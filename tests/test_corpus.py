@@ -15,7 +15,8 @@ def load(pairs=(), **options):
     """Parts of pairs, or of a corpus."""
     fields = {"name": "", "labels": "", "form": "lines", "source_column": "", "target_column": ""}
     numbers = {"valid_share": 0.0, "test_share": 0.0, "train_size": 0, "split_seed": 0}
-    return load_corpus(pairs=pairs, **fields | {"encoding": "utf-8"} | numbers | options)
+    file = {"encoding": "utf-8", "max_megabytes": 1.0}
+    return load_corpus(pairs=pairs, **fields | file | numbers | options)
 
 
 def rows_of(part):

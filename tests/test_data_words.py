@@ -83,6 +83,16 @@ def test_bad_user_file_is_refused_with_file_and_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_is_bounded_and_so_are_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("sun\nsky\n")
+    assert load_words(str(tmp_path / "mine.txt"), 8e-6) == ["sun", "sky"]
+    with pytest.raises(UserError, match="mine.txt is larger than 7e-06 MB: raise data.max_megab"):
+        load_words(str(tmp_path / "mine.txt"), 7e-6)
+    (tmp_path / "mine.txt").write_text("sun\n" + "x" * 131_073)
+    with pytest.raises(UserError, match="mine.txt, line 2: longer than 131,072 characters"):
+        load_words(str(tmp_path / "mine.txt"))
+
+
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="word list 'comon': did you mean 'common'.*tutorial"):
         load_words("comon")

@@ -1,7 +1,6 @@
 """Entry points: a mistake is one line and exit code 2, and nothing of it is left behind."""
 
 import os
-import runpy
 import subprocess
 import sys
 from functools import partial
@@ -10,14 +9,14 @@ from pathlib import Path
 import jax
 import pytest
 from absl import flags
+from commands import ROOT, assert_one_line, enter_empty, run_command
 from ml_collections import ConfigDict, config_flags
-from toys import CONFIGS, quick_compile, read_json
+from toys import quick_compile, read_json
 
 import seqjax.launch
 from seqjax.errors import UserError
 from seqjax.launch import default_workdir, launch, start_jax
 
-ROOT = CONFIGS.parent
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -30,43 +29,12 @@ def compile_quickly():
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch) -> Path:
-    """A working directory with nothing in it but the configs."""
-    (tmp_path / "configs").symlink_to(CONFIGS)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_empty(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def command(empty, monkeypatch, capsys):
-    """`run("train", *args) -> (exit code, stdout, stderr)`, in this process."""
-    kinds = {kind: getattr(flags, f"DEFINE_{kind}") for kind in ("string", "bool", "enum")}
-    define_config = config_flags.DEFINE_config_file
-
-    def run(name: str, *args: str) -> tuple[int, str, str]:
-        values = flags.FlagValues()  # of this command alone
-        monkeypatch.setattr(flags, "FLAGS", values)
-        for kind, define in kinds.items():
-            monkeypatch.setattr(flags, f"DEFINE_{kind}", partial(define, flag_values=values))
-        monkeypatch.setattr(
-            config_flags, "DEFINE_config_file", partial(define_config, flag_values=values)
-        )
-        monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # JAX runs already
-        monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *args])
-        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the last config file
-        main = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["main"]
-        capsys.readouterr()
-        code = launch(main)
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def assert_one_line(outcome: tuple[int, str, str], expected: str) -> None:
-    code, out, err = outcome
-    assert (code, out) == (2, ""), err
-    assert err.startswith("error: ")
-    assert err.endswith("\n") and err.count("\n") == 1
-    assert expected in err
+    return partial(run_command, monkeypatch, capsys)
 
 
 WORDS = "--config=configs/word_completion.py"
@@ -99,7 +67,10 @@ WORDS = "--config=configs/word_completion.py"
         ("config.task=recall", "recall"),  # whose data has other fields
         ("config.model.cell=lstn", "unknown cell 'lstn': did you mean 'lstm'?"),
         ("config.model.cell=lstm(forget=1)", "options of lstm: forget_bias"),
-        ("config.model.cell=lstm(", "cannot read 'lstm(': write `name` or `name(option=value)`"),
+        (
+            "config.model.cell=lstm(",
+            "cannot read cell 'lstm(': write `name` or `name(option=value)`",
+        ),
         ("config.model.kernel_init=glorot", "unknown initializer 'glorot': did you mean 'glorot_"),
         ("config.model.output_bias_init=glorot_uniform", "glorot_uniform"),  # of a vector
         ("config.optim.name=adm", "unknown optimizer 'adm': did you mean 'adam'?"),
@@ -119,7 +90,7 @@ WORDS = "--config=configs/word_completion.py"
         ("config.optim.schedule=plateau(factor=2.0)", "plateau(factor=2.0)"),
         ("config.seed=99999999999999999999", "seed=99999999999999999999"),
         ("config.data.split_seed=-1", "data.split_seed=-1"),
-        ("config.data.valid_share=2.0", "cannot hold out 20 of 10 rows"),
+        ("config.data.valid_share=2.0", "data.valid_share=2.0 must lie in [0, 1)"),
         ("config.model.output_dropout=(0.1,0.2,0.3)", "3 rates for 2 layers"),
         ("config.model.output_dropout=(1.0,)", "a dropout rate lies in [0, 1)"),
         ("config.model.hidden_size=0", "sizes must be positive"),
@@ -304,9 +275,10 @@ def test_every_core_that_may_be_used_is_a_device(updates, monkeypatch):
     assert updates["jax_num_cpu_devices"] == 6
 
 
-def test_a_negative_number_of_devices_is_refused_before_jax_is_touched(updates):
-    with pytest.raises(UserError, match="train.num_devices=-1 must be at least 0"):
-        start_jax(ConfigDict({"num_devices": -1, "compilation_cache_dir": ""}))
+@pytest.mark.parametrize("wanted", [-1, 10**9])
+def test_a_senseless_number_of_devices_is_refused_before_jax_is_touched(wanted, updates):
+    with pytest.raises(UserError, match=f"train.num_devices={wanted} must be at least 0"):
+        start_jax(ConfigDict({"num_devices": wanted, "compilation_cache_dir": ""}))
     assert updates == {}
 
 

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    ["errors", "files", "plain_text", "array_types", "special_ids", "spec", "initializers"],
+    ["errors", "memory", "files", "plain_text", "array_types", "special_ids", "spec"],
+    ["initializers"],
     ["cells", "unroll", "dropout", "layers", "stack", "attention", "models"],
     ["constraints", "decode", "beam"],
     ["metrics", "losses", "parameters", "pictures", "data", "optim", "task"],
@@ -15,8 +16,9 @@ ROWS = [
     ["nearest", "abstain", "respond", "tasks"],
     ["mesh", "train", "evaluate"],
     ["config", "fingerprint", "checkpoint", "run_directory"],
-    ["progress", "report", "stop_signals", "setup", "diagnose", "training", "fit", "launch"],
-    ["load_run", "chat", "page"],
+    ["progress", "report", "stop_signals", "setup", "weights"],
+    ["diagnose", "training", "fit", "launch"],
+    ["load_run", "chat", "page", "exchange"],
 ]
 ORDER = [name for row in ROWS for name in row]
 DATA = (

@@ -309,7 +309,7 @@ def test_a_plateau_lowers_the_rate_after_its_patience(values, rates, accumulate_
         ({"name": "adam(beta=0.9)"}, "beta.*options of adam: b1, b2, eps"),
         ({"name": "sgd(0.5)"}, "options of sgd: none"),
         ({"name": "sgd(learning_rate=0.5)"}, "options of sgd: none"),
-        ({"name": "adam("}, "cannot read 'adam\\('"),
+        ({"name": "adam("}, "cannot read optimizer 'adam\\('"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
         ({"schedule": "exponential(rate=2)"}, "rate.*options of exponential: factor, epochs"),
         ({"schedule": "warmup(per_epoch=1)"}, "options of warmup: epochs"),

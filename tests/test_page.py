@@ -1,5 +1,6 @@
 """The page: what its tabs do, and the whole of it as a person sees it in a browser."""
 
+import html
 import json
 import os
 import re
@@ -18,13 +19,15 @@ from toys import CONFIGS, assert_picture, few_digits, quick_compile, tiny_config
 
 import seqjax.pictures
 from seqjax.chat import NO_TEXT, UNSURE
-from seqjax.config import save_config, text_pairs_config
+from seqjax.config import text_pairs_config
 from seqjax.data.corpus import Part
 from seqjax.data.mnist import load_mnist
 from seqjax.errors import UserError
+from seqjax.files import write_json
 from seqjax.fit import fit
 from seqjax.page import (
     BLANK,
+    converse,
     load_reader,
     make_page,
     read_drawing,
@@ -37,20 +40,30 @@ from seqjax.respond import Answer, Attention, Responder
 from seqjax.tasks import make_task, mnist_rows
 from seqjax.tasks.mnist_rows import as_mnist, every_row
 
-PAIRS = (("a cat", "une chatte"), ("the dog", "le chien"), ("one bird", "un oiseau"))
+# What a page could take for HTML, markdown or a formula; "http:" would show among the requests.
+HOSTILE = (
+    "<b>x</b> <img src=http://evil.invalid/a.png onerror='document.title=1'> &lt; **y** `z` "
+    "![i](http://evil.invalid/b.png) [l](javascript:alert(1)) $$x^2$$ $y$ <thinking>no</thinking>"
+)
+PAIRS = (
+    ("a cat", "une chatte"),
+    ("the dog", "le chien"),
+    ("one bird", "un oiseau"),
+    (HOSTILE, HOSTILE),
+)
 
 
 class Parrot(Responder):
     """Replies with the question in capitals; confidence is 0.9 for short ones."""
 
-    def __init__(self, attention: bool = True):
-        self.attention = attention
+    def __init__(self, attention: bool = True, end: str = ""):
+        self.attention, self.end = attention, end
         self.pairs = SimpleNamespace(parts={"train": Part(["polly?"], ["POLLY?"], [])})
 
     def answer(self, question):
         sure = len(question) < 6
         confidence = 0.9 if sure else 0.1
-        return Answer(question.upper(), -1.5, confidence, not sure, sure, "polly?", 0.25)
+        return Answer(question.upper() + self.end, -1.5, confidence, not sure, sure, "polly?", 0.25)
 
     def beam(self, question, beam_size, n_best):
         assert question
@@ -73,8 +86,8 @@ def contents(messages):
 
 
 def test_a_reply_that_may_be_withheld_comes_whole_and_any_other_grows():
-    (whole,) = map(contents, reply(Parrot(), " ab ", [], True))
-    *growing, last = map(contents, reply(Parrot(), " ab ", [], False))
+    (whole,) = map(contents, reply(Parrot(), " ab ", True))
+    *growing, last = map(contents, reply(Parrot(), " ab ", False))
     assert growing == [["A"], ["AB"]]
     assert last == whole
     assert whole[0] == "AB"
@@ -83,16 +96,39 @@ def test_a_reply_that_may_be_withheld_comes_whole_and_any_other_grows():
 
 
 def test_an_unsure_reply_is_withheld_on_request_only():
-    (messages,) = reply(Parrot(), "a < b & c", [], True)
+    (messages,) = reply(Parrot(), "a < b & c", True)
     assert messages[0]["content"] == UNSURE["en"]
     assert messages[1]["metadata"]["title"] == "score -1.50 nats, confidence 0.10, cut off"
     assert "-1.50  A &lt; B &amp; C" in messages[1]["content"]
-    *_, messages = reply(Parrot(), "a < b & c", [], False)
+    *_, messages = reply(Parrot(), "a < b & c", False)
     assert messages[0]["content"] == "A &lt; B &amp; C"
 
 
+@pytest.mark.parametrize("abstain", [False, True])
+def test_a_chat_shows_text_as_text_on_both_sides(abstain):
+    said, shown = "<b>\u202e x\x1b[1m & $$y$$", "&lt;b&gt;  x [1m &amp; $$y$$"
+    heard = "<B>  X [1M & $$Y$$  ."
+    history = [{"role": "user", "content": "before"}]
+    responder = Parrot(end="\x1b\u202e.")
+    *_, chat = converse(responder, said, history, abstain)
+    assert [message["role"] for message in chat] == ["user", "user", "assistant", "assistant"]
+    assert chat[0] == history[0]
+    assert chat[1]["content"] == shown
+    assert chat[2]["content"] == (UNSURE["en"] if abstain else html.escape(heard))
+    text = "".join(contents(chat))
+    assert not re.search("[<>\x1b\u202e]", text)
+    rows, _ = translate(responder, said)
+    assert rows[0][0] == heard
+
+
+def test_the_chat_is_shown_at_once_and_then_grows():
+    first, *rest = converse(Parrot(), "ab", [], False)
+    assert first == [{"role": "user", "content": "ab"}]
+    assert [contents(chat) for chat in rest[:-1]] == [["ab", "A"], ["ab", "AB"]]
+
+
 def test_a_blank_text_is_no_question():
-    assert [contents(messages) for messages in reply(Parrot(), " \n", [], True)] == [[NO_TEXT]]
+    assert [contents(messages) for messages in reply(Parrot(), " \n", True)] == [[NO_TEXT]]
     assert translate(Parrot(), " \n") == ([], None)
 
 
@@ -191,7 +227,7 @@ def test_a_run_that_cannot_read_digits_is_one_line(
     if name:
         config = tiny_config(name).unlock()
         config.update_from_flattened_dict({field: value})
-        save_config(config, tmp_path / "config.json")
+        write_json(tmp_path / "config.json", config.to_dict())
     with pytest.raises(UserError, match=message) as caught:
         load_reader(tmp_path)
     assert "\n" not in str(caught.value)
@@ -222,7 +258,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
     monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
     texts = text_pairs_config("")
-    texts.data.pairs = PAIRS
+    texts.data.update(pairs=PAIRS, source_vocabulary="whitespace")
     texts.model.update(embed_size=16, hidden_size=32, attention="dot")
     texts.optim.learning_rate = 0.02
     texts.train.update(num_epochs=120, eval_every_epochs=120, batch_size=3)
@@ -293,6 +329,15 @@ def test_a_person_chats_translates_and_draws(browser, served, tmp_path):
     def read(text):
         return find(f"//*[contains(normalize-space(.), '{text}') and not(.//div)]")
 
+    def find_text(path, text):
+        """Waits for an element with the text as it stands, and no element or formula instead."""
+
+        def look(browser):
+            elements = browser.find_elements(By.XPATH, path)
+            return text in [e.get_property("textContent").strip() for e in elements]
+
+        WebDriverWait(browser, 30).until(look, text)
+
     def write(text):
         find("//textarea").send_keys(text, "\n")
 
@@ -301,15 +346,17 @@ def test_a_person_chats_translates_and_draws(browser, served, tmp_path):
 
     browser.get(served)
     find("//input[@type='checkbox']").click()
-    write("the dog")
-    read("le chien")
+    write(HOSTILE)
+    for side in ("user", "bot"):
+        find_text(f"//*[@data-testid='{side}']", HOSTILE)
     read("nats, confidence").click()
-    assert "similarity 1.00: the dog" in read("nearest training question").text
+    assert f"similarity 1.00: {HOSTILE}\n" in read("nearest training question").text
+    assert not find("//textarea").get_property("value")
     browser.save_screenshot(tmp_path / "chat.png")
 
     open_tab("Translate")
-    write("one bird")
-    read("un oiseau")
+    write(HOSTILE)
+    find_text("//div[contains(@class, 'cell')]", HOSTILE)
     picture = find("//*[@data-testid='image' or contains(@class, 'image')]//img")
     WebDriverWait(browser, 30).until(lambda _: int(picture.get_property("naturalWidth")) > 50)
     browser.save_screenshot(tmp_path / "translate.png")

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqjax.data.pairs import SHIPPED, check_pairs, read_pairs
+from seqjax.data.pairs import SHIPPED, check_pairs, read_labels, read_pairs
 from seqjax.errors import UserError
+from seqjax.files import MAX_LINE
 
 PAIRS = [("안녕하세요?", "네, 안녕하세요!"), ("Hi there", '"Hi", 여보세요')]
 
@@ -86,6 +87,7 @@ def test_blank_lines_may_stand_between_pairs(read) -> None:
     assert read('\nq,a\n\n"a",b\n,\nc,"d"', form="csv") == [("a", "b"), ("c", "d")]
 
 
+LONG = "x" * (MAX_LINE + 1)
 KOREAN = {"source_column": "English", "target_column": "한국어"}
 
 
@@ -160,6 +162,11 @@ def test_shipped_corpora_go_by_their_names() -> None:
         ('q,a\n1,2\n"3\n4",5\n"6,7\n8,9\n', {"form": "csv"}, ", line 5: unexpected end.*quotes"),
         ('q,a\n"3"4,5\n', {"form": "csv"}, ", line 2: ',' expected after '\"'; mend the quotes"),
         ("q,a\n" + '"' + "1,2\n" * 50_000, {"form": "csv"}, ", line 2: field larger than"),
+        ("q,a\n1,2\n3," + LONG, {"form": "csv"}, ", line 3: longer than 131,072 charac"),
+        ("a\n" + LONG, {}, ", line 2: longer than 131,072 .*; break it into several"),
+        ("a\tb\n" * 2_001, {"form": "tsv", "max_megabytes": 0.008}, " is larger than 0.008 MB"),
+        ("a\nb", {"max_megabytes": 0.0}, None),
+        ("a\nb", {"max_megabytes": float("nan")}, None),
         ("q,a\n1,2\n3,\x0b", {"form": "csv"}, ", line 3: control character U\\+000B"),
         ("a\nb", {"form": "xml"}, None),
         ("a\nb", {"source_column": "q", "target_column": "a"}, ": name both columns of a csv"),
@@ -167,10 +174,24 @@ def test_shipped_corpora_go_by_their_names() -> None:
     ],
 )
 def test_bad_file_is_refused_in_one_line(read, content, options: dict, complaint) -> None:
-    expected = f"^mine{complaint}" if complaint else "unknown form of pairs 'xml': known: csv"
+    others = "unknown form of pairs 'xml': known: csv|data.max_megabytes=.* must be a number"
+    expected = f"^mine{complaint}" if complaint else others
     with pytest.raises(UserError, match=expected) as caught:
         read(content, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_be_as_large_and_a_line_as_long_as_is_allowed(read) -> None:
+    text = "x" * MAX_LINE
+    assert read(f"q\n{text}\n", max_megabytes=(MAX_LINE + 3) / 1e6) == [("q", text)]
+    assert read(f"q,a\nq,{text[2:]}\n", form="csv") == [("q", text[2:])]
+
+
+def test_labels_are_bounded_too(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("one\n" * 300, encoding="utf-8")
+    assert len(read_labels(str(tmp_path / "labels"), "", 300, 0.0012)) == 300
+    with pytest.raises(UserError, match="labels is larger than 0.0011 MB: raise data.max_mega"):
+        read_labels(str(tmp_path / "labels"), "", 300, 0.0011)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:

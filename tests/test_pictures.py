@@ -1,9 +1,11 @@
 """Pictures: PNG files with something on them, of every size of data, that show differences."""
 
+import matplotlib.text
 import numpy as np
 import pytest
 from toys import assert_picture
 
+import seqjax.pictures
 from seqjax.pictures import (
     draw_attention,
     draw_confusion,
@@ -12,6 +14,7 @@ from seqjax.pictures import (
     draw_misread,
     draw_steps,
 )
+from seqjax.plain_text import one_line
 from seqjax.respond import Attention
 
 rng = np.random.default_rng(0)
@@ -73,6 +76,59 @@ def test_attention(count, tmp_path):
     looks = [look("▁라떼▁있어요?", "네, 有-é가"), look("x", "y"), look("여▁는▁시간", "z")]
     draw_attention(looks[:count], tmp_path / "attention.png")  # a missing glyph is a warning
     assert_picture(tmp_path / "attention.png")
+
+
+# A formula, half of one, an escape, what ends a line, what turns it, and what no font has.
+HOSTILE = ["$x^2$", "$\\frac{", "\\$ $ \\", "a\nb\x00\x1b[2J", "\u202ex", "\ud800", "😀\uffff", ""]
+
+
+def drawn(monkeypatch, draw, *arguments) -> list[str]:
+    """The texts of the picture, as they are seen."""
+    texts = []
+
+    def collect(figure, path):
+        save(figure, path)
+        for text in figure.findobj(matplotlib.text.Text):
+            shown, is_math = text._preprocess_math(text.get_text())
+            assert not is_math
+            texts.append(shown)
+
+    save = seqjax.pictures._save
+    monkeypatch.setattr(seqjax.pictures, "_save", collect)
+    draw(*arguments)
+    return texts
+
+
+def test_texts_are_shown_as_they_are_written(tmp_path, monkeypatch):
+    table, path = np.eye(len(HOSTILE)), tmp_path / "any.png"
+    images = np.zeros((len(HOSTILE), 4, 4))
+    seen = [one_line(text) for text in HOSTILE]
+    for draw, *arguments in (
+        (draw_attention, [Attention(table, HOSTILE, HOSTILE)]),
+        (draw_steps, [table], [HOSTILE], ["a"] * len(HOSTILE)),
+        (draw_confusion, table.astype(int), HOSTILE),
+    ):
+        texts = drawn(monkeypatch, draw, *arguments, path)
+        monkeypatch.undo()
+        assert set(seen) <= set(texts)
+        assert_picture(path)
+    titles = drawn(monkeypatch, draw_misread, images, HOSTILE, HOSTILE, path)
+    assert {f"{text}, read {text}" for text in seen} <= set(titles)
+
+
+def test_a_picture_of_a_long_text_shows_its_beginning(tmp_path, monkeypatch):
+    tokens = [f"{i}" for i in range(5000)]
+    tokens[1] = "x" * 9999
+    table = np.ones((5000, 5000), np.float32) / 5000
+    for draw, *arguments in (
+        (draw_attention, [Attention(table, tokens, tokens)]),
+        (draw_steps, [table[:, :3]], [tokens], ["a", "b", "c"]),
+    ):
+        texts = drawn(monkeypatch, draw, *arguments, tmp_path / "long.png")
+        monkeypatch.undo()
+        assert {"99", "x" * 40 + "…"} <= set(texts)
+        assert "100" not in texts
+        assert_picture(tmp_path / "long.png")
 
 
 def test_hangul_is_drawn_letter_by_letter(tmp_path):

@@ -1,5 +1,7 @@
 """Responders: every way to one reply agrees, and what nothing answers is not answered."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from toys import quick_compile
 import seqjax.load_run
 import seqjax.pictures
 from seqjax.abstain import noise_questions
+from seqjax.config import base_config
 from seqjax.errors import UserError
 from seqjax.fit import fit
 from seqjax.load_run import load_responder
@@ -198,7 +201,7 @@ def test_a_run_that_cannot_answer_is_one_line(workdir, tmp_path):
 
     assert "config.json does not exist: is " in complaint()
     text = (workdir / "config.json").read_text(encoding="utf-8")
-    (tmp_path / "config.json").write_text(text.replace('"text_pairs"', '"recall"'), "utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(base_config("recall").to_dict()), "utf-8")
     assert "is a run of recall: only one of text_pairs can answer" in complaint()
     (tmp_path / "config.json").write_text(text, "utf-8")
     assert "has no checkpoint yet: train it first" in complaint()

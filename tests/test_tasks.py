@@ -253,7 +253,12 @@ def words_of(rows) -> list[str]:
 @given(valid=st.sampled_from([0.0, 0.15, 0.5]), seed=st.integers(0, 5))
 def test_words_are_split_whole_and_the_held_out_ones_are_others(valid, seed):
     splits = word_completion.load_split_words(
-        name="common", held_out="tutorial", valid_share=valid, test_share=0.2, split_seed=seed
+        name="common",
+        held_out="tutorial",
+        valid_share=valid,
+        test_share=0.2,
+        max_megabytes=1.0,
+        split_seed=seed,
     )
     words = {split: words_of(rows) for split, rows in splits.items()}
     held_out = words.pop("held_out")
@@ -265,7 +270,8 @@ def test_words_are_split_whole_and_the_held_out_ones_are_others(valid, seed):
 def test_held_out_words_leave_out_what_is_trained_on(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("wood\nmoon\nkiss\n", encoding="utf-8")
-    options = dict(name="tutorial", valid_share=0.0, test_share=0.0, split_seed=0)
+    shares = dict(valid_share=0.0, test_share=0.0, split_seed=0)
+    options = dict(name="tutorial", max_megabytes=1.0, **shares)
     splits = word_completion.load_split_words(**options, held_out=str(path))
     assert words_of(splits["held_out"]) == ["moon"]
     assert words_of(splits["train"]) == load_words("tutorial")
@@ -344,7 +350,12 @@ def test_unknown_words_are_zero_vectors_and_known_ones_one_hot(seen_inputs):
 @given(seed=st.integers(0, 5))
 def test_ids_are_of_training_words_only_and_tags_can_be_read_back(seed):
     sentences = svo_tagging.load_split_sentences(
-        name="everyday", held_out="tutorial", valid_share=0.15, test_share=0.15, split_seed=seed
+        name="everyday",
+        held_out="tutorial",
+        valid_share=0.15,
+        test_share=0.15,
+        max_megabytes=1.0,
+        split_seed=seed,
     )
     assert {split: len(part) for split, part in sentences.items()} == {
         "train": 252,

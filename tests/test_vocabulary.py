@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from seqjax.data import morphemes
+from seqjax.data import morphemes, vocabulary
 from seqjax.data.pieces import KINDS
 from seqjax.data.vocabulary import Vocabulary, encode_batch, pad
 from seqjax.errors import UserError
@@ -322,6 +322,12 @@ def test_vocabulary_of_nothing_is_refused(spec: str, texts: list[str]) -> None:
         Vocabulary.fit(spec, texts)
 
 
+def signed(spec: str, model: object) -> bytes:
+    """A file that says this of itself, with the digest that belongs to it."""
+    content = {"format": "seqjax vocabulary", "version": 1, "spec": spec, "model": model}
+    return json.dumps(content | {"sha256": vocabulary._sha256(content)}).encode()
+
+
 def test_bad_file_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.json"
     fit("characters").save(path)
@@ -330,11 +336,15 @@ def test_bad_file_is_refused_in_one_line(tmp_path: Path) -> None:
     cases = [
         (good.replace("네", "너").encode(), "is damaged: its sha256 does not match"),
         (good.replace('"characters"', '"jamo"').encode(), "is damaged: its sha256"),
-        (good[:-20].encode(), "is damaged or no vocabulary"),
-        (good.encode().replace("네".encode(), b"\xff"), "is damaged or no vocabulary"),
-        (b"", "is damaged or no vocabulary"),
+        (good[:-20].encode(), "is damaged: .*; give the vocab"),
+        (good.encode().replace("네".encode(), b"\xff"), "is damaged: .*; give the vocab"),
+        (b"", "is damaged: .*; give the vocab"),
         (b"[1, 2]", "is no vocabulary of seqjax"),
         (b'{"version": "1.0"}', "is no vocabulary of seqjax"),
+        (signed("characters", 5), "is no vocabulary of seqjax .TypeError"),
+        (signed("characters", [["\ud800"]]), "is no vocabulary of seqjax .TypeError"),
+        (signed("unigram", {"model": {"type": 1, "vocab": []}}), "is no vocabulary of seqjax ."),
+        (signed("rot13", []), "unknown vocabulary 'rot13'"),
         (old.encode(), "has format version 0, but this seqjax reads 1"),
     ]
     for data, complaint in cases:
@@ -342,7 +352,7 @@ def test_bad_file_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=complaint) as caught:
             Vocabulary.load(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="cannot read .*none.json: No such file"):
+    with pytest.raises(UserError, match="none.json does not exist; give the vocab"):
         Vocabulary.load(tmp_path / "none.json")
 
 

@@ -27,6 +27,7 @@ def load_corpus(
     source_column: str,
     target_column: str,
     encoding: str,
+    max_megabytes: float,
     valid_share: float,
     test_share: float,
     train_size: int,
@@ -44,9 +45,15 @@ def load_corpus(
     if pairs:
         found = check_pairs(pairs)
     else:
-        columns = {"source_column": source_column, "target_column": target_column}
-        found = read_pairs(name, form=form, encoding=encoding, **columns)
-    tags = read_labels(labels, "" if pairs else name, len(found))
+        found = read_pairs(
+            name,
+            form=form,
+            source_column=source_column,
+            target_column=target_column,
+            encoding=encoding,
+            max_megabytes=max_megabytes,
+        )
+    tags = read_labels(labels, "" if pairs else name, len(found), max_megabytes)
     numbers = {source: i for i, source in enumerate(dict.fromkeys(s for s, _ in found))}
     sizes = {
         split: round(share * len(numbers))

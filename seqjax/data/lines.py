@@ -5,13 +5,17 @@ from importlib.resources import files
 from pathlib import Path
 
 from seqjax.errors import UserError, unknown_name
+from seqjax.files import check_line, read_text_file
 
 
-def read_lines(name: str, folder: str, what: str, form: str) -> list[tuple[str, str]]:
+def read_lines(
+    name: str, folder: str, what: str, form: str, max_megabytes: float
+) -> list[tuple[str, str]]:
     """Each non-blank line, stripped, after its place ("my.txt, line 3") for use in messages.
 
     `name` is the stem of a text in corpora/`folder` or the path of a .txt file. `what` says what
-    the text is and `form` what its lines must be, both for messages.
+    the text is and `form` what its lines must be, both for messages. Raises UserError for a file
+    that is not there, is larger than `max_megabytes`, or holds no such text.
     """
     if name.endswith(".txt"):
         source = Path(name)
@@ -20,9 +24,9 @@ def read_lines(name: str, folder: str, what: str, form: str) -> list[tuple[str, 
         stems = [path.name[:-4] for path in corpus.iterdir() if path.name.endswith(".txt")]
         if name not in stems:
             raise unknown_name(what, name, [*stems, "<path>.txt"])
-        source = corpus / f"{name}.txt"
+        source = Path(str(corpus / f"{name}.txt"))
     try:
-        data = source.read_bytes()
+        data = read_text_file(source, max_megabytes)
     except OSError as error:
         message = f"cannot read the {what} {name}: {error.strerror}; give the path of a text file"
         raise UserError(message) from error
@@ -34,6 +38,7 @@ def read_lines(name: str, folder: str, what: str, form: str) -> list[tuple[str, 
             line = raw.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: not UTF-8 text; save the file as UTF-8") from error
+        check_line(place, line)
         if line:
             lines.append((place, line))
     if not lines:

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from seqjax.errors import UserError, unknown_name
+from seqjax.files import MAX_LINE, MAX_TEXT_MEGABYTES, check_line, read_text_file
 
 Row = tuple[int, list[str]]  # the number of its first line, and its cells
 
@@ -37,6 +39,7 @@ def read_pairs(
     source_column: str = "",
     target_column: str = "",
     encoding: str = "utf-8",
+    max_megabytes: float = MAX_TEXT_MEGABYTES,
 ) -> list[tuple[str, str]]:
     """(source, target) of each pair in the file at `path`, or in the shipped corpus of that name.
 
@@ -45,7 +48,8 @@ def read_pairs(
     question,answer and source,target are found in any case and order; others, and those of a tsv
     with a header, are to be named. Texts come in NFC, stripped, with "\\n" as their line end.
 
-    Raises UserError, with file and line, for whatever is not two texts.
+    Raises UserError, with file and line, for whatever is not two texts, and for a file larger than
+    `max_megabytes`.
     """
     name = path
     if path in SHIPPED:
@@ -55,7 +59,7 @@ def read_pairs(
     named = (source_column, target_column)
     if any(named) and (form == "lines" or not all(named)):
         raise UserError(f"{name}: name both columns of a csv or tsv, or none")
-    rows: Iterator[Row] = FORMS[form](name, _lines(name, path, encoding))
+    rows: Iterator[Row] = FORMS[form](name, _lines(name, path, encoding, max_megabytes))
     rows = ((number, cells) for number, cells in rows if any(cell.strip() for cell in cells))
     if form == "csv" or all(named):
         rows = _two_columns(name, rows, (named,) if all(named) else COLUMNS)
@@ -69,7 +73,9 @@ def read_pairs(
     return pairs
 
 
-def read_labels(path: str, corpus: str, num_pairs: int) -> list[str]:
+def read_labels(
+    path: str, corpus: str, num_pairs: int, max_megabytes: float = MAX_TEXT_MEGABYTES
+) -> list[str]:
     """The label of each pair, a line each, from the file at `path`; none for "".
 
     With "", a shipped corpus has its own, if any. Raises UserError unless there is one a pair.
@@ -78,7 +84,7 @@ def read_labels(path: str, corpus: str, num_pairs: int) -> list[str]:
     if not path and corpus not in LABELS:
         return []
     path = path or str(files("seqjax.data") / "corpora" / LABELS[corpus])
-    labels = [line.strip() for line in _lines(name, path, "utf-8")]
+    labels = [line.strip() for line in _lines(name, path, "utf-8", max_megabytes)]
     if len(labels) != num_pairs or not all(labels):
         raise UserError(
             f"{name}: {len(labels)} labels, {labels.count('')} of them empty, for {num_pairs} "
@@ -100,13 +106,15 @@ def check_pairs(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
     return checked
 
 
-def _lines(name: str, path: str, encoding: str) -> Iterator[str]:
+def _lines(name: str, path: str, encoding: str, max_megabytes: float) -> Iterator[str]:
     """The lines of the file, one at a time, each checked and ending in "\\n"."""
     try:
         # A byte-order mark, which many editors write, is no part of the text.
         codec = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-        with Path(path).open(encoding=codec, errors="surrogateescape") as file:
+        data = io.BytesIO(read_text_file(Path(path), max_megabytes))
+        with io.TextIOWrapper(data, encoding=codec, errors="surrogateescape") as file:
             for number, line in enumerate(file, start=1):
+                check_line(f"{name}, line {number}", line.rstrip("\n"))
                 _check_characters(f"{name}, line {number}", line, encoding)
                 yield line
     except OSError as error:
@@ -154,6 +162,7 @@ def _alternating(name: str, lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _comma_separated(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    csv.field_size_limit(MAX_LINE)  # of the whole process: its default, unless that was changed
     reader = csv.reader(lines, strict=True, skipinitialspace=True)
     number = 1
     try:

@@ -6,20 +6,22 @@ import numpy as np
 
 from seqjax.data.lines import read_lines
 from seqjax.errors import UserError
+from seqjax.files import MAX_TEXT_MEGABYTES
 
 TAGS = ("S", "V", "O")
 
 Sentence = tuple[tuple[str, ...], tuple[str, ...]]  # words, tags
 
 
-def load_tagged_sentences(name: str) -> list[Sentence]:
+def load_tagged_sentences(name: str, max_megabytes: float = MAX_TEXT_MEGABYTES) -> list[Sentence]:
     """(words, tags) of each sentence of the shipped "tutorial" or "everyday" or of a .txt file.
 
     A file holds one sentence a line, tokens word/TAG separated by blanks.
     """
     form = f"word/TAG with a TAG of {', '.join(TAGS)}, such as cat/S"
+    lines = f"tokens {form}, a sentence a line"
     sentences = []
-    for place, line in read_lines(name, "svo", "tagged text", f"tokens {form}, a sentence a line"):
+    for place, line in read_lines(name, "svo", "tagged text", lines, max_megabytes):
         words, tags = [], []
         for token in line.split():
             word, _, tag = token.rpartition("/")

@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from seqjax.data.pieces import KINDS, RESERVED
 from seqjax.errors import UserError
+from seqjax.files import read_json, write_text
 from seqjax.metrics import Average
 from seqjax.spec import from_spec
 from seqjax.special_ids import SpecialIds
@@ -86,10 +87,8 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Writes the vocabulary as JSON, whole or not at all."""
-        whole = path.with_suffix(".tmp")
         value = self._content() | {"sha256": self.digest()}
-        whole.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        whole.replace(path)
+        write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
@@ -99,11 +98,9 @@ class Vocabulary:
         """
         remedy = "give the vocabulary.json of a run"
         try:
-            value = json.loads(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise UserError(f"{path} is damaged or no vocabulary; {remedy}") from error
+            value = read_json(path)
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise UserError(f"{path} is no vocabulary of seqjax; {remedy}")
         if value.get("version") != VERSION:
@@ -114,7 +111,13 @@ class Vocabulary:
         digest = value.pop("sha256", "")
         if digest != _sha256(value):
             raise UserError(f"{path} is damaged: its sha256 does not match; restore it from a copy")
-        return cls(value["spec"], value["model"])
+        try:
+            return cls(value["spec"], value["model"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except Exception as error:  # `tokenizers` raises just anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"{path} is no vocabulary of seqjax ({reason}); {remedy}") from error
 
     def digest(self) -> str:
         """sha256 of the vocabulary's content: equal for equal vocabularies."""
@@ -174,4 +177,4 @@ def _nfc(text: str) -> str:
 
 def _sha256(value: Any) -> str:
     canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

@@ -7,14 +7,15 @@ import numpy as np
 
 from seqjax.data.lines import read_lines
 from seqjax.errors import UserError
+from seqjax.files import MAX_TEXT_MEGABYTES
 
 
-def load_words(name: str) -> list[str]:
+def load_words(name: str, max_megabytes: float = MAX_TEXT_MEGABYTES) -> list[str]:
     """The words of the shipped list "tutorial" or "common", or of the .txt file at that path.
 
     A file holds one word a line, all distinct, of one length and of the letters a to z only.
     """
-    lines = read_lines(name, "words", "word list", "one lowercase word a line")
+    lines = read_lines(name, "words", "word list", "one lowercase word a line", max_megabytes)
     length = len(lines[0][1])
     places: dict[str, str] = {}
     for place, word in lines:

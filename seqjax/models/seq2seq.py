@@ -17,7 +17,7 @@ from seqjax.dropout import dropout, fold_keys
 from seqjax.errors import UserError
 from seqjax.layers import Dense, Embed, one_hot
 from seqjax.special_ids import SpecialIds
-from seqjax.stack import Rates, make_stack
+from seqjax.stack import MAX_SIZE, Rates, make_stack
 
 
 class DecoderState(NamedTuple):
@@ -70,6 +70,8 @@ class Seq2Seq(nnx.Module):
     ):
         if share_embeddings and (not embed_size or source_vocab_size != target_vocab_size):
             raise UserError("model.share_embeddings needs an embed_size and one vocabulary")
+        if not 0 <= embed_size <= MAX_SIZE:
+            raise UserError(f"model.embed_size={embed_size} must lie between 0 and {MAX_SIZE}")
         if tie_output and not embed_size:
             raise UserError("model.tie_output needs an embedding: raise model.embed_size")
         if input_feeding and attention == "none":
@@ -89,12 +91,14 @@ class Seq2Seq(nnx.Module):
             bidirectional=bidirectional,
             output_dropout=encoder_output_dropout,
             reads="state" if attention == "none" else "output",
+            part="encoder_",
             **stack,
         )
         self.decoder = make_stack(
             input_size=(embed_size or target_vocab_size) + input_feeding * hidden_size,
             bidirectional=False,
             output_dropout=decoder_output_dropout,
+            part="decoder_",
             **stack,
         )
         self.bridged = bidirectional

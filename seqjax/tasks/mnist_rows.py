@@ -20,12 +20,12 @@ from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, confusion_matrix
 from seqjax.models.classifier import Classifier
 from seqjax.pictures import draw_confusion, draw_misread
-from seqjax.task import Predict, Task
+from seqjax.task import Predict, Task, load_data
 
 
 def make_mnist_rows(config, _directory=None) -> Task:
     """The task of a config: images to classes, one row of pixels a time step."""
-    splits, names = load_images(**config.data)
+    splits, names = load_data(load_images, config.data)
     _, _, row_size = splits["train"]["image"].shape
     init, bind = make_model(config, row_size, len(names))
 

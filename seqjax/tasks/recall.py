@@ -8,14 +8,15 @@ from seqjax.data.batches import split_rows
 from seqjax.errors import UserError
 from seqjax.layers import functional, one_hot
 from seqjax.losses import cross_entropy
+from seqjax.memory import check_memory
 from seqjax.metrics import accuracy
 from seqjax.models.classifier import Classifier
-from seqjax.task import Predict, Task
+from seqjax.task import Predict, Task, load_data
 
 
 def make_recall(config, _directory=None) -> Task:
     """The task of a config: random symbols, the first of which is the label."""
-    splits = make_sequences(**config.data)
+    splits = load_data(make_sequences, config.data)
     num_symbols = config.data.num_symbols
     init, bind = functional(
         lambda rngs: Classifier(
@@ -52,6 +53,9 @@ def make_sequences(
     for (name, least), value in zip(limits.items(), given, strict=True):
         if value < least:
             raise UserError(f"data.{name}={value} must be at least {least}")
+    num_bytes = 8 * num_sequences * (num_distractors + 4)  # drawn, put in order and split
+    remedy = "lower data.num_sequences or data.num_distractors"
+    check_memory(num_bytes, "to make the sequences", remedy)
     shape = (num_sequences, 1 + num_distractors)
     symbols = np.random.default_rng(split_seed).integers(num_symbols, size=shape, dtype=np.int32)
     fifth = num_sequences // 5

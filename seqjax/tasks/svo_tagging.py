@@ -17,13 +17,13 @@ from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, sequence_accuracy, softmax
 from seqjax.models.tagger import Tagger
 from seqjax.pictures import draw_steps
-from seqjax.task import Predict, Task
+from seqjax.task import Predict, Task, load_data, share_sizes
 from seqjax.unroll import length_mask
 
 
 def make_svo_tagging(config, _directory=None) -> Task:
     """The task of a config: one-hot words to tags, padding masked by the sentences' lengths."""
-    sentences = load_split_sentences(**config.data)
+    sentences = load_data(load_split_sentences, config.data)
     ids = word_ids(sentences["train"])
     splits = {split: encode_sentences(part, ids) for split, part in sentences.items()}
     vocab_size = len(ids)  # id 0, a word never seen in training, becomes a row of zeros
@@ -51,18 +51,21 @@ def make_svo_tagging(config, _directory=None) -> Task:
 
 
 def load_split_sentences(
-    *, name: str, held_out: str, valid_share: float, test_share: float, split_seed: int
+    *,
+    name: str,
+    held_out: str,
+    valid_share: float,
+    test_share: float,
+    max_megabytes: float,
+    split_seed: int,
 ) -> dict[str, list[Sentence]]:
     """Tagged sentences by split; shares and `held_out` are as in word completion."""
-    sentences = load_tagged_sentences(name)
-    sizes = {
-        s: round(share * len(sentences))
-        for s, share in (("valid", valid_share), ("test", test_share))
-    }
+    sentences = load_tagged_sentences(name, max_megabytes)
+    sizes = share_sizes(len(sentences), valid=valid_share, test=test_share)
     numbers = split_rows({"number": np.arange(len(sentences))}, sizes, split_seed)
     parts = {split: [sentences[i] for i in rows["number"]] for split, rows in numbers.items()}
     if held_out:
-        parts["held_out"] = load_tagged_sentences(held_out)
+        parts["held_out"] = load_tagged_sentences(held_out, max_megabytes)
     return parts
 
 

@@ -12,14 +12,14 @@ from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, softmax, top_k_accuracy
 from seqjax.models.classifier import Classifier
 from seqjax.pictures import draw_steps
-from seqjax.task import Predict, Task
+from seqjax.task import Predict, Task, load_data, share_sizes
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def make_word_completion(config, _directory=None) -> Task:
     """The task of a config: one-hot letters to the letter that completes the word."""
-    splits = load_split_words(**config.data)
+    splits = load_data(load_split_words, config.data)
     init, bind = functional(
         lambda rngs: Classifier(
             input_size=len(LETTERS), num_classes=len(LETTERS), rngs=rngs, **config.model
@@ -45,18 +45,25 @@ def make_word_completion(config, _directory=None) -> Task:
 
 
 def load_split_words(
-    *, name: str, held_out: str, valid_share: float, test_share: float, split_seed: int
+    *,
+    name: str,
+    held_out: str,
+    valid_share: float,
+    test_share: float,
+    max_megabytes: float,
+    split_seed: int,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Rows by split, "letters" [N, L-1] and "target" [N].
 
     `name` is a word list, of which shares are kept for validation and test; `held_out` names
     another, or is "", of which the words not in the first become the split "held_out".
     """
-    words = load_words(name)
-    sizes = {"valid": round(valid_share * len(words)), "test": round(test_share * len(words))}
+    words = load_words(name, max_megabytes)
+    sizes = share_sizes(len(words), valid=valid_share, test=test_share)
     splits = split_rows(_rows(words), sizes, split_seed)
     if held_out:
-        others = [word for word in load_words(held_out) if word not in set(words)]
+        known = set(words)
+        others = [word for word in load_words(held_out, max_megabytes) if word not in known]
         if not others or len(others[0]) != len(words[0]):
             raise UserError(
                 f"data.held_out={held_out!r} has no other words as long as {words[0]!r}"
