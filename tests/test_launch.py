@@ -95,6 +95,21 @@ WORDS = "--config=configs/word_completion.py"
         ("config.model.output_dropout=(1.0,)", "a dropout rate lies in [0, 1)"),
         ("config.model.hidden_size=0", "sizes must be positive"),
         ("config.model.num_layers=0", "a stack needs at least one layer"),
+        # what no field may hold
+        ("config.data.valid_share=nan", "data.valid_share=nan must be a number up to 3.4e+38"),
+        ("config.data.test_share=-0.1", "data.test_share=-0.1 must lie in [0, 1)"),
+        ("config.train.min_delta=1e39", "train.min_delta=1e+39 must be a number up to 3.4e+38"),
+        ("config.train.patience=2147483648", "train.patience=2147483648 must be at most"),
+        ("config.train.num_epochs=2147483647", "train.num_epochs=2147483647 makes "),
+        ("config.data.name=a\x1b.txt", r"data.name='a\x1b.txt' holds a control character"),
+        ("config.optim.name=adam(eps=1e400)", "eps=inf must be a number"),
+        ("config.model.cell=lstm(forget_bias=10**9)", "cannot read cell 'lstm(forget_bias=10**9)'"),
+        ("config.model.cell=" + "-" * 20_000 + "1", "cannot read cell '-----"),
+        ("config.model.input_dropout=" + "-" * 20_000 + "1", "input_dropout=-----"),
+        ("config.model.num_layers=101", "model.num_layers=101 must be at most 100"),
+        ("config.model.hidden_size=1000001", "model.hidden_size=1000001 must be at most 1000000"),
+        ("config.model.hidden_size=1000000", "parameters takes "),  # of memory that is not there
+        ("config.train.compilation_cache_dir=/dev/null", "compilation_cache_dir=/dev/null is no"),
         # flags
         ("wrkdir=x", "unknown flag 'wrkdir': did you mean 'workdir'?"),
         ("workdir", "Missing value for flag --workdir"),

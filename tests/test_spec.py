@@ -111,3 +111,24 @@ def test_an_error_inside_the_factory_is_not_hidden():
 
     with pytest.raises(TypeError, match="a bug"):
         from_spec("thing", "broken", {"broken": broken})
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("make(1e400)", "size=inf must be a number up to"),
+        ("make(4294967296)", "size=4294967296 must be at most 2147483647"),
+        ("make(1, limit=2.5)", "limit=2.5 must be of type int"),
+        ("make(1, rate='x')", "rate='x' must be of type float"),
+        (f"make({'-' * 20_000}1)", "cannot read thing 'make(---"),  # too deep for Python's parser
+    ],
+)
+def test_an_option_of_another_kind_is_named(spec, message):
+    def make(size, limit=None, rate=0.5):
+        return size, limit, rate
+
+    with pytest.raises(UserError) as caught:
+        from_spec("thing", spec, {"make": make})
+    assert message in str(caught.value)
+    assert from_spec("thing", "make(1, 2, 3)", {"make": make}) == (1, 2, 3.0)
+    assert isinstance(from_spec("thing", "make(1, rate=3)", {"make": make})[2], float)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from toys import assert_picture, few_digits, quick_compile, tiny_config
 
+from seqjax.config import text_pairs_config
 from seqjax.data.mnist import load_mnist
 from seqjax.data.tagging import TAGS, load_tagged_sentences, word_ids
 from seqjax.data.words import load_words
@@ -391,3 +392,23 @@ def test_shown_tags_are_counted(tmp_path):
     assert "cats/S 1.00 eat/V 1.00 fish/V 1.00" in lines[1]
     assert lines[1].endswith("(2 of 3 right)")
     assert_picture(tmp_path / "steps.png")
+
+
+@pytest.mark.parametrize("name", ["mnist_rows", "recall", "svo_tagging", "word_completion"])
+def test_a_field_of_another_type_is_named(name):
+    for field in tiny_config(name).data:
+        config = tiny_config(name).to_dict()
+        config["data"][field] = None
+        with pytest.raises(UserError, match=f"data.{field}=None is not of type "):
+            make_task(ConfigDict(config))
+
+
+def test_more_than_the_memory_holds_is_refused_before_it_is_made():
+    config = tiny_config("recall").to_dict()
+    config["data"]["num_sequences"] = 10**12
+    with pytest.raises(UserError, match="this machine has .* GB: lower data.num_sequences or "):
+        make_task(ConfigDict(config))
+    pairs = text_pairs_config("tutorial_words").to_dict()
+    pairs["data"]["max_source_length"] = 10**12
+    with pytest.raises(UserError, match="data.max_source_length=1000000000000, .* takes "):
+        make_task(ConfigDict(pairs))

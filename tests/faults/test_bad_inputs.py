@@ -264,9 +264,14 @@ def test_lines_of_a_chat(responder, record_property):
     commands = st.sampled_from(COMMANDS).filter(":quit".__ne__)
     numbers = st.integers().map(str) | st.floats().map(str) | st.text(max_size=9)
     orders = st.tuples(commands, numbers).map(" ".join)
+    anything = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
 
     @settings(max_examples=150)
-    @given(st.text(max_size=40) | st.text("abcd 가나", max_size=9) | orders)
+    @given(
+        st.text(st.characters(exclude_categories=()), max_size=40)
+        | st.text("abcd 가나", max_size=9)
+        | orders
+    )
     def say(line):
         for chat in chats:
             said = "".join(chat.say(line))
