@@ -19,14 +19,16 @@ from PIL import Image
 
 from seqjax.abstain import FILE as ABSTENTION
 from seqjax.chat import NO_REPLY, NO_TEXT, UNSURE, language
-from seqjax.config import load_config
 from seqjax.errors import UserError
-from seqjax.fit import make_setup, restore_best
+from seqjax.fit import restore_best
 from seqjax.launch import start_jax
 from seqjax.load_run import load_responder
 from seqjax.pictures import draw_attention
 from seqjax.plain_text import one_line
 from seqjax.respond import Responder
+from seqjax.run_directory import load_run_config
+from seqjax.setup import make_setup
+from seqjax.stop_signals import say
 from seqjax.tasks import make_task
 from seqjax.tasks.mnist_rows import as_mnist, every_row
 
@@ -198,7 +200,7 @@ def load_reader(workdir: Path) -> Reader:
 
     Raises UserError for a directory that holds no run, or one of another kind.
     """
-    config = load_config(workdir / "config.json")
+    config = load_run_config(workdir, say)
     if (config.task, config.data.get("name")) != ("mnist_rows", "mnist"):
         raise UserError(
             f"{workdir} is no run of mnist_rows with data.name=mnist: it knows no digits"

@@ -220,17 +220,18 @@ def test_a_run_that_went_back_writes_the_later_steps_anew(directory):
     assert (found.step, lines) == (2, [])
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("where", ["mkdir", "write"])
-def test_a_save_that_fails_says_so_and_leaves_the_one_before(where, directory, monkeypatch):
+def test_a_save_that_fails_says_so_and_leaves_the_one_before(number, where, directory, monkeypatch):
     save(directory, 1)
     checkpoints = Checkpoints(directory)
 
     def refuse(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     name = "seqjax.checkpoint.write_json" if where == "write" else "os.mkdir"
     monkeypatch.setattr(name, refuse)
-    with pytest.raises(UserError, match="cannot save a checkpoint: No space left on device; the "):
+    with pytest.raises(UserError, match=f"cannot save a checkpoint: {os.strerror(number)}; "):
         checkpoints.prepare(2, make_arrays(2), FACTS, 0)()
         checkpoints.close()
     monkeypatch.undo()

@@ -471,9 +471,7 @@ def test_bad_steps_may_be_skipped_and_are_counted(tmp_path, capsys):
         r"of 3 elements such as nan; nothing was saved yet: ",
         str(caught.value),
     )
-    with pytest.raises(
-        UserError, match=r"\(epoch 4, .* \(3 steps were skipped before\)"
-    ):
+    with pytest.raises(UserError, match=r"\(epoch 4, .* \(3 steps were skipped before\)"):
         fit(task, linear_config(max_skipped_steps=3), tmp_path / "three")
     result = fit(task, linear_config(max_skipped_steps=6), tmp_path / "six")
     records = read_records(tmp_path / "six" / "metrics.jsonl")

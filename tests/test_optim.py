@@ -321,6 +321,9 @@ def test_a_plateau_lowers_the_rate_after_its_patience(values, rates, accumulate_
         ({"accumulate_steps": 0}, "optim.accumulate_steps=0 must be at least 1"),
         ({"ema_decay": 1.0}, "optim.ema_decay=1.0 must be in"),
         ({"ema_decay": -0.1}, "optim.ema_decay=-0.1 must be in"),
+        ({"num_epochs": 2**31}, "train.num_epochs=2147483648 makes [0-9]+ steps, above 2147483647"),
+        ({"schedule": "exponential(factor=-1)"}, "factor=-1.0 must be positive"),
+        ({"schedule": "cosine(warmup_epochs=-1)"}, "warmup_epochs=-1.0 must be at least 0"),
     ],
 )
 def test_what_cannot_be_used_is_refused(options, message):

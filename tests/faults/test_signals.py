@@ -179,3 +179,34 @@ def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(kilobytes, tmp_p
         assert different_bits(through, workdir) == 0
     finally:
         subprocess.run(["umount", str(small)], capture_output=True)
+
+
+def into_file(directory: Path) -> None:
+    directory.rename(directory.with_name("taken"))
+    directory.touch()
+
+
+def read_only(directory: Path) -> None:
+    directory.chmod(0o500)
+
+
+# Root may write whatever the permissions are.
+REVOKED = {"a file in its place": into_file} | ({"read-only": read_only} if os.getuid() else {})
+
+
+@pytest.mark.parametrize("how", REVOKED)
+def test_a_run_whose_checkpoints_cannot_be_written_any_more_ends_in_one_line(how, tmp_path, cache):
+    through, workdir = tmp_path / "through", tmp_path / "run"
+    finish(start(through, *OFTEN, cache=cache))
+    process = start(workdir, *OFTEN, cache=cache)
+    wait_for(lambda: records(workdir) >= 100, process)
+    REVOKED[how](workdir / "checkpoints")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert err.startswith("error: cannot save a checkpoint: ") and err.count("\n") == 1, err
+    (workdir / "checkpoints").chmod(0o700)
+    if (workdir / "taken").exists():
+        (workdir / "checkpoints").unlink()
+        (workdir / "taken").rename(workdir / "checkpoints")
+    finish(start(workdir, *OFTEN, cache=cache))
+    assert different_bits(through, workdir) == 0
