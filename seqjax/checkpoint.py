@@ -1,4 +1,4 @@
-"""Checkpoints of a run, through Orbax. Imports: errors, files, parameters.
+"""Checkpoints of a run, through Orbax. Imports: errors, files, packing.
 
 Each one is whole: the arrays, and beside them all that belongs to them, as a JSON object ("facts").
 So one alone is all that resuming needs. Orbax checks no sums; here every checkpoint carries the
@@ -7,7 +7,6 @@ SHA-256 digests of its files, written before the rename that makes it a checkpoi
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ import numpy as np
 
 from seqjax.errors import UserError
 from seqjax.files import read_json, sha256, write_json
-from seqjax.parameters import named_arrays
+from seqjax.packing import layout, num_bytes, pack, unpack
 
 NUM_LATEST = 2  # kept beside the best one
 DIGESTS, ARRAYS, FACTS = "digests.json", "arrays", "facts"
@@ -74,9 +73,10 @@ class Checkpoints:
         not to be deleted. The function raises UserError if the save before it failed.
         """
         args = self._args
-        buffer, layout = pack(jax.device_get(arrays))
+        arrays = jax.device_get(arrays)
+        buffer = pack(arrays)
         # With its step, so that no directory can pass for another.
-        whole = json.loads(json.dumps({"step": step, "layout": layout, **facts}))
+        whole = json.loads(json.dumps({"step": step, "layout": layout(arrays), **facts}))
         items = {ARRAYS: args.StandardSave({"bytes": buffer}), FACTS: args.JsonSave(whole)}
 
         def save() -> None:
@@ -186,37 +186,15 @@ def steps_in(directory: Path) -> list[Path]:
     )
 
 
-def pack(tree: Any) -> tuple[np.ndarray, list[Any]]:
-    """A copy of a nest of arrays as bytes, one after the other, and their names, dtypes and shapes.
-
-    Orbax takes longer over many small arrays than over one: twice as long, of a few layers.
-    """
-    leaves = [(name, np.asarray(x)) for name, x in named_arrays(tree)]
-    layout = [[name, str(x.dtype), list(x.shape)] for name, x in leaves]
-    parts = [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for _, x in leaves]
-    return np.concatenate(parts), layout
-
-
-def unpack(buffer: np.ndarray, like: Any) -> Any:
-    """The nest of arrays, of the structure, dtypes and shapes of `like`, that `pack` was given."""
-    leaves, start = [], 0
-    for x in jax.tree.leaves(like):
-        size = x.dtype.itemsize * math.prod(x.shape)
-        leaves.append(buffer[start : start + size].view(x.dtype).reshape(x.shape))
-        start += size
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
 def _read_arrays(path: Path, facts: dict[str, Any], like: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    wanted = [[name, str(x.dtype), list(x.shape)] for name, x in named_arrays(like)]
+    wanted = layout(like)
     if facts["layout"] != wanted:
         both = zip_longest(facts["layout"], wanted, fillvalue=["nothing"])
         there, here = next((a, b) for a, b in both if a != b)
         raise Damaged(f"it holds {' '.join(map(str, there))}, not {' '.join(map(str, here))}")
-    size = sum(np.dtype(dtype).itemsize * math.prod(shape) for _, dtype, shape in wanted)
-    host = {"bytes": np.empty(size, np.uint8)}
+    host = {"bytes": np.empty(num_bytes(like), np.uint8)}
     try:
         arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
             (path / ARRAYS).absolute(), args=ocp.args.StandardRestore(host)

@@ -5,14 +5,18 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seqjax.checkpoint import NUM_LATEST, STAMPS, Checkpoints, newest, newest_facts, set_aside_after
 from seqjax.errors import UserError
+from seqjax.packing import layout, num_bytes, pack, unpack
 from seqjax.train import TrainState
 
 FACTS = {"best_epoch": 3, "best_value": 0.1 + 0.2, "logs": [[0.1, 1e-45]], "stopped": False}
@@ -119,6 +123,23 @@ def test_what_is_saved_is_what_there_was_then(directory):
     found = newest(directory, shapes_of(state), lambda facts: "", print)
     np.testing.assert_array_equal(found.arrays["w"], np.arange(1e6, dtype=np.float32))
     assert found.facts["records"] == [1, 2]
+
+
+@given(
+    tree=st.dictionaries(
+        st.text("ab.", max_size=3),
+        hnp.arrays(
+            st.sampled_from([np.float32, np.int32, np.bool_, np.float64]),
+            hnp.array_shapes(min_dims=0, min_side=0, max_side=3),
+        ),
+        min_size=1,
+    )
+)
+def test_what_is_packed_is_unpacked(tree):
+    packed = pack(tree)
+    assert packed.shape == (num_bytes(tree),)
+    assert_same(unpack(packed, shapes_of(tree)), tree)
+    assert layout(shapes_of(tree)) == layout(tree)
 
 
 # What is damaged, or somebody else's

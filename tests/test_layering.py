@@ -15,7 +15,7 @@ ROWS = [
     ["scheduled_sampling", "text_model", "text_metrics", "text_pairs"],
     ["nearest", "abstain", "respond", "tasks"],
     ["mesh", "train", "evaluate"],
-    ["config", "fingerprint", "checkpoint", "run_directory"],
+    ["config", "fingerprint", "packing", "checkpoint", "run_directory"],
     ["progress", "report", "stop_signals", "setup", "weights"],
     ["diagnose", "training", "fit", "launch"],
     ["load_run", "chat", "page", "exchange"],
