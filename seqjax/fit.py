@@ -59,9 +59,7 @@ def fit(
     """
     setup = make_setup(task, config)
     if is_imported(workdir):
-        raise UserError(
-            f"{workdir} holds weights that were trained elsewhere: give a new --workdir"
-        )
+        raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
     with held(workdir), StopSignals() as signals:
         old = saved_identity(workdir, say)
         files = [workdir / name for name in old.fingerprint["files"]] if old else task.save(workdir)
