@@ -60,6 +60,8 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 cleanup_tmp_directories=True,
+                # In the background, a directory that cannot be made is waited for, for ever.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 temporary_path_class=_digested_path(),
             ),
         )

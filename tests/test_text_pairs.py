@@ -85,7 +85,7 @@ def test_what_is_held_out_is_in_no_vocabulary():
 def test_a_runs_vocabularies_are_saved_before_it_trains(tmp_path, monkeypatch):
     config, workdir = run_config(tmp_path), tmp_path / "run"
     task = make_task(config, workdir)
-    monkeypatch.setattr(seqjax.fit, "_start", lambda *args: 1 / 0)
+    monkeypatch.setattr(seqjax.fit, "_train", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(task, config, workdir)
     vocabulary = Vocabulary.load(workdir / "vocabulary.json")
