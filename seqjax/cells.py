@@ -1,12 +1,5 @@
 """Recurrent cells: data plus pure functions, composable like optax's transformations.
 
-A cell is one time step. `project` is all the work that does not need the state, so that it can be
-done for the whole sequence before the scan; `step` is the rest, in the order of `jax.lax.scan`:
-`(params, state, input) -> (state, output)`. `step` is `gate` after `recur`; a cell whose recurrent
-product cannot be taken out of its gates (`gru(reset_after=False)`) has neither. `read` is the state
-that the recurrent products see where it is not `state` itself: dropout may change what is read, but
-not the memory that a GRU carries over, or it would grow by 1 / (1 - rate) at every step.
-
 Written down once, because "LSTM" means five things in five libraries:
 
 - LSTM gates stand in the order i, f, g, o; GRU gates in the order r, z, n.
@@ -27,20 +20,10 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float
 
+from seqjax.cell import Cell, Product, make_from_products
 from seqjax.errors import UserError
 from seqjax.initializers import init_gates, make_initializer
 from seqjax.spec import from_spec
-
-
-class Cell(NamedTuple):
-    """One recurrent step as data. `state` is a NamedTuple whose first field is `h [B, H]`."""
-
-    init: Callable  # (key, input_size, hidden_size) -> params
-    initial_state: Callable  # (batch_size, hidden_size, dtype) -> state
-    project: Callable  # (params, x [..., I]) -> z [..., G]
-    step: Callable  # (params, state, z [B, G], read=None) -> (state, y [B, H])
-    recur: Callable | None = None  # (params, state) -> hz [B, G]
-    gate: Callable | None = None  # (z, hz, state) -> (state, y)
 
 
 class RNNParams(NamedTuple):
@@ -96,11 +79,11 @@ def simple_rnn(
         w_x, w_h, b = _init(key, input_size, hidden_size, 1, kernel_init, recurrent_init, bias_init)
         return RNNParams(w_x, w_h, b)
 
-    def gate(z, hz, state):
-        h = jnp.tanh(z + hz)
+    def gate(a, state):
+        h = jnp.tanh(a)
         return RNNState(h), h
 
-    return _factored_cell(init, _zeros_state(RNNState), _project_b, _recur, gate)
+    return make_from_products(init, _zeros_state(RNNState), _project_b, (_PRODUCT,), jnp.add, gate)
 
 
 @cache
@@ -124,13 +107,13 @@ def lstm(
         w_x, w_h, b = _init(key, input_size, hidden_size, 4, kernel_init, recurrent_init, bias_init)
         return LSTMParams(w_x, w_h, b.at[hidden_size : 2 * hidden_size].add(forget_bias))
 
-    def gate(z, hz, state):
-        i, f, g, o = jnp.split(z + hz, 4, axis=-1)
+    def gate(a, state):
+        i, f, g, o = jnp.split(a, 4, axis=-1)
         c = sigmoid(f) * state.c + sigmoid(i) * jnp.tanh(g)
         h = sigmoid(o) * jnp.tanh(c)
         return LSTMState(h, c), h
 
-    return _factored_cell(init, _zeros_state(LSTMState), _project_b, _recur, gate)
+    return make_from_products(init, _zeros_state(LSTMState), _project_b, (_PRODUCT,), jnp.add, gate)
 
 
 @cache
@@ -154,33 +137,45 @@ def gru(
         w_x, w_h, b = _init(key, *options)
         return GRUParams(w_x, w_h, b, jnp.array(b)) if reset_after else GRUBeforeParams(w_x, w_h, b)
 
+    def update(z, n, state):
+        h = (1 - z) * n + z * state.h
+        return GRUState(h), h
+
     if reset_after:
 
         def project(params, x):
             return x @ params.w_x + params.b_x
 
-        def recur(params, state):
-            return state.h @ params.w_h + params.b_h
+        def join(z, hz):  # the product of n apart from its projection: r comes between them
+            (z, z_n), (hz, h_n) = _last_apart(z), _last_apart(hz)
+            return z + hz, z_n, h_n
 
-        def gate(z, hz, state):
-            z_r, z_z, z_n = jnp.split(z, 3, axis=-1)
-            h_r, h_z, h_n = jnp.split(hz, 3, axis=-1)
-            r, u = sigmoid(z_r + h_r), sigmoid(z_z + h_z)
-            h = (1 - u) * jnp.tanh(z_n + r * h_n) + u * state.h
-            return GRUState(h), h
+        def gate(a, state):
+            a_rz, z_n, h_n = a
+            a_r, a_z = jnp.split(a_rz, 2, axis=-1)
+            return update(sigmoid(a_z), jnp.tanh(z_n + sigmoid(a_r) * h_n), state)
 
-        return _factored_cell(init, _zeros_state(GRUState), project, recur, gate)
+        products = (Product(_whole_state, lambda params: (params.w_h, params.b_h)),)
+        return make_from_products(init, _zeros_state(GRUState), project, products, join, gate)
 
-    def step(params, state, z, read=None):
-        seen = (read or state).h
-        size = seen.shape[-1]
-        z_r, z_z, z_n = jnp.split(z, 3, axis=-1)
-        h_r, h_z = jnp.split(seen @ params.w_h[:, : 2 * size], 2, axis=-1)
-        r, u = sigmoid(z_r + h_r), sigmoid(z_z + h_z)
-        h = (1 - u) * jnp.tanh(z_n + (r * seen) @ params.w_h[:, 2 * size :]) + u * state.h
-        return GRUState(h), h
+    def join_both(z, hz, h_n=0.0):
+        z, z_n = _last_apart(z)
+        return z + hz, z_n + h_n
 
-    return Cell(init, _zeros_state(GRUState), _project_b, step)
+    def gate_before(a, state):
+        a_z, a_n = a[0][..., a[1].shape[-1] :], a[1]
+        return update(sigmoid(a_z), jnp.tanh(a_n), state)
+
+    def weights(part):
+        return lambda params: (_last_apart(params.w_h)[part], None)
+
+    products = (
+        Product(_whole_state, weights(0)),
+        Product(lambda a, h: sigmoid(a[0][..., : h.shape[-1]]) * h, weights(1)),
+    )
+    return make_from_products(
+        init, _zeros_state(GRUState), _project_b, products, join_both, gate_before
+    )
 
 
 CELLS: dict[str, Callable[..., Cell]] = {"simple_rnn": simple_rnn, "lstm": lstm, "gru": gru}
@@ -193,15 +188,6 @@ def make_cell(spec: str, **initializers: str) -> Cell:
     unknown cell or option.
     """
     return from_spec("cell", spec, CELLS, **initializers)
-
-
-def _factored_cell(init, initial_state, project, recur, gate) -> Cell:
-    """A cell whose step is its pointwise `gate` after its one recurrent product, `recur`."""
-
-    def step(params, state, z, read=None):
-        return gate(z, recur(params, read or state), state)
-
-    return Cell(init, initial_state, project, step, recur, gate)
 
 
 def _zeros_state(state_type):
@@ -218,8 +204,16 @@ def _project_b(params, x):
     return x @ params.w_x + params.b
 
 
-def _recur(params, state):
-    return state.h @ params.w_h
+def _whole_state(a, h):
+    return h
+
+
+_PRODUCT = Product(_whole_state, lambda params: (params.w_h, None))
+
+
+def _last_apart(x):
+    """The first two of three gates, and the third."""
+    return jnp.split(x, [2 * (x.shape[-1] // 3)], axis=-1)
 
 
 def _init(key, input_size, hidden_size, num_gates, kernel_init, recurrent_init, bias_init):

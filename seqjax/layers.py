@@ -1,4 +1,4 @@
-"""Flax NNX containers around cells. Imports: cells, unroll, dropout, initializers.
+"""Flax NNX containers around cells. Imports: cells, backends, dropout, initializers.
 
 NNX holds parameters and nothing else: every transform is `jax.*`, and parameters leave as a nested
 dict (`functional`). Layers are batch-major, `[B, T, ...]`, with Keras' words and their meaning.
@@ -13,11 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from seqjax.array_types import Features, Lengths, Mask, Params
+from seqjax.backends import find_unroll
 from seqjax.cells import Cell, make_cell
 from seqjax.dropout import dropout_scale, fold_keys
 from seqjax.errors import UserError, unknown_name
 from seqjax.initializers import make_initializer
-from seqjax.unroll import length_mask, unroll, unroll_bidirectional
+from seqjax.unroll import length_mask, unroll_bidirectional
 
 one_hot = jax.nn.one_hot
 
@@ -108,9 +109,15 @@ class Layer(nnx.Module):
     run: Callable[..., LayerRun]
 
     def __init__(
-        self, cell: Cell | str, hidden_size: int, return_sequences: bool, return_state: bool
+        self,
+        cell: Cell | str,
+        hidden_size: int,
+        return_sequences: bool,
+        return_state: bool,
+        **backend: Any,  # the options of find_unroll
     ):
         self.cell = make_cell(cell) if isinstance(cell, str) else cell
+        self.unroll = find_unroll(**backend)
         self.hidden_size = hidden_size
         self.return_sequences, self.return_state = return_sequences, return_state
 
@@ -156,9 +163,12 @@ class Recurrent(Layer):
         return_sequences: bool = False,
         return_state: bool = False,
         go_backwards: bool = False,
+        backend: str = "auto",
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        super().__init__(cell, hidden_size, return_sequences, return_state)
+        flags = (return_sequences, return_state)
+        super().__init__(cell, hidden_size, *flags, backend=backend, remat=remat)
         self.output_size, self.go_backwards = hidden_size, go_backwards
         self.weights = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
 
@@ -166,7 +176,7 @@ class Recurrent(Layer):
         """The time-major run; state dropout draws one mask for the whole sequence."""
         (state,) = states
         scale = dropout_scale(keys, state.h, state_dropout)
-        state, ys = unroll(
+        state, ys = self.unroll(
             self.cell,
             self.weights(),
             state,
@@ -204,11 +214,14 @@ class Bidirectional(Layer):
         merge: str = "concat",
         return_sequences: bool = False,
         return_state: bool = False,
+        backend: str = "auto",
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if merge not in _MERGES:
             raise unknown_name("merge", merge, _MERGES)
-        super().__init__(cell, hidden_size, return_sequences, return_state)
+        flags = (return_sequences, return_state)
+        super().__init__(cell, hidden_size, *flags, backend=backend, remat=remat)
         self.output_size = 2 * hidden_size if merge == "concat" else hidden_size
         self.merge = merge
         self.forward = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
@@ -222,7 +235,7 @@ class Bidirectional(Layer):
         )
         params = (self.forward(), self.backward())
         states, ys = unroll_bidirectional(
-            self.cell, params, states, xs, mask=mask, state_scales=scales
+            self.cell, params, states, xs, mask=mask, state_scales=scales, run=self.unroll
         )
         merge = _MERGES[self.merge]
         return LayerRun(merge(*ys), merge(states[0].h, states[1].h), states)

@@ -106,6 +106,8 @@ def make_stack(
     output_dropout: Rates,
     state_dropout: Rates,
     rngs: nnx.Rngs,
+    backend: str = "auto",
+    remat: bool = False,
     reads: str = "output",
     part: str = "",
 ) -> Stack:
@@ -119,7 +121,7 @@ def make_stack(
     layers: list[Layer] = []
     for _ in range(num_layers):
         size = layers[-1].output_size if layers else input_size
-        layers.append(kind(made_cell, size, hidden_size, rngs=rngs))
+        layers.append(kind(made_cell, size, hidden_size, backend=backend, remat=remat, rngs=rngs))
     return Stack(
         layers,
         input_dropout=input_dropout,

@@ -55,3 +55,8 @@ def share_sizes(total: int, **shares: float) -> dict[str, int]:
         if not 0 <= share < 1:  # so written, a NaN is refused
             raise UserError(f"data.{split}_share={share} must lie in [0, 1)")
     return {split: round(share * total) for split, share in shares.items()}
+
+
+def model_options(config: Any) -> dict[str, Any]:
+    """What a config says of its model, and of how to run it over time."""
+    return {**config.model, "backend": config.train.backend, "remat": config.train.remat}

@@ -1,6 +1,6 @@
 """Text pairs as a config describes them: the data by split and the model between the texts.
 
-Imports: data.corpus, data.vocabulary, text_metrics, text_model.
+Imports: data.corpus, data.vocabulary, task, text_metrics, text_model.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from seqjax.data.corpus import Part, load_corpus
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
 from seqjax.memory import check_memory
+from seqjax.task import model_options
 from seqjax.text_metrics import Answers, answers_by_intent
 from seqjax.text_model import TextModel
 
@@ -40,9 +41,9 @@ def load_text_pairs(config, directory: Path | None = None) -> TextPairs:
     Raises UserError for data that cannot be used, for a trained run without its vocabulary, and for
     a config that has not the fields of text pairs.
     """
-    sections: dict[str, Any] = {name: dict(config[name]) for name in ("model", "decode", "loss")}
+    sections: dict[str, Any] = {name: dict(config[name]) for name in ("decode", "loss")}
     try:
-        return _make_pairs(directory, **sections, **config.data)
+        return _make_pairs(directory, model_options(config), **sections, **config.data)
     except TypeError as error:
         if "argument" not in str(error):
             raise
@@ -51,8 +52,8 @@ def load_text_pairs(config, directory: Path | None = None) -> TextPairs:
 
 def _make_pairs(
     directory: Path | None,
-    *,
     model: dict[str, Any],
+    *,
     decode: dict[str, Any],
     loss: dict[str, Any],
     source_vocabulary: str,

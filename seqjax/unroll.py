@@ -5,7 +5,7 @@ does not move and the output is zero, so padding can never leak, a row of length
 initial state, and `reverse=True` on right-padded rows equals scanning the flipped valid prefix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -72,13 +72,14 @@ def unroll_bidirectional(
     *,
     mask: Bool[Array, "T B"] | None = None,
     state_scales: Sequence[Float[Array, "B H"] | None] = (None, None),
-    scan_unroll: int = 1,
+    run: Callable = unroll,
 ) -> tuple[tuple[State, State], tuple[Float[Array, "T B H"], Float[Array, "T B H"]]]:
-    """Last states and outputs (forward, backward), each output at its own input's position."""
+    """Last states and outputs (forward, backward), each output at its own input's position.
+
+    `run` is `unroll`, or another backend with its signature.
+    """
     ends = [
-        unroll(
-            cell, p, s, xs, mask=mask, reverse=reverse, state_scale=scale, scan_unroll=scan_unroll
-        )
+        run(cell, p, s, xs, mask=mask, reverse=reverse, state_scale=scale)
         for p, s, scale, reverse in zip(params, states, state_scales, (False, True), strict=True)
     ]
     (forward, forward_ys), (backward, backward_ys) = ends

@@ -17,6 +17,7 @@ from oracles import (
     weighted_sum,
 )
 
+from seqjax.cell import pre_activations
 from seqjax.cells import lstm, make_cell, simple_rnn
 from seqjax.errors import UserError
 from seqjax.initializers import make_initializer
@@ -83,14 +84,21 @@ def test_forward_and_gradients_are_those_of_keras(spec):
 
 
 @pytest.mark.parametrize("spec", CELLS)
-def test_step_is_gate_after_recur(spec):
+def test_a_step_is_its_gate_after_its_products(spec):
     cell, params, state, xs = random_problem(spec, 1, B, I, H)
-    assert (cell.recur is None) == (cell.gate is None) == (spec == "gru(reset_after=False)")
+    assert len(cell.products) == (2 if spec == "gru(reset_after=False)" else 1)
     z = cell.project(params, xs[0])
     got, y = cell.step(params, state, z)
     np.testing.assert_array_equal(y, got.h)
-    if cell.gate is not None:
-        assert_same((got, y), cell.gate(z, cell.recur(params, state), state))
+    weights = [product.weights(params) for product in cell.products]
+    a = pre_activations(cell.products, cell.join, weights, z, state.h)
+    assert_same((got, y), cell.gate(a, state))
+    # The fused backward pass stands on this: `join` is linear, and `gate` works row by row.
+    results = [random_like(w[0], k) for k, (w, _) in enumerate(weights)]
+    tripled = cell.join(3 * z, *(3 * r for r in results))
+    assert relative_error(tripled, jax.tree.map(lambda x: 3 * x, cell.join(z, *results))) < 1e-6
+    row = jax.tree.map(lambda x: x[1:2], (a, state))
+    assert_same(cell.gate(*row), jax.tree.map(lambda x: x[1:2], (got, y)))
 
 
 @pytest.mark.parametrize("spec", CELLS)

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 ROWS = [
     ["errors", "memory", "files", "plain_text", "array_types", "special_ids", "spec"],
     ["initializers"],
-    ["cells", "unroll", "dropout", "layers", "stack", "attention", "models"],
+    ["cell", "cells", "unroll", "fused", "cudnn", "backends"],
+    ["dropout", "layers", "stack", "attention", "models"],
     ["constraints", "decode", "beam"],
     ["metrics", "losses", "parameters", "pictures", "data", "optim", "task"],
     ["scheduled_sampling", "text_model", "text_metrics", "text_pairs"],

@@ -20,7 +20,7 @@ from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, confusion_matrix
 from seqjax.models.classifier import Classifier
 from seqjax.pictures import draw_confusion, draw_misread
-from seqjax.task import Predict, Task, load_data
+from seqjax.task import Predict, Task, load_data, model_options
 
 
 def make_mnist_rows(config, _directory=None) -> Task:
@@ -50,7 +50,7 @@ def make_model(config, row_size: int, num_classes: int):
     """The classifier's `init` and `bind`."""
     return functional(
         lambda rngs: Classifier(
-            input_size=row_size, num_classes=num_classes, rngs=rngs, **config.model
+            input_size=row_size, num_classes=num_classes, rngs=rngs, **model_options(config)
         )
     )
 

@@ -11,7 +11,7 @@ from seqjax.losses import cross_entropy
 from seqjax.memory import check_memory
 from seqjax.metrics import accuracy
 from seqjax.models.classifier import Classifier
-from seqjax.task import Predict, Task, load_data
+from seqjax.task import Predict, Task, load_data, model_options
 
 
 def make_recall(config, _directory=None) -> Task:
@@ -20,7 +20,7 @@ def make_recall(config, _directory=None) -> Task:
     num_symbols = config.data.num_symbols
     init, bind = functional(
         lambda rngs: Classifier(
-            input_size=num_symbols, num_classes=num_symbols, rngs=rngs, **config.model
+            input_size=num_symbols, num_classes=num_symbols, rngs=rngs, **model_options(config)
         )
     )
 

@@ -17,7 +17,7 @@ from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, sequence_accuracy, softmax
 from seqjax.models.tagger import Tagger
 from seqjax.pictures import draw_steps
-from seqjax.task import Predict, Task, load_data, share_sizes
+from seqjax.task import Predict, Task, load_data, model_options, share_sizes
 from seqjax.unroll import length_mask
 
 
@@ -28,7 +28,9 @@ def make_svo_tagging(config, _directory=None) -> Task:
     splits = {split: encode_sentences(part, ids) for split, part in sentences.items()}
     vocab_size = len(ids)  # id 0, a word never seen in training, becomes a row of zeros
     init, bind = functional(
-        lambda rngs: Tagger(input_size=vocab_size, num_classes=len(TAGS), rngs=rngs, **config.model)
+        lambda rngs: Tagger(
+            input_size=vocab_size, num_classes=len(TAGS), rngs=rngs, **model_options(config)
+        )
     )
 
     def logits_of(params, batch, keys=None):

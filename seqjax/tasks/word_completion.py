@@ -12,7 +12,7 @@ from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, softmax, top_k_accuracy
 from seqjax.models.classifier import Classifier
 from seqjax.pictures import draw_steps
-from seqjax.task import Predict, Task, load_data, share_sizes
+from seqjax.task import Predict, Task, load_data, model_options, share_sizes
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -22,7 +22,7 @@ def make_word_completion(config, _directory=None) -> Task:
     splits = load_data(load_split_words, config.data)
     init, bind = functional(
         lambda rngs: Classifier(
-            input_size=len(LETTERS), num_classes=len(LETTERS), rngs=rngs, **config.model
+            input_size=len(LETTERS), num_classes=len(LETTERS), rngs=rngs, **model_options(config)
         )
     )
 
