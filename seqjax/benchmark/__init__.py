@@ -1,0 +1,1 @@
+"""Speed beside Keras, PyTorch and Flax: the same weights, the same data, the same machine."""

@@ -1,0 +1,179 @@
+"""Ours, through the public code: models as `functional`, the compiled epoch, greedy decoding."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from seqjax.array_types import Batch, Params
+from seqjax.benchmark.inputs import cell_weights
+from seqjax.benchmark.peers import LEARNING_RATE, Peer
+from seqjax.benchmark.workloads import Workload
+from seqjax.constraints import DecodeOptions
+from seqjax.decode import greedy
+from seqjax.launch import start_jax
+from seqjax.layers import functional
+from seqjax.losses import cross_entropy
+from seqjax.mesh import WHOLE, make_mesh, put
+from seqjax.metrics import Metrics, summarize
+from seqjax.models.classifier import Classifier
+from seqjax.models.seq2seq import Seq2Seq
+from seqjax.optim import make_optimizer
+from seqjax.train import Measure, TrainData, init_train_state, make_epoch_loop
+
+LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
+MAX_STEPS = 20_000  # of a call
+
+
+def build(
+    workload: Workload,
+    weights: dict[str, np.ndarray],
+    batches: list[dict[str, np.ndarray]],
+) -> Peer:
+    """The peer after its first step."""
+    # No compile cache: the peers have none either, and the first step's time is reported.
+    start_jax(ConfigDict({"num_devices": 0, "compilation_cache_dir": ""}))
+    params = params_of(workload, weights)
+    if workload.kind == "decode":
+        return _decoder(workload, params, batches)
+    measure = _classifier(workload) if workload.kind == "classifier" else _seq2seq(workload)
+    return _trainer(workload, measure, params, batches)
+
+
+def _trainer(
+    workload: Workload, measure: Measure, params: Params, batches: list[dict[str, np.ndarray]]
+) -> Peer:
+    per_step = len(batches)
+    rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    mesh = make_mesh(0 if workload.batch_size >= LEAST_ROWS else 1)
+    optimizer = make_optimizer(
+        name="adam",
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        clip_norm=0.0,
+        clip_value=0.0,
+        accumulate_steps=1,
+        ema_decay=0.0,
+        steps_per_epoch=per_step,
+        num_epochs=1,
+    )
+    data = TrainData(rows, workload.batch_size, drop_remainder=False)
+    limits = {"max_steps": MAX_STEPS, "max_skipped": 0}
+    loop = make_epoch_loop(measure, optimizer, data, mesh, **limits)
+    state = put(init_train_state(params, optimizer), mesh, WHOLE)
+    key = jax.random.key(0)
+    if per_step > 1:  # the loop shuffles: its first batch is not the peers'
+        ones = np.ones(workload.batch_size, np.float32)
+        first = summarize(jax.jit(measure)(params, {**batches[0], "weight": ones}, None))["loss"]
+    state, log = loop(state, key, 1)
+    if per_step == 1:
+        first = float(log.metrics["loss"].total[0] / log.metrics["loss"].weight[0])
+
+    def run(num_steps: int) -> None:
+        nonlocal state
+        left = num_steps * per_step
+        while left:
+            state, log = loop(state, key, min(left, MAX_STEPS))
+            left -= min(left, MAX_STEPS)
+        jax.block_until_ready(state)
+
+    return Peer(first, run)
+
+
+def _classifier(workload: Workload) -> Measure:
+    _, bind = functional(
+        lambda rngs: Classifier(
+            input_size=workload.input_size,
+            num_classes=workload.num_classes,
+            output_dropout=0.0,
+            rngs=rngs,
+            **_stack(workload),
+        )
+    )
+
+    def measure(params: Params, batch: Batch, keys: Any) -> Metrics:
+        logits = bind(params)(batch["inputs"])
+        return {"loss": cross_entropy(logits, batch["labels"], batch["weight"])}
+
+    return measure
+
+
+def _seq2seq(workload: Workload) -> Measure:
+    bind = _bind_seq2seq(workload)
+
+    def measure(params: Params, batch: Batch, keys: Any) -> Metrics:
+        source = batch["source"]
+        mask = jnp.ones_like(source, bool)
+        logits = bind(params).teacher_forced(source, mask, batch["inputs"])
+        weight = jnp.broadcast_to(batch["weight"][:, None], batch["labels"].shape)
+        return {"loss": cross_entropy(logits, batch["labels"], weight)}
+
+    return measure
+
+
+def _decoder(workload: Workload, params: Params, batches: list[dict[str, np.ndarray]]) -> Peer:
+    bind, length = _bind_seq2seq(workload), workload.target_length
+    options = DecodeOptions(max_length=length, min_length=length - 1)
+
+    @jax.jit
+    def generate(params: Params, source: Int[Array, "B S"]) -> Int[Array, "B T"]:
+        model = bind(params)
+        state = model.encode(source, jnp.ones_like(source, bool))
+        return greedy(model.decode_step, state, options).tokens
+
+    params, data = jax.device_put((params, [batch["source"] for batch in batches]))
+
+    def run(num_steps: int) -> None:
+        for _ in range(num_steps):
+            for source in data:
+                generate(params, source).block_until_ready()
+
+    return Peer(np.asarray(generate(params, data[0])), run)
+
+
+def _bind_seq2seq(workload: Workload) -> Any:
+    sizes = {f"{side}_vocab_size": workload.num_classes for side in ("source", "target")}
+    options = {
+        **_stack(workload),
+        "attention": "none",
+        "input_feeding": False,
+        "share_embeddings": False,
+        "tie_output": False,
+        "token_dropout": 0.0,
+        "encoder_output_dropout": 0.0,
+        "decoder_output_dropout": 0.0,
+        "embed_size": workload.input_size,
+    }
+    return functional(lambda rngs: Seq2Seq(**sizes, rngs=rngs, **options))[1]
+
+
+def _stack(workload: Workload) -> dict[str, Any]:
+    inits = {"kernel_init": "glorot_uniform", "recurrent_init": "orthogonal"}
+    return {
+        "cell": workload.cell,
+        "hidden_size": workload.hidden_size,
+        "num_layers": workload.num_layers,
+        "bidirectional": False,
+        "input_dropout": 0.0,
+        "state_dropout": 0.0,
+        "output_kernel_init": "glorot_uniform",
+        "output_bias_init": "zeros",
+        **inits,
+    }
+
+
+def params_of(workload: Workload, weights: dict[str, np.ndarray]) -> Params:
+    """The weights as the models' nested dict."""
+    output = {"kernel": weights["output.kernel"], "bias": weights["output.bias"]}
+    params: dict[str, Any] = {"output": output}
+    if workload.kind == "classifier":
+        layers = [f"layer_{i}" for i in range(workload.num_layers)]
+        params["stack"] = {name: {"weights": cell_weights(weights, name)} for name in layers}
+    else:
+        params |= {x: {"embedding": weights[x]} for x in ("source_embed", "target_embed")}
+        for side in ("encoder", "decoder"):
+            params[side] = {"layer_0": {"weights": cell_weights(weights, side)}}
+    return jax.tree.map(jnp.array, params)
