@@ -130,6 +130,24 @@ def draw_lengths(
     _save(figure, path)
 
 
+def draw_bars(groups: Mapping[str, Mapping[str, float]], unit: str, own: str, path: Path) -> None:
+    """One panel a group, a bar for each name, `own` in another colour."""
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    height = 0.3 * max(map(len, groups.values())) + 1.1
+    figure, axes = _figure(rows, columns, width=5.5 * columns, height=height * rows)
+    for axis in axes.flat[len(groups) :]:
+        axis.axis("off")
+    for axis, (title, values) in zip(axes.flat, groups.items(), strict=False):
+        colors = ["tab:orange" if name == own else "tab:blue" for name in values]
+        bars = axis.barh([_label(name) for name in values], list(values.values()), color=colors)
+        axis.bar_label(bars, fmt="%.3g", padding=2)
+        axis.margins(x=0.12)  # room for the numbers
+        axis.invert_yaxis()
+        axis.set(title=_label(title), xlabel=unit)
+    _save(figure, path)
+
+
 def _labels(texts: Sequence[str]) -> list[str]:
     """One for each step that is shown."""
     return [_label(text) for text in texts[:MOST_STEPS]]

@@ -56,7 +56,8 @@ def make_weights(workload: Workload) -> Arrays:
 
 def cell_weights(weights: Arrays, name: str) -> Arrays:
     """The arrays of one layer, by field."""
-    return {key.removeprefix(f"{name}."): x for key, x in weights.items() if key.startswith(name)}
+    start = f"{name}."
+    return {key.removeprefix(start): x for key, x in weights.items() if key.startswith(start)}
 
 
 def make_batches(workload: Workload) -> list[Arrays]:

@@ -24,7 +24,8 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, batch):
-        w, xs = self.workload, batch["inputs"]
+        w = self.workload
+        xs: Any = batch["inputs"]
         for i in range(w.num_layers):
             xs = nn.RNN(CELLS[w.cell](w.hidden_size, name=f"layer_{i}"))(xs)
         return nn.Dense(w.num_classes, name="output")(xs[:, -1])
@@ -135,20 +136,22 @@ def _simple_rnn(cell: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _lstm(cell: dict[str, np.ndarray]) -> dict[str, Any]:
-    w_x, w_h, b = (dict(zip("ifgo", np.split(cell[x], 4, -1))) for x in ("w_x", "w_h", "b"))
+    w_x, w_h, b = (_split_gates("ifgo", cell[x]) for x in ("w_x", "w_h", "b"))
     inputs = {f"i{gate}": {"kernel": w_x[gate]} for gate in "ifgo"}
     return inputs | {f"h{gate}": {"kernel": w_h[gate], "bias": b[gate]} for gate in "ifgo"}
 
 
 def _gru(cell: dict[str, np.ndarray]) -> dict[str, Any]:
     """Only `hn` has a bias of its own; those of the other two gates are added to the inputs'."""
-    w_x, w_h, b_x, b_h = (
-        dict(zip("rzn", np.split(cell[x], 3, -1))) for x in ("w_x", "w_h", "b_x", "b_h")
-    )
+    w_x, w_h, b_x, b_h = (_split_gates("rzn", cell[x]) for x in ("w_x", "w_h", "b_x", "b_h"))
     params: dict[str, Any] = {f"h{gate}": {"kernel": w_h[gate]} for gate in "rzn"}
     params["hn"]["bias"] = b_h["n"]
     biases = {"r": b_x["r"] + b_h["r"], "z": b_x["z"] + b_h["z"], "n": b_x["n"]}
     return params | {f"i{gate}": {"kernel": w_x[gate], "bias": biases[gate]} for gate in "rzn"}
+
+
+def _split_gates(names: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(names, np.split(array, len(names), axis=-1), strict=True))
 
 
 CELL_PARAMS = {"simple_rnn": _simple_rnn, "lstm": _lstm, "gru": _gru}

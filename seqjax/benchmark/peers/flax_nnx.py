@@ -157,5 +157,5 @@ def make_embed(workload: Workload, table: np.ndarray) -> nnx.Embed:
 
 def _set(layer: nnx.Linear, kernel: np.ndarray, bias: np.ndarray | None = None) -> None:
     layer.kernel[...] = jnp.array(kernel)
-    if bias is not None:
+    if bias is not None and layer.bias is not None:
         layer.bias[...] = jnp.array(bias)

@@ -47,7 +47,10 @@ def build(
         options = {"batch_size": workload.batch_size, "shuffle": False, "verbose": 0}
         return model.fit(inputs, rows["labels"], **options).history["loss"]
 
-    return Peer(fit(batches[0])[0], lambda num_steps: fit(repeat(num_steps)) and None)
+    def run(num_steps: int) -> None:
+        fit(repeat(num_steps))
+
+    return Peer(fit(batches[0])[0], run)
 
 
 def make_classifier(workload: Workload) -> Any:

@@ -65,22 +65,21 @@ def _trainer(
     loop = make_epoch_loop(measure, optimizer, data, mesh, **limits)
     state = put(init_train_state(params, optimizer), mesh, WHOLE)
     key = jax.random.key(0)
+    state, log = loop(state, key, 1)
+    loss = jax.tree.map(lambda x: x[0], log.metrics)
     if per_step > 1:  # the loop shuffles: its first batch is not the peers'
         ones = np.ones(workload.batch_size, np.float32)
-        first = summarize(jax.jit(measure)(params, {**batches[0], "weight": ones}, None))["loss"]
-    state, log = loop(state, key, 1)
-    if per_step == 1:
-        first = float(log.metrics["loss"].total[0] / log.metrics["loss"].weight[0])
+        loss = jax.jit(measure)(params, {**batches[0], "weight": ones}, None)
 
     def run(num_steps: int) -> None:
         nonlocal state
         left = num_steps * per_step
         while left:
-            state, log = loop(state, key, min(left, MAX_STEPS))
+            state, _ = loop(state, key, min(left, MAX_STEPS))
             left -= min(left, MAX_STEPS)
         jax.block_until_ready(state)
 
-    return Peer(first, run)
+    return Peer(summarize(loss)["loss"], run)
 
 
 def _classifier(workload: Workload) -> Measure:
@@ -135,9 +134,11 @@ def _decoder(workload: Workload, params: Params, batches: list[dict[str, np.ndar
 
 
 def _bind_seq2seq(workload: Workload) -> Any:
-    sizes = {f"{side}_vocab_size": workload.num_classes for side in ("source", "target")}
-    options = {
+    options: dict[str, Any] = {
         **_stack(workload),
+        "source_vocab_size": workload.num_classes,
+        "target_vocab_size": workload.num_classes,
+        "embed_size": workload.input_size,
         "attention": "none",
         "input_feeding": False,
         "share_embeddings": False,
@@ -145,13 +146,11 @@ def _bind_seq2seq(workload: Workload) -> Any:
         "token_dropout": 0.0,
         "encoder_output_dropout": 0.0,
         "decoder_output_dropout": 0.0,
-        "embed_size": workload.input_size,
     }
-    return functional(lambda rngs: Seq2Seq(**sizes, rngs=rngs, **options))[1]
+    return functional(lambda rngs: Seq2Seq(rngs=rngs, **options))[1]
 
 
 def _stack(workload: Workload) -> dict[str, Any]:
-    inits = {"kernel_init": "glorot_uniform", "recurrent_init": "orthogonal"}
     return {
         "cell": workload.cell,
         "hidden_size": workload.hidden_size,
@@ -159,9 +158,10 @@ def _stack(workload: Workload) -> dict[str, Any]:
         "bidirectional": False,
         "input_dropout": 0.0,
         "state_dropout": 0.0,
+        "kernel_init": "glorot_uniform",
+        "recurrent_init": "orthogonal",
         "output_kernel_init": "glorot_uniform",
         "output_bias_init": "zeros",
-        **inits,
     }
 
 
