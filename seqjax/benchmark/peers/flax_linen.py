@@ -25,9 +25,10 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, batch):
         w = self.workload
-        xs: Any = batch["inputs"]
+        xs = batch["inputs"]
         for i in range(w.num_layers):
-            xs = nn.RNN(CELLS[w.cell](w.hidden_size, name=f"layer_{i}"))(xs)
+            rnn: Any = nn.RNN(CELLS[w.cell](w.hidden_size, name=f"layer_{i}"))
+            xs = rnn(xs)
         return nn.Dense(w.num_classes, name="output")(xs[:, -1])
 
 

@@ -65,11 +65,13 @@ def _trainer(
     loop = make_epoch_loop(measure, optimizer, data, mesh, **limits)
     state = put(init_train_state(params, optimizer), mesh, WHOLE)
     key = jax.random.key(0)
-    state, log = loop(state, key, 1)
-    loss = jax.tree.map(lambda x: x[0], log.metrics)
     if per_step > 1:  # the loop shuffles: its first batch is not the peers'
         ones = np.ones(workload.batch_size, np.float32)
-        loss = jax.jit(measure)(params, {**batches[0], "weight": ones}, None)
+        loss = summarize(jax.jit(measure)(params, {**batches[0], "weight": ones}, None))["loss"]
+        state, _ = loop(state, key, 1)
+    else:
+        state, log = loop(state, key, 1)
+        loss = float(log.metrics["loss"].total[0] / log.metrics["loss"].weight[0])
 
     def run(num_steps: int) -> None:
         nonlocal state
@@ -79,7 +81,7 @@ def _trainer(
             left -= min(left, MAX_STEPS)
         jax.block_until_ready(state)
 
-    return Peer(summarize(loss)["loss"], run)
+    return Peer(loss, run)
 
 
 def _classifier(workload: Workload) -> Measure:
