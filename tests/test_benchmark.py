@@ -1,0 +1,235 @@
+"""The benchmark: peers compute what we compute, and what fails is a line, not the end."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+
+from seqjax.benchmark import run, table
+from seqjax.benchmark.inputs import make_batches, make_weights
+from seqjax.benchmark.peers import OURS, PEERS
+from seqjax.benchmark.process import PeerDied, Process
+from seqjax.benchmark.workloads import WORKLOADS, Workload, num_flops, throughput
+from seqjax.data.pairs import read_pairs
+from seqjax.errors import UserError
+from seqjax.launch import launch
+
+TINY = {
+    name: WORKLOADS[name]._replace(
+        num_rows=num_rows,
+        batch_size=2,
+        hidden_size=5,
+        source_length=4,
+        target_length=target_length,
+        input_size=3,
+        num_classes=12,
+    )
+    for name, num_rows, target_length in (
+        ("simple_rnn", 2, 0),
+        ("gru", 2, 0),
+        ("stacked", 2, 0),
+        ("seq2seq", 2, 3),
+        ("cafe", 5, 3),
+        ("decode_32", 2, 6),
+    )
+}
+FACTS = {"import_seconds": 1.0, "first_step_seconds": 2.0, "version": {"x": "1"}}
+
+
+@cache
+def first_of(peer, name):
+    module = importlib.import_module(f"seqjax.benchmark.peers.{PEERS[peer].module}")
+    workload = TINY[name]
+    built = module.build(workload, make_weights(workload), make_batches(workload))
+    built.run(2)
+    return built.first
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("peer", ["flax:nnx", "flax:linen", "keras:jax", "torch"])
+def test_a_peer_with_our_weights_has_our_result(peer, name):
+    for package in PEERS[peer].packages:
+        pytest.importorskip(package)
+    ours, theirs = first_of(OURS, name), first_of(peer, name)
+    if name == "decode_32":
+        assert np.array_equal(ours, theirs)
+        assert theirs.shape == (2, 6) and theirs.min() > 2
+    else:
+        assert theirs == pytest.approx(ours, rel=1e-5)
+
+
+def test_workloads_are_what_they_say():
+    assert WORKLOADS["cafe"].num_rows == len(read_pairs("cafe"))
+    batches = make_batches(WORKLOADS["cafe"])
+    assert len(batches) == WORKLOADS["cafe"].num_batches == 114
+    assert {x["source"].shape for x in batches} == {x["labels"].shape for x in batches}
+    assert max(x["labels"].max() for x in batches) == 1999
+    tokens = batches[0]["labels"][0]
+    assert tokens[0] > 3 and 2 in tokens and tokens[-1] == 0  # a text, its end, padding
+    assert np.array_equal(batches[0]["inputs"][0, 1:], tokens[:-1])
+    assert np.array_equal(batches[-1]["source"][4:], batches[0]["source"][:28])  # filled up
+    assert all(np.abs(x).min() > 0 for key, x in make_weights(TINY["gru"]).items() if ".b" in key)
+
+
+def test_flops_are_those_of_the_products():
+    # 2 layers of LSTM(5) over 4 steps of 3 features, then 12 classes; 2 rows, 3 passes.
+    by_hand = 2 * 3 * 2 * (4 * (3 * 20 + 5 * 20 + 5 * 20 + 5 * 20) + 5 * 12)
+    assert num_flops(TINY["stacked"]) == by_hand
+    # LSTM(5) over 4 steps and over 3 more, each of these with 12 words; 3 batches of 2 rows.
+    assert num_flops(TINY["cafe"]) == 2 * 3 * 6 * ((4 + 3) * (3 * 20 + 5 * 20) + 3 * 5 * 12)
+    assert num_flops(TINY["decode_32"]) == 2 * 2 * ((4 + 6) * 160 + 6 * 60)  # one pass
+    assert throughput(TINY["cafe"]) == (15, "tokens")
+    assert throughput(TINY["gru"]) == (2, "examples")
+
+
+def test_a_worker_obeys_and_ends():
+    with Process("flax:linen", TINY["stacked"]) as process:
+        facts = process.start()
+        assert facts["loss"] == pytest.approx(first_of(OURS, "stacked"), rel=1e-5)
+        assert facts["first_step_seconds"] > 0 and set(facts["version"]) == {"jax", "flax"}
+        assert 0 < process.ask(steps=3)["seconds"] < 10
+        assert 50 < process.ask(stop=True)["peak_memory_mib"] < 5000
+        with pytest.raises(PeerDied, match="ended with code 0"):
+            process.ask(steps=1)
+
+
+def test_only_answers_reach_the_output():
+    code = """
+        import os, sys
+        from seqjax.benchmark.worker import answer, take_stdout
+        answers = take_stdout()
+        print("noise")
+        os.system("echo noise")
+        answer(answers, {"seconds": 1})
+    """.replace("\n        ", "\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == '{"seconds": 1}\n' and done.stderr.split() == ["noise", "noise"]
+
+
+def test_a_dying_peer_is_a_line(monkeypatch):
+    monkeypatch.setattr(run, "MATRIX_SIZE", 32)
+    broken = TINY["stacked"]._replace(cell="no_such_cell")
+    (row,), _ = run.measure_workload(broken, ["flax:linen"], 1, lambda line: None)
+    assert row.note == "died: KeyError: 'no_such_cell'" and row.median_ms is None
+
+
+class FakeProcess:
+    """A process that answers at once, as `facts` and `speed` (seconds a step) tell."""
+
+    log: list
+    speed: dict
+    facts: dict
+
+    def __init__(self, peer: str, workload: Workload):
+        self.peer = peer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.log.append(f"{self.peer} closed")
+
+    def start(self):
+        return FACTS | {"loss": 2.5} | self.facts.get(self.peer, {})
+
+    def ask(self, **order):
+        self.log.append(self.peer)
+        if "stop" in order:
+            return {"peak_memory_mib": 100.0}
+        seconds = self.speed[self.peer]
+        if seconds is None and self.log.count(self.peer) > 1:
+            raise PeerDied("Killed")
+        return {"seconds": (seconds or 1.0) * order["steps"]}
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Peers of known speed; the class holds what they do."""
+    kind = type("Fakes", (FakeProcess,), {"log": [], "speed": {}, "facts": {}})
+    monkeypatch.setattr(run, "Process", kind)
+    monkeypatch.setattr(run, "MATRIX_SIZE", 32)
+    return kind
+
+
+def measure(peers, num_rounds=3):
+    return run.run_benchmark([TINY["gru"]], peers, num_rounds, lambda line: None)
+
+
+def test_rounds_are_interleaved(fakes):
+    fakes.speed |= {OURS: 2.0, "torch": 3.0}
+    report = measure([OURS, "torch"])
+    started, turns = [OURS, "torch"], [OURS, "torch"] * 3
+    assert fakes.log == [*started, *turns, OURS, "torch", "torch closed", f"{OURS} closed"]
+    assert [row.median_ms for row in report.rows] == [2000, 3000]
+    assert report.ratios == {"gru": 1.5}
+    assert report.rows[1].per_second == pytest.approx(2 / 3)
+    share = num_flops(TINY["gru"]) / 3.0 / (report.matmul_gflops * 1e9)
+    assert report.rows[1].matmul_share == pytest.approx(share)
+
+
+def test_turns_take_about_a_second(fakes):
+    fakes.speed |= {OURS: 0.01}
+    found = run.Running(fakes(OURS, TINY["gru"]))
+    found.start()
+    assert found.num_steps == 100
+
+
+def test_what_fails_has_a_line_and_no_ratio(fakes, monkeypatch):
+    absent = PEERS["torch"]._replace(packages=("no_such_package",))
+    monkeypatch.setitem(PEERS, "torch", absent)
+    fakes.speed |= {OURS: 2.0, "keras:jax": 1.0, "flax:nnx": None, "flax:linen": 5.0}
+    fakes.facts["keras:jax"] = {"loss": 2.501}
+    peers = [OURS, "torch", "keras:jax", "flax:nnx", "flax:linen"]
+    report = measure(peers)
+    assert [row.note for row in report.rows] == [
+        "",
+        "not installed: no_such_package (pip install -e '.[bench]')",
+        "other result: first loss 2.501, ours 2.5",
+        "died: Killed",
+        "",
+    ]
+    assert report.ratios == {"gru": 2.5}  # a faster one computes something else
+    assert fakes.log.count("flax:nnx") == 2  # no other turn after its death
+
+
+def test_other_tokens_are_told():
+    assert run.difference({"tokens_digest": "a"}, {"tokens_digest": "a"}) == ""
+    assert "other tokens" in run.difference({"tokens_digest": "b"}, {"tokens_digest": "a"})
+    assert run.difference({"loss": 1.00009}, {"loss": 1.0}) == ""
+
+
+def test_the_report_has_a_ratio_for_each_workload(fakes, tmp_path, capsys):
+    fakes.speed |= {OURS: 2.0, "torch": 3.0, "flax:nnx": None}
+    report = measure([OURS, "torch", "flax:nnx"])
+    table.show_report(report)
+    shown = capsys.readouterr().out
+    assert "gru: the best peer takes 1.50 times our time" in shown
+    assert "flax:nnx: died: Killed" in shown
+    paths = table.save_report(report, tmp_path / "new")
+    assert [path.name for path in paths] == ["benchmark.json", "benchmark.png"]
+    saved = json.loads(paths[0].read_text())
+    assert saved["best_peer_over_ours"] == {"gru": 1.5} and saved["cores"] == os.cpu_count()
+    assert [row["peer"] for row in saved["rows"]] == [OURS, "torch", "flax:nnx"]
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_that_are_none(monkeypatch, capsys):
+    with pytest.raises(UserError, match="unknown workload 'ltsm': did you mean 'lstm'"):
+        run.find_workloads(["gru", "ltsm"])
+    with pytest.raises(UserError, match="unknown peer 'keras': did you mean"):
+        run.find_peers(["keras"])
+    with pytest.raises(UserError, match="--rounds=0"):
+        run.run_benchmark([], [], 0, print)
+    assert run.find_peers(["torch"]) == [OURS, "torch"]
+    assert run.find_peers([]) == list(PEERS)
+    assert run.find_workloads([]) == list(WORKLOADS.values())
+    from experiments import benchmark
+
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--workloads=lstm,grus"])
+    assert launch(benchmark.main) == 2
+    assert capsys.readouterr().err.startswith("error: unknown workload 'grus': did you mean 'gru'?")
