@@ -111,7 +111,7 @@ def _decoder(
     encode, step = map(compile_call, models)
 
     def generate(source: np.ndarray) -> np.ndarray:
-        state = encode(keras.ops.convert_to_tensor(source))
+        state = keras.tree.flatten(encode(keras.ops.convert_to_tensor(source)))
         token = keras.ops.full((len(source), 1), IDS.bos_id, dtype="int32")
         tokens = []
         for _ in range(workload.target_length):

@@ -39,8 +39,12 @@ def build(
     params = params_of(workload, weights)
     if workload.kind == "decode":
         return _decoder(workload, params, batches)
-    measure = _classifier(workload) if workload.kind == "classifier" else _seq2seq(workload)
-    return _trainer(workload, measure, params, batches)
+    return _trainer(workload, make_measure(workload), params, batches)
+
+
+def make_measure(workload: Workload) -> Measure:
+    """What is trained on: the mean cross-entropy over all labels of real rows."""
+    return _classifier(workload) if workload.kind == "classifier" else _seq2seq(workload)
 
 
 def _trainer(
