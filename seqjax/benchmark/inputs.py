@@ -34,7 +34,7 @@ def make_weights(workload: Workload) -> Arrays:
         return {
             f"{name}.w_x": normal(input_size, gates, scale=input_size**-0.5),
             f"{name}.w_h": normal(w.hidden_size, gates, scale=w.hidden_size**-0.5),
-            **{f"{name}.{bias}": normal(gates, scale=0.1) for bias in biases},
+            **{f"{name}.{bias}": normal(gates, scale=0.5) for bias in biases},
         }
 
     weights: Arrays = {}
