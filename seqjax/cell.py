@@ -12,22 +12,20 @@ backward pass; a cell that gives only a `step` is run by `unroll` alone.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+# A kernel `[I, O]` and a bias `[O]`, or None: `affine` uses them.
+Weights = tuple[Any, Any]
 
 
 class Product(NamedTuple):
-    """One recurrent product of a step: `read(a, h) @ w + b`.
+    """One recurrent product of a step: `affine(weights(params), read(a, h))`.
 
     `read` is pointwise and may look at what the products before it have made of `a`.
     """
 
     read: Callable  # (a, h [..., H]) -> [..., H]
-    weights: Callable  # (params) -> (w [H, P], b [P] | None)
-
-    def __call__(self, weights, a, h):
-        w, b = weights
-        result = self.read(a, h) @ w
-        return result if b is None else result + b
+    weights: Callable  # (params) -> Weights [H, P]
 
 
 class Cell(NamedTuple):
@@ -37,25 +35,35 @@ class Cell(NamedTuple):
     initial_state: Callable  # (batch_size, hidden_size, dtype) -> state
     project: Callable  # (params, x [..., I]) -> z [..., G]
     step: Callable  # (params, state, z [B, G], read=None) -> (state, y [B, H])
+    projection: Callable | None = None  # (params) -> Weights [I, G], those of `project`
     products: tuple[Product, ...] = ()
     join: Callable | None = None  # (z [..., G], *products' results so far) -> a; linear
     gate: Callable | None = None  # (a, state) -> (state, y); pointwise
 
 
+def affine(weights: Weights, x: Any) -> Any:
+    """`x w + b` on the last axis."""
+    w, b = weights
+    return x @ w if b is None else x @ w + b
+
+
 def pre_activations(products, join, weights, z, h):
-    """`a` of a step: the products of `h`, with their weights, joined with `z`."""
+    """`a` of a step: the products of `h`, each with its weights, joined with `z`."""
     a, results = z, []
     for product, of_product in zip(products, weights, strict=True):
-        results.append(product(of_product, a, h))
+        results.append(affine(of_product, product.read(a, h)))
         a = join(z, *results)
     return a
 
 
-def make_from_products(init, initial_state, project, products, join, gate) -> Cell:
+def make_from_products(init, initial_state, projection, products, join, gate) -> Cell:
     """A cell whose step is its pointwise `gate` after its recurrent products."""
+
+    def project(params, x):
+        return affine(projection(params), x)
 
     def step(params, state, z, read=None):
         weights = [product.weights(params) for product in products]
         return gate(pre_activations(products, join, weights, z, (read or state).h), state)
 
-    return Cell(init, initial_state, project, step, products, join, gate)
+    return Cell(init, initial_state, project, step, projection, products, join, gate)

@@ -83,7 +83,7 @@ def simple_rnn(
         h = jnp.tanh(a)
         return RNNState(h), h
 
-    return make_from_products(init, _zeros_state(RNNState), _project_b, (_PRODUCT,), jnp.add, gate)
+    return make_from_products(init, _zeros_state(RNNState), _projection, (_PRODUCT,), jnp.add, gate)
 
 
 @cache
@@ -113,7 +113,9 @@ def lstm(
         h = sigmoid(o) * jnp.tanh(c)
         return LSTMState(h, c), h
 
-    return make_from_products(init, _zeros_state(LSTMState), _project_b, (_PRODUCT,), jnp.add, gate)
+    return make_from_products(
+        init, _zeros_state(LSTMState), _projection, (_PRODUCT,), jnp.add, gate
+    )
 
 
 @cache
@@ -143,8 +145,8 @@ def gru(
 
     if reset_after:
 
-        def project(params, x):
-            return x @ params.w_x + params.b_x
+        def projection(params):
+            return params.w_x, params.b_x
 
         def join(z, hz):  # the product of n apart from its projection: r comes between them
             (z, z_n), (hz, h_n) = _last_apart(z), _last_apart(hz)
@@ -152,11 +154,11 @@ def gru(
 
         def gate(a, state):
             a_rz, z_n, h_n = a
-            a_r, a_z = jnp.split(a_rz, 2, axis=-1)
-            return update(sigmoid(a_z), jnp.tanh(z_n + sigmoid(a_r) * h_n), state)
+            r, z = jnp.split(sigmoid(a_rz), 2, axis=-1)
+            return update(z, jnp.tanh(z_n + r * h_n), state)
 
         products = (Product(_whole_state, lambda params: (params.w_h, params.b_h)),)
-        return make_from_products(init, _zeros_state(GRUState), project, products, join, gate)
+        return make_from_products(init, _zeros_state(GRUState), projection, products, join, gate)
 
     def join_both(z, hz, h_n=0.0):
         z, z_n = _last_apart(z)
@@ -174,7 +176,7 @@ def gru(
         Product(lambda a, h: sigmoid(a[0][..., : h.shape[-1]]) * h, weights(1)),
     )
     return make_from_products(
-        init, _zeros_state(GRUState), _project_b, products, join_both, gate_before
+        init, _zeros_state(GRUState), _projection, products, join_both, gate_before
     )
 
 
@@ -200,8 +202,8 @@ def _zeros_state(state_type):
     return initial_state
 
 
-def _project_b(params, x):
-    return x @ params.w_x + params.b
+def _projection(params):
+    return params.w_x, params.b
 
 
 def _whole_state(a, h):

@@ -61,6 +61,8 @@ def base_config(task: str) -> ConfigDict:
         "patience": 0,  # evaluations without a better one before stopping; 0 = never stop
         "min_delta": 0.0,  # what counts as better
         "drop_remainder": False,  # True leaves out the last, smaller batch
+        "num_buckets": 1,  # shapes of batches, by the lengths of their rows; compiled each
+        "microbatch_size": 0,  # rows of a device at a time in the gradient; 0 = by device
         "dropout_at_test": False,  # True adds the metrics under live dropout, as *_dropout
         "max_skipped_steps": 0,  # of a loss or gradient that is no number; one more ends the run
         "steps_per_call": 0,  # of the compiled program; 0 = as many as take about two seconds

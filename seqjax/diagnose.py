@@ -1,4 +1,4 @@
-"""Why a step was given up: which number of it was none first. Imports: train, parameters."""
+"""Why a step was given up: which number of it was none first. Imports: train, loops, mesh."""
 
 import traceback
 from pathlib import Path
@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from seqjax.data.batches import take_rows
+from seqjax.loops import TrainData
+from seqjax.mesh import batch_keys
 from seqjax.parameters import named_arrays
-from seqjax.train import Measure, TrainData, TrainState, make_objective
+from seqjax.train import Measure, TrainState, make_objective
 
 
 def diagnose(
@@ -29,9 +31,12 @@ def diagnose(
     order_key, step_key = jax.random.split(key)
     step = int(state.step) - 1
     epoch, place = divmod(step, data.steps_per_epoch)
-    index, weight = (x[place] for x in data.order(order_key, epoch, num_devices))
+    index, weight, bucket = (x[place] for x in data.order(order_key, epoch, num_devices))
     batch = take_rows(data.rows, np.asarray(index), np.asarray(weight))
-    arguments = (jax.device_get(state.params), batch, jnp.int32(step), step_key)
+    keys = batch_keys(jax.random.fold_in(step_key, step), batch, None)
+    if data.buckets:
+        batch = data.buckets.trim(batch, int(bucket))
+    arguments = (jax.device_get(state.params), batch, jnp.int32(step), keys)
     loss_and_gradient = jax.value_and_grad(make_objective(measure), has_aux=True)
     (loss, _), gradient = jax.jit(loss_and_gradient)(*arguments)
     found = [] if np.isfinite(loss) else [f"the loss is {float(loss)}"]

@@ -131,6 +131,8 @@ def _train(
     )
     with closing(checkpoints), report:
         report.say(parameter_table(position.state.params))
+        if setup.data.buckets:
+            report.say(setup.data.buckets.describe(setup.task.lengths))
         training = Training(setup, identity, position, checkpoints, report, signals, debug_nans)
         best_params, progress = training.run()
         report.say(f"trained to epoch {progress.epoch} in {time.perf_counter() - started:.1f} s")

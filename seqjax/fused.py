@@ -75,7 +75,7 @@ def _backward(cell, reverse, hoist, kept, cotangents):
     by_end, by_ys = cotangents
     # Transposed once: on a CPU the products are a quarter faster than with the weights as they lie.
     transposed = [product.weights(params)[0].T for product in cell.products]
-    split = _transpose_join(cell, params, xs)
+    split = _transpose_join(cell, params)
 
     def body(carry, inputs):
         by_new, by_scale = carry
@@ -96,19 +96,25 @@ def _backward(cell, reverse, hoist, kept, cotangents):
         by_state = by_state._replace(h=by_state.h + by_seen)
         if by_frozen is not None:
             by_state = jax.tree.map(jnp.add, by_state, by_frozen)
-        return (by_state, by_scale), by_a
+        return (by_state, by_scale), split(by_a)
 
     start = by_end, None if scale is None else jnp.zeros_like(scale)
     steps = states, a, by_ys, mask
-    (by_state, by_scale), by_a = jax.lax.scan(body, start, steps, reverse=not reverse)
+    (by_state, by_scale), by_affine = jax.lax.scan(body, start, steps, reverse=not reverse)
 
-    def computed(params, xs):
-        """All that the steps computed with weights, given what they read: projections, products."""
-        seen = _flat(_seen(states, scale))
-        results = [p(p.weights(params), _flat(a), seen) for p in cell.products]
-        return [cell.project(params, _flat(xs)), *results]
-
-    by_params, by_xs = jax.vjp(computed, params, xs)[1](list(_flat(split(by_a))))
+    by_z, *by_results = map(_flat, by_affine)
+    seen, a = _flat(_seen(states, scale)), _flat(a)
+    reads = [product.read(a, seen) for product in cell.products]
+    by_params = jax.tree.map(jnp.zeros_like, params)
+    for weights, read, by_result in zip(
+        (cell.projection, *(product.weights for product in cell.products)),
+        (_flat(xs), *reads),
+        (by_z, *by_results),
+        strict=True,
+    ):
+        (more,) = jax.vjp(weights, params)[1](_by_weights(weights(params), read, by_result))
+        by_params = jax.tree.map(jnp.add, by_params, more)
+    by_xs = (by_z @ cell.projection(params)[0].T).reshape(xs.shape)
     return by_params, by_state, by_xs, None, by_scale
 
 
@@ -125,15 +131,22 @@ def _flat(xs):
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), xs)
 
 
+def _by_weights(weights, x, by_result):
+    """The cotangents of the weights of `affine(weights, x)`, over all rows of `x`."""
+    # On a CPU a product with a transposed copy is faster than one over both first axes.
+    by_w = jax.lax.optimization_barrier(x.T) @ by_result
+    return by_w, None if weights[1] is None else jnp.sum(by_result, axis=0)
+
+
 def _where(keep, new, old):
     """`new` in the rows to keep."""
     return jax.tree.map(lambda n, o: jnp.where(keep[:, None], n, o), new, old)
 
 
-def _transpose_join(cell, params, xs):
+def _transpose_join(cell, params):
     """`by_a -> [by_z, *by_results]`, on any leading axes."""
-    size = jax.eval_shape(cell.project, params, xs).shape[-1]
-    sizes = [size, *(product.weights(params)[0].shape[-1] for product in cell.products)]
+    weights = (cell.projection, *(product.weights for product in cell.products))
+    sizes = [of_one(params)[0].shape[-1] for of_one in weights]
 
     def split(by_a):
         first = jax.tree.leaves(by_a)[0]

@@ -6,14 +6,16 @@ import jax
 from ml_collections import ConfigDict
 
 from seqjax.data.batches import check_batch_size, num_rows
+from seqjax.data.buckets import Buckets, find_buckets
 from seqjax.errors import UserError, unknown_name
 from seqjax.evaluate import Evaluator
+from seqjax.loops import LOOPS, TrainData
 from seqjax.mesh import make_mesh
 from seqjax.optim import Optimizer, make_optimizer
 from seqjax.parameters import parameter_shapes
 from seqjax.progress import check_monitor
 from seqjax.task import Task
-from seqjax.train import LOOPS, TrainData, init_train_state
+from seqjax.train import init_train_state
 
 
 class Setup(NamedTuple):
@@ -25,6 +27,7 @@ class Setup(NamedTuple):
     data: TrainData
     mesh: jax.sharding.Mesh
     evaluator: Evaluator
+    microbatch_size: int  # rows of a device whose gradients are computed together; 0 = all
 
     def arrays_like(self) -> dict[str, Any]:
         """Shapes and dtypes of what a checkpoint holds."""
@@ -48,16 +51,32 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
         raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
     check_monitor(task, train.monitor)
     mesh = make_mesh(train.num_devices)
-    data = TrainData(rows, train.batch_size, train.drop_remainder)
+    buckets = _find_buckets(task, train) if train.num_buckets != 1 else None
+    data = TrainData(rows, train.batch_size, train.drop_remainder, buckets)
     optimizer = make_optimizer(
         **config.optim, steps_per_epoch=data.steps_per_epoch, num_epochs=train.num_epochs
     )
     evaluator = Evaluator(task.measure, task.predict, train.batch_size, mesh)
-    return Setup(task, config, optimizer, data, mesh, evaluator)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    microbatch_size = train.microbatch_size or (CPU_ROWS if on_cpu else 0)
+    return Setup(task, config, optimizer, data, mesh, evaluator, microbatch_size)
 
 
+def _find_buckets(task: Task, train: ConfigDict) -> Buckets:
+    """The buckets of the training rows; raises UserError where there can be none."""
+    field = f"train.num_buckets={train.num_buckets}"
+    if not task.lengths:
+        raise UserError(f"{field}: rows cannot be cut to their lengths here; set it to 1")
+    if train.drop_remainder:
+        raise UserError(f"{field} leaves a remainder in each: set train.drop_remainder=False")
+    return find_buckets(task.lengths, train.num_buckets, train.batch_size)
+
+
+CPU_ROWS = 32  # whose residuals of a backward pass stay in a core's cache
 AT_LEAST = {
     "num_epochs": 1,
+    "num_buckets": 1,
+    "microbatch_size": 0,
     "eval_every_epochs": 1,
     "checkpoint_every_epochs": 1,
     "checkpoint_every_minutes": 0,

@@ -6,6 +6,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,9 @@ class Task(NamedTuple):
     score: Callable[[Predict, str, Mapping[str, float]], dict[str, float]] = lambda *_: {}
     # directory -> writes what was fitted to the training data, before training starts; which files
     save: Callable[[Path], list[Path]] = lambda directory: []
+    # by field of the training rows: how many of its columns a row needs, where the others do not
+    # change what `measure` gives; empty where rows cannot be cut
+    lengths: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def load_data(load: Callable[..., Any], data: Any) -> Any:

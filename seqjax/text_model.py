@@ -102,6 +102,13 @@ class TextModel:
         )
         return ids if self.boundaries else np.pad(ids, ((0, 0), (0, 1)))
 
+    def lengths(self, rows: Batch) -> dict[str, np.ndarray]:
+        """By field, how many columns hold a token; of what `encode_*` gave."""
+        last = {"source": self.source.pad_id, "target": self.target.pad_id}
+        ids = {name: np.asarray(rows[name]) != pad_id for name, pad_id in last.items()}
+        counts = {name: x.shape[1] - np.argmax(x[:, ::-1], axis=1) for name, x in ids.items()}
+        return {name: np.where(ids[name].any(axis=1), counts[name], 1) for name in ids}
+
     def encode(
         self, model: Seq2Seq, source: Int[Array, "B S"], keys: RowKeys | None = None
     ) -> DecoderState:

@@ -1,23 +1,23 @@
-"""The train step, and the loops that run it. Imports: metrics, optim, mesh, data.batches.
+"""The train step. Imports: metrics, optim, mesh, data. See also `loops`.
 
 The step is built, not decorated: the same pure function is looped over an epoch, sharded over
 devices, vmapped over seeds. Keys are folded from the step's number, so resuming is exact for free.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from seqjax.array_types import Batch, Params, RowKeys
-from seqjax.data.batches import Rows, epoch_order, num_rows, steps_per_epoch, take_rows
-from seqjax.mesh import AXIS, SPLIT, WHOLE, batch_keys, own_part, put, sharded, total
+from seqjax.data.batches import (
+    num_rows,
+)
+from seqjax.data.buckets import Buckets
+from seqjax.mesh import batch_keys, total
 from seqjax.metrics import Metrics
 from seqjax.optim import Optimizer
 
@@ -44,168 +44,85 @@ def init_train_state(params: Params, optimizer: Optimizer) -> TrainState:
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_objective(measure: Measure, axis: str | None = None) -> Callable:
-    """`(params, batch, step, key) -> (loss, metrics)`: the mean of `metrics["loss"]`, and all.
+def make_objective(measure: Measure) -> Callable:
+    """`(params, batch, step, keys) -> (total, metrics)`: the sum of `metrics["loss"]`, and all.
 
     Beside its rows the batch that `measure` sees has "step", how many batches were read before it,
-    for what follows a schedule. With the name of a mesh axis every device holds some of the rows:
-    the loss is this device's part of the mean over all of them, the metrics are its own sums.
+    for what follows a schedule.
     """
 
-    def objective(params: Params, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]):
-        keys = batch_keys(jax.random.fold_in(key, step), batch, axis)
+    def objective(params: Params, batch: Batch, step: Int[Array, ""], keys: RowKeys):
         metrics = dict(measure(params, {**batch, "step": step}, keys))
-        weight = jnp.maximum(total(metrics["loss"].weight, axis), 1)
-        return metrics["loss"].total / weight, metrics
+        return metrics["loss"].total, metrics
 
     return objective
 
 
-def make_train_step(measure: Measure, optimizer: Optimizer, axis: str | None = None) -> Callable:
-    """`(state, batch, key) -> (state, StepLog)`: one update by the mean of `metrics["loss"]`.
+def make_gradient(measure: Measure, microbatch_size: int = 0) -> Callable:
+    """`(params, batch, step, keys) -> (gradient, metrics)` of the objective, sums over all rows.
+
+    With a `microbatch_size` so many rows at a time, or a few more where it does not divide the
+    batch: what the backward pass needs of them then stays in a CPU's cache.
+    """
+    gradient = jax.grad(make_objective(measure), has_aux=True)
+
+    def in_parts(params: Params, batch: Batch, step: Int[Array, ""], keys: RowKeys):
+        rows = num_rows(batch)
+        sizes = range(microbatch_size or rows, rows)
+        size = next((size for size in sizes if rows % size == 0), rows)
+        if size == rows:
+            return gradient(params, batch, step, keys)
+
+        def part(sums: Any, rows: tuple[Batch, RowKeys]):
+            batch, keys = rows
+            return jax.tree.map(jnp.add, sums, gradient(params, batch, step, keys)), None
+
+        split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (batch, keys))
+        first = jax.tree.map(lambda x: x[0], split)
+        like = jax.eval_shape(gradient, params, first[0], step, first[1])
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        return jax.lax.scan(part, nothing, split)[0]
+
+    return in_parts
+
+
+def make_train_step(
+    measure: Measure,
+    optimizer: Optimizer,
+    axis: str | None = None,
+    *,
+    microbatch_size: int = 0,
+    buckets: Buckets | None = None,
+) -> Callable:
+    """`(state, batch, key, bucket=0) -> (state, StepLog)`: one update by the mean loss.
 
     With the name of a mesh axis the step is for use inside `mesh.sharded`: gradients and metrics
-    are summed over the devices once.
+    are summed over the devices once. With buckets the program has a branch for each, and takes the
+    one of that number.
     """
-    gradient = jax.grad(make_objective(measure, axis), has_aux=True)
+    gradient = make_gradient(measure, microbatch_size)
 
-    def train_step(state: TrainState, batch: Batch, key: Key[Array, ""]):
+    def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], bucket: Any = 0):
         params, opt_state, step = state
-        grads, metrics = total(gradient(params, batch, step, key), axis)
-        loss = metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1)
+        keys = batch_keys(jax.random.fold_in(key, step), batch, axis)
+
+        def branch(number: int) -> Callable:
+            def of_bucket(batch: Batch):
+                rows = buckets.trim(batch, number) if buckets else batch
+                return gradient(params, rows, step, keys)
+
+            return of_bucket
+
+        num_branches = buckets.number if buckets else 1
+        found = jax.lax.switch(bucket, [branch(k) for k in range(num_branches)], batch)
+        grads, metrics = total(found, axis)
+        weight = jnp.maximum(metrics["loss"].weight, 1)
+        loss = metrics["loss"].total / weight
         # The optimizer skips a gradient that is no number; a loss that is none has no gradient.
-        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
+        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g / weight, jnp.nan), grads)
         updates, new_opt_state = optimizer.update(grads, opt_state, params, value=loss)
         skipped = optimizer.num_skipped(new_opt_state) - optimizer.num_skipped(opt_state)
         params = optax.apply_updates(params, updates)
         return TrainState(params, new_opt_state, step + 1), StepLog(metrics, skipped)
 
     return train_step
-
-
-class TrainData(NamedTuple):
-    """The training rows and how an epoch reads them."""
-
-    rows: Rows
-    batch_size: int
-    drop_remainder: bool
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(num_rows(self.rows), self.batch_size, self.drop_remainder)
-
-    def order(self, key: Key[Array, ""], epoch: Any, num_devices: int) -> tuple[Array, Array]:
-        """Row numbers and weights `[steps, B]` of an epoch, counted from 0."""
-        size = (num_rows(self.rows), self.batch_size, self.drop_remainder, num_devices)
-        return epoch_order(jax.random.fold_in(key, epoch), *size)
-
-
-# (state, key, num_steps) -> (state, StepLog [num_steps or more]); the key orders rows and drops
-# units. Once more than `max_skipped` steps were skipped the state stays as it is.
-Loop = Callable[[TrainState, Key[Array, ""], int], tuple[TrainState, StepLog]]
-
-
-def make_epoch_loop(
-    measure: Measure,
-    optimizer: Optimizer,
-    data: TrainData,
-    mesh: Mesh,
-    *,
-    max_steps: int,
-    max_skipped: int,
-) -> Loop:
-    """Steps as one compiled program: shuffling, gathering and updates, epoch after epoch.
-
-    The rows lie on each device. Returning to Python once an epoch, not once a step, lets XLA
-    allocate its buffers once. How many steps a call makes, `max_steps` at most, is no part of the
-    program: one compilation serves all, and the bits do not depend on how steps are divided into
-    calls.
-    """
-    train_step = make_train_step(measure, optimizer, AXIS)
-    rows = put(dict(data.rows), mesh, WHOLE)
-    per_epoch = data.steps_per_epoch
-
-    def steps(state: TrainState, rows: Rows, key: Key[Array, ""], num_steps: Int[Array, ""]):
-        order_key, step_key = jax.random.split(key)
-        first = state.step
-
-        def before(end: Array) -> Callable:
-            def goes_on(carry: tuple[TrainState, StepLog]) -> Array:
-                few_skipped = optimizer.num_skipped(carry[0].opt_state) <= max_skipped
-                return (carry[0].step < end) & few_skipped
-
-            return goes_on
-
-        def one_epoch(carry: tuple[TrainState, StepLog]):
-            epoch = carry[0].step // per_epoch
-            order = data.order(order_key, epoch, mesh.size)
-
-            def one_step(carry: tuple[TrainState, StepLog]):
-                state, logs = carry
-                now = (own_part(x[state.step % per_epoch], mesh.size) for x in order)
-                new_state, log = train_step(state, take_rows(rows, *now), step_key)
-                place = state.step - first
-                return new_state, jax.tree.map(lambda xs, x: xs.at[place].set(x), logs, log)
-
-            end = jnp.minimum((epoch + 1) * per_epoch, first + num_steps)
-            return jax.lax.while_loop(before(end), one_step, carry)
-
-        part = jnp.zeros(-(-data.batch_size // mesh.size), jnp.int32)
-        batch = jax.eval_shape(take_rows, rows, part, part.astype(jnp.float32))
-        log = empty_log(train_step, state, batch, step_key)
-        logs = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), log)
-        return jax.lax.while_loop(before(first + num_steps), one_epoch, (state, logs))
-
-    program = jax.jit(sharded(steps, mesh, (WHOLE,) * 4), donate_argnums=0)
-
-    def loop(state: TrainState, key: Key[Array, ""], num_steps: int):
-        return program(state, rows, key, jnp.int32(num_steps))
-
-    return loop
-
-
-def make_step_loop(
-    measure: Measure,
-    optimizer: Optimizer,
-    data: TrainData,
-    mesh: Mesh,
-    *,
-    max_steps: int,
-    max_skipped: int,
-) -> Loop:
-    """The same steps, one a program: for rows that do not fit on a device."""
-    train_step = make_train_step(measure, optimizer, AXIS)
-
-    def one_step(state: TrainState, batch: Batch, key: Key[Array, ""]):
-        def stay():
-            return state, empty_log(train_step, state, batch, key)
-
-        few_skipped = optimizer.num_skipped(state.opt_state) <= max_skipped
-        return jax.lax.cond(few_skipped, lambda: train_step(state, batch, key), stay)
-
-    program = jax.jit(sharded(one_step, mesh, (WHOLE, SPLIT, WHOLE)), donate_argnums=0)
-    order = jax.jit(partial(data.order, num_devices=mesh.size))
-
-    def loop(state: TrainState, key: Key[Array, ""], num_steps: int):
-        order_key, step_key = jax.random.split(key)
-        first, logs, read = int(state.step), [], None
-        for step in range(first, first + num_steps):
-            epoch, place = divmod(step, data.steps_per_epoch)
-            if epoch != read:
-                index, weight = jax.device_get(order(order_key, epoch))
-                read = epoch
-            batch = put(take_rows(data.rows, index[place], weight[place]), mesh, SPLIT)
-            state, log = program(state, batch, step_key)
-            logs.append(log)
-        return state, jax.tree.map(lambda *xs: np.stack(xs), *logs)
-
-    return loop
-
-
-def empty_log(train_step: Callable, state: TrainState, batch: Batch, key: Key[Array, ""]) -> Any:
-    """The log of no step, of the shapes of a step's."""
-    _, log = jax.eval_shape(train_step, state, batch, key)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), log)
-
-
-LOOPS: dict[str, Callable[..., Loop]] = {"epoch": make_epoch_loop, "step": make_step_loop}

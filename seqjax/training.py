@@ -16,12 +16,13 @@ from seqjax.checkpoint import Checkpoints
 from seqjax.diagnose import diagnose, first_bad
 from seqjax.errors import UserError
 from seqjax.fingerprint import Identity
+from seqjax.loops import LOOPS
 from seqjax.metrics import Average, summarize
 from seqjax.progress import Pace, Progress, advance
 from seqjax.report import Record, Report
 from seqjax.setup import Setup
 from seqjax.stop_signals import Stopped, StopSignals
-from seqjax.train import LOOPS, StepLog, TrainState
+from seqjax.train import StepLog, TrainState
 
 
 class Position(NamedTuple):
@@ -63,6 +64,7 @@ class Training:
             setup.mesh,
             max_steps=train.eval_every_epochs * setup.data.steps_per_epoch,
             max_skipped=train.max_skipped_steps,
+            microbatch_size=setup.microbatch_size,
         )
 
     def run(self) -> tuple[Params, Progress]:
@@ -98,6 +100,8 @@ class Training:
         self._write_prepared()  # while the devices work
         step = int(self.state.step)  # waits for the steps
         log = jax.device_get(log)
+        if self._loop.program.num_compiled > 1:
+            raise RuntimeError("the training program was compiled again: a batch changed its shape")
         self._pace.took(time.perf_counter() - started, num_steps)
         self.logs.append(jax.tree.map(lambda x: np.asarray(x)[: step - self.step], log))
         self.step, self.signals.unsaved = step, True

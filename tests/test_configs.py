@@ -24,6 +24,7 @@ from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.fit import fit, make_setup
 from seqjax.launch import start_jax
+from seqjax.parameters import parameter_shapes
 from seqjax.tasks import TASKS, make_task, mnist_rows
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -136,8 +137,16 @@ def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, caps
     start_jax(config.train)
     fit(linear_task(), config, tmp_path / "run")
     monkeypatch.undo()
-    # `data` and `model` are the task's to read; `task` is read by make_task.
-    assert {*config, *config.train} - read == {"task", "model", "data"}
+    # `data`, `model` and how to run it are the task's to read; `task` is read by make_task.
+    unread = {"task", "model", "data", "backend", "remat"}
+    assert {*config, *config.train} - read == unread
+
+
+@every_config
+def test_every_task_reads_how_to_run_its_model(name):
+    config = tiny_config(name, backend="fusd")
+    with pytest.raises(UserError, match=r"unknown train.backend 'fusd': did you mean 'fused'\?"):
+        parameter_shapes(make_task(config).init)
 
 
 @every_variant

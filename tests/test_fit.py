@@ -27,10 +27,11 @@ from seqjax.checkpoint import check, newest
 from seqjax.errors import UserError
 from seqjax.files import sha256
 from seqjax.fit import evaluate, fit, restore_best
+from seqjax.loops import LOOPS
 from seqjax.report import Report, read_records
 from seqjax.setup import make_setup
 from seqjax.stop_signals import Stopped
-from seqjax.train import LOOPS, init_train_state
+from seqjax.train import init_train_state
 from seqjax.training import Training
 
 TASK = linear_task()

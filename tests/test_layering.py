@@ -15,7 +15,7 @@ ROWS = [
     ["metrics", "losses", "parameters", "pictures", "data", "optim", "task"],
     ["scheduled_sampling", "text_model", "text_metrics", "text_pairs"],
     ["nearest", "abstain", "respond", "tasks"],
-    ["mesh", "train", "evaluate"],
+    ["mesh", "train", "loops", "evaluate"],
     ["config", "fingerprint", "packing", "checkpoint", "run_directory"],
     ["progress", "report", "stop_signals", "setup", "weights"],
     ["diagnose", "training", "fit", "launch"],

@@ -1,4 +1,4 @@
-"""Rows of arrays into batches of one static shape. Imports: errors.
+"""Rows of arrays into batches of one static shape. Imports: errors, buckets.
 
 Nothing is dropped and nothing counted twice: a last batch is filled up with rows of weight 0.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from seqjax.array_types import Batch
+from seqjax.data.buckets import Buckets
 from seqjax.errors import UserError
 
 Rows = Mapping[str, Any]  # arrays with one leading axis in common
@@ -72,6 +73,22 @@ def epoch_order(
     weight = jnp.pad(jnp.ones(len(order)), (0, filler)).reshape(steps, batch_size)
     tail = ((0, 0), (0, -batch_size % num_devices))
     return jnp.pad(rows, tail), jnp.pad(weight, tail)
+
+
+def bucketed_order(
+    key: Key[Array, ""], buckets: Buckets, batch_size: int, num_devices: int
+) -> tuple[Int[Array, "steps B"], Float[Array, "steps B"], Int[Array, " steps"]]:
+    """One epoch's row numbers, weights and buckets: each batch of one bucket, in random order."""
+    *keys, last = jax.random.split(key, buckets.number + 1)
+    parts = []
+    for number, (of_bucket, members) in enumerate(zip(keys, buckets.members, strict=True)):
+        size = (len(members), batch_size, False, num_devices)
+        index, weight = epoch_order(of_bucket, *size)
+        parts.append((jnp.asarray(members)[index], weight, jnp.full(len(index), number)))
+    whole = [jnp.concatenate(of_buckets) for of_buckets in zip(*parts, strict=True)]
+    order = jax.random.permutation(last, len(whole[2]))
+    index, weight, number = (x[order] for x in whole)
+    return index, weight, number
 
 
 def take_rows(rows: Rows, index: Any, weight: Any) -> Batch:

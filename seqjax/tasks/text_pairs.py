@@ -55,7 +55,12 @@ def task_of_pairs(pairs: TextPairs, config) -> Task:
     def show(params, predict: Predict, directory: Path) -> list[str]:
         return show_pairs(pairs, params, predict, directory)
 
-    return Task(splits, text.init, measure, text.replies, show, "accuracy", score, pairs.save)
+    # Where padding is read as if it were text, or stands in front, no column is to be cut.
+    can_cut = text.mask_padding and text.boundaries and text.source_padding == "post"
+    lengths = text.lengths(splits["train"]) if can_cut else {}
+    return Task(
+        splits, text.init, measure, text.replies, show, "accuracy", score, pairs.save, lengths
+    )
 
 
 def measure_tokens(text: TextModel, logits: Any, batch: Any, smoothing: float) -> dict[str, Any]:

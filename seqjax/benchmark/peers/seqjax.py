@@ -16,13 +16,15 @@ from seqjax.constraints import DecodeOptions
 from seqjax.decode import greedy
 from seqjax.launch import start_jax
 from seqjax.layers import functional
+from seqjax.loops import TrainData, make_epoch_loop
 from seqjax.losses import cross_entropy
 from seqjax.mesh import WHOLE, make_mesh, put
 from seqjax.metrics import Metrics, summarize
 from seqjax.models.classifier import Classifier
 from seqjax.models.seq2seq import Seq2Seq
 from seqjax.optim import make_optimizer
-from seqjax.train import Measure, TrainData, init_train_state, make_epoch_loop
+from seqjax.setup import CPU_ROWS
+from seqjax.train import Measure, init_train_state
 
 LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
 MAX_STEPS = 20_000  # of a call
@@ -65,7 +67,7 @@ def _trainer(
         num_epochs=1,
     )
     data = TrainData(rows, workload.batch_size, drop_remainder=False)
-    limits = {"max_steps": MAX_STEPS, "max_skipped": 0}
+    limits = {"max_steps": MAX_STEPS, "max_skipped": 0, "microbatch_size": CPU_ROWS}
     loop = make_epoch_loop(measure, optimizer, data, mesh, **limits)
     state = put(init_train_state(params, optimizer), mesh, WHOLE)
     key = jax.random.key(0)
