@@ -33,13 +33,13 @@ def why_not_cudnn(params: Any, xs: Any, state_scale: Any) -> str:
 def unroll_cudnn(
     cell: Cell,
     params: Any,
-    state: LSTMState,
+    state: Any,
     xs: Float[Array, "T B I"],
     *,
     mask: Bool[Array, "T B"] | None = None,
     reverse: bool = False,
     state_scale: Float[Array, "B H"] | None = None,
-) -> tuple[LSTMState, Float[Array, "T B H"]]:
+) -> tuple[Any, Float[Array, "T B H"]]:
     """What `unroll` gives, up to rounding; products are full float32, not TF32.
 
     Raises UserError, with the reason, where cuDNN cannot do it.
