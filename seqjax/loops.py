@@ -51,8 +51,11 @@ class TrainData(NamedTuple):
 class Program:
     """A compiled function, and how often it was compiled: at every new shape of an argument."""
 
-    def __init__(self, function: Callable, **options: Any):
+    def __init__(self, function: Callable, mesh: Mesh, **options: Any):
         self.num_compiled = 0
+        if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+            # Every core is a device: one product shared among them waits for the other device's.
+            options["compiler_options"] = {"xla_cpu_multi_thread_eigen": False}
 
         @wraps(function)
         def traced(*args: Any):
@@ -133,7 +136,7 @@ def make_epoch_loop(
         logs = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), log)
         return jax.lax.while_loop(before(first + num_steps), one_epoch, (state, logs))
 
-    program = Program(sharded(steps, mesh, (WHOLE,) * 4), donate_argnums=0)
+    program = Program(sharded(steps, mesh, (WHOLE,) * 4), mesh, donate_argnums=0)
 
     def run(state: TrainState, key: Key[Array, ""], num_steps: int):
         return program(state, rows, key, jnp.int32(num_steps))
@@ -162,7 +165,7 @@ def make_step_loop(
         few_skipped = optimizer.num_skipped(state.opt_state) <= max_skipped
         return jax.lax.cond(few_skipped, lambda: train_step(state, batch, key, bucket), stay)
 
-    program = Program(sharded(one_step, mesh, (WHOLE, SPLIT, WHOLE, WHOLE)), donate_argnums=0)
+    program = Program(sharded(one_step, mesh, (WHOLE, SPLIT, WHOLE, WHOLE)), mesh, donate_argnums=0)
     order = jax.jit(partial(data.order, num_devices=mesh.size))
 
     def run(state: TrainState, key: Key[Array, ""], num_steps: int):

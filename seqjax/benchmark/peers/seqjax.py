@@ -13,6 +13,7 @@ from seqjax.benchmark.inputs import cell_weights
 from seqjax.benchmark.peers import LEARNING_RATE, Peer
 from seqjax.benchmark.workloads import Workload
 from seqjax.constraints import DecodeOptions
+from seqjax.data.buckets import Lengths, find_buckets
 from seqjax.decode import greedy
 from seqjax.launch import start_jax
 from seqjax.layers import functional
@@ -24,10 +25,13 @@ from seqjax.models.classifier import Classifier
 from seqjax.models.seq2seq import Seq2Seq
 from seqjax.optim import make_optimizer
 from seqjax.setup import CPU_ROWS
+from seqjax.special_ids import SpecialIds
 from seqjax.train import Measure, init_train_state
 
 LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
 MAX_STEPS = 20_000  # of a call
+NUM_BUCKETS = 8  # of the corpus
+PAD = SpecialIds().pad_id
 
 
 def build(
@@ -52,7 +56,6 @@ def make_measure(workload: Workload) -> Measure:
 def _trainer(
     workload: Workload, measure: Measure, params: Params, batches: list[dict[str, np.ndarray]]
 ) -> Peer:
-    per_step = len(batches)
     rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     mesh = make_mesh(0 if workload.batch_size >= LEAST_ROWS else 1)
     optimizer = make_optimizer(
@@ -63,12 +66,18 @@ def _trainer(
         clip_value=0.0,
         accumulate_steps=1,
         ema_decay=0.0,
-        steps_per_epoch=per_step,
+        steps_per_epoch=1,
         num_epochs=1,
     )
-    data = TrainData(rows, workload.batch_size, drop_remainder=False)
+    trained_on, buckets = measure, None
+    if workload.kind == "corpus":
+        trained_on = _seq2seq(workload, masked=True)
+        rows, lengths = _cut_rows(rows)
+        buckets = find_buckets(lengths, NUM_BUCKETS, workload.batch_size)
+    data = TrainData(rows, workload.batch_size, False, buckets)
+    per_step = data.steps_per_epoch
     limits = {"max_steps": MAX_STEPS, "max_skipped": 0, "microbatch_size": CPU_ROWS}
-    loop = make_epoch_loop(measure, optimizer, data, mesh, **limits)
+    loop = make_epoch_loop(trained_on, optimizer, data, mesh, **limits)
     state = put(init_train_state(params, optimizer), mesh, WHOLE)
     key = jax.random.key(0)
     if per_step > 1:  # the loop shuffles: its first batch is not the peers'
@@ -90,6 +99,15 @@ def _trainer(
     return Peer(loss, run)
 
 
+def _cut_rows(rows: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Lengths]:
+    """The texts with their padding behind them, and how many tokens they have."""
+    source = rows["source"]
+    order = np.argsort(source == PAD, axis=1, kind="stable")
+    rows = {**rows, "source": np.take_along_axis(source, order, axis=1)}
+    real = {name: np.maximum(1, np.sum(rows[name] != PAD, axis=1)) for name in ("source", "labels")}
+    return rows, real | {"inputs": real["labels"]}
+
+
 def _classifier(workload: Workload) -> Measure:
     _, bind = functional(
         lambda rngs: Classifier(
@@ -108,15 +126,17 @@ def _classifier(workload: Workload) -> Measure:
     return measure
 
 
-def _seq2seq(workload: Workload) -> Measure:
+def _seq2seq(workload: Workload, masked: bool = False) -> Measure:
+    """Padding counts, as the peers count it, unless `masked`."""
     bind = _bind_seq2seq(workload)
 
     def measure(params: Params, batch: Batch, keys: Any) -> Metrics:
-        source = batch["source"]
-        mask = jnp.ones_like(source, bool)
-        logits = bind(params).teacher_forced(source, mask, batch["inputs"])
-        weight = jnp.broadcast_to(batch["weight"][:, None], batch["labels"].shape)
-        return {"loss": cross_entropy(logits, batch["labels"], weight)}
+        source, labels = batch["source"], batch["labels"]
+        logits = bind(params).teacher_forced(
+            source, (source != PAD) | (not masked), batch["inputs"]
+        )
+        weight = batch["weight"][:, None] * ((labels != PAD) | (not masked))
+        return {"loss": cross_entropy(logits, labels, weight)}
 
     return measure
 
