@@ -1,6 +1,7 @@
 """Measures our speed beside Keras, PyTorch and Flax, as far as they are installed.
 
 python -m experiments.benchmark --workloads=lstm,seq2seq --peers=keras:jax,torch
+python -m experiments.benchmark --scaling
 """
 
 import sys
@@ -10,7 +11,8 @@ from absl import flags
 
 from seqjax.benchmark.peers import PEERS
 from seqjax.benchmark.run import find_peers, find_workloads, run_benchmark
-from seqjax.benchmark.table import save_report, show_report
+from seqjax.benchmark.scaling import AXES, measure_scaling, save_scaling, scaling_table
+from seqjax.benchmark.table import save_report, show, show_report
 from seqjax.benchmark.workloads import WORKLOADS
 from seqjax.launch import launch
 from seqjax.stop_signals import say
@@ -19,10 +21,17 @@ NAMES = {"workloads": ", ".join(WORKLOADS), "peers": ", ".join(PEERS)}
 WORKLOAD_NAMES = flags.DEFINE_list("workloads", [], f"of {NAMES['workloads']}; by default all")
 PEER_NAMES = flags.DEFINE_list("peers", [], f"of {NAMES['peers']}; by default all")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each peer")
+SCALING = flags.DEFINE_bool("scaling", False, "how our time and memory grow with length and sizes")
 OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "directory of benchmark.json and .png")
 
 
 def main() -> None:
+    if SCALING.value:
+        points = measure_scaling(AXES, ROUNDS.value, say)
+        show(scaling_table(points))
+        for path in save_scaling(points, Path(OUTPUT.value)):
+            say(str(path))
+        return
     workloads, peers = find_workloads(WORKLOAD_NAMES.value), find_peers(PEER_NAMES.value)
     report = run_benchmark(workloads, peers, ROUNDS.value, say)
     show_report(report)

@@ -148,6 +148,23 @@ def draw_bars(groups: Mapping[str, Mapping[str, float]], unit: str, own: str, pa
     _save(figure, path)
 
 
+def draw_scaling(
+    panels: Mapping[tuple[str, str], Mapping[str, Sequence[tuple[float, float]]]], path: Path
+) -> None:
+    """Panels by what their axes are called, three a row, with a line for each name; logarithmic."""
+    rows = -(-len(panels) // 3)
+    figure, axes = _figure(rows, 3, width=13.0, height=3.6 * rows)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, ((x, y), lines) in zip(axes.flat, panels.items(), strict=False):
+        for name, points in lines.items():
+            axis.plot(*zip(*points, strict=True), label=_label(name), marker="o", markersize=3)
+        axis.set(xlabel=_label(x), ylabel=_label(y), xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+
+
 def _labels(texts: Sequence[str]) -> list[str]:
     """One for each step that is shown."""
     return [_label(text) for text in texts[:MOST_STEPS]]

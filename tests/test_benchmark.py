@@ -221,7 +221,7 @@ def test_the_report_has_a_ratio_for_each_workload(fakes, tmp_path, capsys):
     report = measure([OURS, "flax:linen", "keras:jax"])
     table.show_report(report)
     shown = capsys.readouterr().out
-    assert "gru: the best peer takes 1.50 times our time" in shown
+    assert "gru: ours takes 0.67 of the best peer's time" in shown
     assert "keras:jax: died: Killed" in shown
     paths = table.save_report(report, tmp_path / "new")
     assert [path.name for path in paths] == ["benchmark.json", "benchmark.png"]

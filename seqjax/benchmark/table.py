@@ -31,10 +31,15 @@ COLUMNS = (
 
 def show_report(report: Report) -> None:
     """Prints the table, and a line for each workload's ratio."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)  # a file has no width
-    console.print(make_table(report))
+    show(make_table(report))
     for workload, ratio in report.ratios.items():
-        console.print(f"{workload}: the best peer takes {ratio:.2f} times our time")
+        print(f"{workload}: ours takes {1 / ratio:.2f} of the best peer's time")
+
+
+def show(table: Table) -> None:
+    """Prints a table, wide enough where the output is a file."""
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
 
 
 def make_table(report: Report) -> Table:
