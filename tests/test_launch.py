@@ -331,6 +331,16 @@ def test_help_says_what_a_command_does_and_its_flags(name, empty):
     assert ("--config: " in done.stdout) == (name == "train")
 
 
+HEAVY = ("tensorflow_datasets", "matplotlib", "tensorboardX", "orbax.checkpoint", "kiwipiepy")
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "benchmark"])
+def test_heavy_packages_are_not_loaded_to_start(name):
+    look = f"import sys, experiments.{name}; print([x for x in {HEAVY} if x in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_a_mistake_is_one_line_of_a_process_too(empty):
     done = start("experiments.train", WORDS, "--config.model.cel=gru", cwd=empty)
     assert_one_line((done.returncode, done.stdout, done.stderr), "did you mean 'model.cell'?")

@@ -41,7 +41,7 @@ def test_every_size_is_measured_under_every_backend(monkeypatch):
         flops = 3 * 2 * t * b * (28 + h) * 4 * h
         assert point.gflops == pytest.approx(flops / point.median_ms / 1e6)
     memory = {(p.size, p.backend): p.temporary_mib for p in found if p.axis == "num_steps"}
-    assert memory[64, "remat"] < memory[64, "fused"] < memory[64, "scan"]
+    assert memory[64, "remat"] < memory[64, "fused"]
 
 
 def test_the_table_tells_the_powers(tmp_path, capsys):
