@@ -119,7 +119,8 @@ def make_train_step(
         weight = jnp.maximum(metrics["loss"].weight, 1)
         loss = metrics["loss"].total / weight
         # The optimizer skips a gradient that is no number; a loss that is none has no gradient.
-        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g / weight, jnp.nan), grads)
+        scale = jnp.where(jnp.isfinite(loss), 1 / weight, jnp.nan)
+        grads = jax.tree.map(lambda g: scale * g, grads)
         updates, new_opt_state = optimizer.update(grads, opt_state, params, value=loss)
         skipped = optimizer.num_skipped(new_opt_state) - optimizer.num_skipped(opt_state)
         params = optax.apply_updates(params, updates)

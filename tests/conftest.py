@@ -1,6 +1,8 @@
 """Eight CPU devices, Keras on JAX, nobody's compile cache touched, repeatable hypotheses."""
 
+import contextlib
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -16,6 +18,11 @@ os.environ |= {
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)
+
+# A shell's "&" starts the tests deaf to Ctrl-C, and so what they start: tests press it.
+with contextlib.suppress(ValueError):  # not in the main thread
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "seqjax", max_examples=20, deadline=None, derandomize=True, database=None

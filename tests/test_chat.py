@@ -435,12 +435,7 @@ def run(tmp_path_factory) -> Path:
 
 
 # Runs a command on a terminal of its own, between the pipes of this one.
-# Ctrl-C is heard there even if whoever started the tests ignores it, as a shell's "&" does.
-ON_TERMINAL = """
-import os, pty, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
-"""
+ON_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 
 def start(*args: str, before: tuple[str, ...] = ()) -> subprocess.Popen:

@@ -124,7 +124,9 @@ CODE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"}
 
 @pytest.mark.parametrize("path", HOUSE, ids=lambda path: path.name)
 def test_no_file_is_ever_run_as_code(path):
-    assert not {name.split(".")[0] for name in imports(path)} & CODE
+    is_peer = path.parent.name == "peers"  # of the benchmark: builds models of torch, loads no file
+    code = CODE - {"torch"} if is_peer else CODE
+    assert not {name.split(".")[0] for name in imports(path)} & code
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)

@@ -37,8 +37,9 @@ def test_the_tutorials_taggers_tag_six_words_of_six(cell, tmp_path, capsys):
 def test_strings_are_reversed(tmp_path):
     config = get_config("reverse")
     config.data.update(train_size=1_000, valid_share=0.02, test_share=0.04)
-    config.optim.learning_rate = 0.01
+    config.optim.update(learning_rate=0.01, schedule="cosine")
     config.train.update(num_epochs=8, eval_every_epochs=8, num_devices=1)
     result = fit(make_task(config), config, tmp_path / "run")
-    # Whole strings that it never saw; three seeds reached 1.00, 0.99 and 1.00.
+    # Whole strings that it never saw; six seeds reached 1.00 each. At a constant rate, seeds and
+    # rounding decide: 0.70 to 1.00.
     assert result["test"]["exact_match"] > 0.95
