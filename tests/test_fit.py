@@ -29,7 +29,7 @@ from seqjax.files import sha256
 from seqjax.fit import evaluate, fit, restore_best
 from seqjax.loops import LOOPS
 from seqjax.report import Report, read_records
-from seqjax.setup import make_setup
+from seqjax.setup import CPU_ROWS, make_setup
 from seqjax.stop_signals import Stopped
 from seqjax.train import init_train_state
 from seqjax.training import Training
@@ -599,3 +599,8 @@ def test_without_a_validation_split_its_metrics_cannot_be_monitored(tmp_path):
     result = fit(task, linear_config(num_epochs=1, monitor="train.loss"), tmp_path / "run")
     assert set(result) == {"train", "best_epoch", "num_epochs", "num_parameters"}
     assert "valid" not in read_records(tmp_path / "run" / "metrics.jsonl")[0]
+
+
+def test_a_cpu_computes_a_gradient_some_rows_at_a_time():
+    sizes = [make_setup(linear_task(), linear_config(microbatch_size=n)) for n in (0, 5)]
+    assert [setup.microbatch_size for setup in sizes] == [CPU_ROWS, 5]
