@@ -1,9 +1,9 @@
 """The fast `unroll`, with a backward pass of its own. Imports: cell, errors.
 
 Differentiating `jax.lax.scan` adds to the gradient of every weight at each step. Here a step keeps
-the state that it read and its pre-activations; the scan backwards carries the cotangent of the state
-only and leaves those of the pre-activations behind; and the gradient of each weight is then one
-product over all `T * B` rows, as cuDNN's is (Appleyard, Kocisky and Blunsom, 2016, "Optimizing
+the state that it read and its pre-activations; the scan backwards carries the cotangent of the
+state only and leaves those of the pre-activations behind; and the gradient of each weight is then
+one product over all `T * B` rows, as cuDNN's is (Appleyard, Kocisky and Blunsom, 2016, "Optimizing
 performance of recurrent neural networks on GPUs"). It computes gates twice, and needs about a
 fourth more memory than the scan; `train.remat` needs far less.
 """
