@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from functools import cache
 from pathlib import Path
 
@@ -476,6 +477,8 @@ def test_a_run_is_talked_to_on_a_terminal(run):
             while awaited.encode() not in said:
                 said += (piece := os.read(process.stdout.fileno(), 4096))
                 assert piece, said
+            # What is awaited may be the terminal's echo, before readline listens for Ctrl-C.
+            time.sleep(1.0 if typed == "\x03" else 0.0)
             process.stdin.write(typed.encode())
             process.stdin.flush()
         assert process.communicate() == (b"\r\n", b"") and process.returncode == 0
