@@ -60,7 +60,9 @@ def in_windows(run: Unroll) -> Unroll:
 
     def unroll_windows(cell, params, state, xs, *, mask=None, reverse=False, state_scale=None):
         num_steps = xs.shape[0]
-        size = math.isqrt(max(num_steps - 1, 0)) + 1
+        if not num_steps:
+            return run(cell, params, state, xs, mask=mask, reverse=reverse, state_scale=state_scale)
+        size = math.isqrt(num_steps - 1) + 1
         whole = num_steps - num_steps % size
 
         def window(state, steps):

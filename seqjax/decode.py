@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from seqjax.argmax import argmax
 from seqjax.array_types import RowKeys
 from seqjax.constraints import (
     DecodeOptions,
@@ -52,7 +53,7 @@ Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
 
 def most_probable(logits: Float[Array, "B V"], step: Int[Array, ""]) -> Int[Array, " B"]:
     """The choice of greedy decoding."""
-    return jnp.argmax(logits, axis=-1)
+    return argmax(logits)
 
 
 def greedy(decode_step: DecodeStep, state: State, options: DecodeOptions) -> Sequences:
@@ -103,7 +104,7 @@ def sample(
             noise = jnp.take_along_axis(noise, ids, axis=-1)
         if top_p is not None:
             logits = jnp.where(_nucleus(logits, temperature, top_p), logits, -jnp.inf)
-        best = jnp.argmax(logits + noise, axis=-1)
+        best = argmax(logits + noise)
         return best if top_k is None else _pick(ids, best)
 
     return _decode(decode_step, state, options, draw)

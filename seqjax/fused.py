@@ -1,4 +1,4 @@
-"""The fast `unroll`, with a backward pass of its own. Imports: cell, errors.
+"""The fast `unroll`, with a backward pass of its own. Imports: cell, errors, unroll.
 
 Differentiating `jax.lax.scan` adds to the gradient of every weight at each step. Here a step keeps
 the state that it read and its pre-activations; the scan backwards carries the cotangent of the
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqjax.cell import Cell, pre_activations
 from seqjax.errors import UserError
+from seqjax.unroll import hoists
 
 State = Any  # a cell's NamedTuple of [B, H] arrays
 
@@ -40,7 +41,7 @@ def unroll_fused(
     if not cell.products:
         raise UserError("train.backend=fused: this cell gives no products: choose auto or scan")
     if hoist is None:
-        hoist = jax.default_backend() != "cpu"
+        hoist = hoists(xs)
     if mask is not None:
         xs = jnp.where(mask[..., None], xs, 0)  # 0 times a NaN of the padding is a NaN gradient
     return _fused(cell, reverse, hoist, params, state, xs, mask, state_scale)

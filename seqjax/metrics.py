@@ -1,4 +1,4 @@
-"""Metrics as sums and weights until the very end. Imports: array_types.
+"""Metrics as sums and weights until the very end. Imports: argmax, array_types.
 
 An `Average` may be added over steps, devices and members of a sweep; `summarize` divides once.
 """
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from seqjax.argmax import argmax
 from seqjax.array_types import Logits
 
 
@@ -25,7 +26,7 @@ Metrics = Mapping[str, Average]
 
 def accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Float[Array, "*dims"]) -> Average:
     """How much of the weight the most probable class gets right."""
-    hits = jnp.argmax(logits, axis=-1) == labels
+    hits = argmax(logits) == labels
     return Average(jnp.sum(hits * weight), jnp.sum(weight))
 
 
@@ -40,7 +41,7 @@ def sequence_accuracy(
     logits: Logits, labels: Int[Array, "B T"], weight: Float[Array, "B T"]
 ) -> Average:
     """How many sequences are right at every weighted step; rows without weight do not count."""
-    wrong = jnp.sum((jnp.argmax(logits, axis=-1) != labels) * weight, axis=1)
+    wrong = jnp.sum((argmax(logits) != labels) * weight, axis=1)
     rows = jnp.any(weight > 0, axis=1)
     return Average(jnp.sum((wrong == 0) & rows).astype(jnp.float32), jnp.sum(rows))
 

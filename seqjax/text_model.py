@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from seqjax.argmax import argmax
 from seqjax.array_types import Batch, Logits, Params, RowKeys
 from seqjax.beam import beam_search
 from seqjax.constraints import LARGEST, DecodeOptions, DecodeStep, check
@@ -230,7 +231,7 @@ DECODERS = {
 def _most_probable(text: TextModel, logits: Logits, real: Bool[Array, "B T"]) -> Replies:
     """The most probable token of each step up to the first end; only real steps are scored."""
     logits = text.known(logits)
-    tokens = jnp.argmax(logits, axis=-1) + text.first_id
+    tokens = argmax(logits) + text.first_id
     is_end = tokens == text.target.eos_id
     after_end = jnp.cumsum(is_end, axis=1) - is_end > 0
     best = jnp.where(real & ~after_end, jnp.max(jax.nn.log_softmax(logits), axis=-1), 0.0)

@@ -23,6 +23,11 @@ def length_mask(lengths: Int[Array, " B"], num_steps: int) -> Bool[Array, "B T"]
     return jnp.arange(num_steps)[None, :] < lengths[:, None]
 
 
+def hoists(xs: Float[Array, "T B I"]) -> bool:
+    """Whether all inputs had better be projected at once."""
+    return jax.default_backend() != "cpu" or xs.shape[1] == 1
+
+
 def unroll(
     cell: Cell,
     params: Any,
@@ -40,13 +45,14 @@ def unroll(
     - `mask`: True = real. `reverse`: start at the last step; outputs stay at their own positions.
     - `state_scale` multiplies the `h` that the recurrent products read, at every step: recurrent
       dropout with one mask a sequence.
-    - `hoist`: project all inputs in one product before the scan. By default on accelerators only:
-      on a CPU, writing and re-reading [T, B, G] costs more than the small products in the loop.
+    - `hoist`: project all inputs in one product before the scan. By default on accelerators, and
+      for a single row: on a CPU, writing and re-reading [T, B, G] costs more than small products in
+      the loop, but for one row each of those would read all weights.
     - `scan_unroll`: time steps per loop iteration. More of them compile longer and, on a CPU, have
       not been seen to run faster.
     """
     if hoist is None:
-        hoist = jax.default_backend() != "cpu"
+        hoist = hoists(xs)
 
     def body(state, inputs):
         x, keep = inputs

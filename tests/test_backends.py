@@ -53,6 +53,12 @@ def test_windows_computed_twice_change_nothing(spec, backend, mask, reverse):
     assert relative_error(got, want) < 1e-6  # float32 sums in windows
 
 
+def test_no_step_at_all_changes_nothing():
+    cell, params, state, xs = random_problem("lstm", 0, B, I, H)
+    end, ys = find_unroll("fused", remat=True)(cell, params, state, xs)
+    assert ys.shape == (0, B, H) and relative_error(end, state) == 0
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 9, 16])
 def test_windows_of_any_number_of_steps(num_steps):
     problem = random_problem("lstm", num_steps, B, I, H)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    ["errors", "memory", "files", "plain_text", "array_types", "special_ids", "spec"],
+    ["errors", "memory", "files", "plain_text", "argmax", "array_types", "special_ids", "spec"],
     ["initializers"],
     ["cell", "cells", "unroll", "fused", "cudnn", "backends"],
     ["dropout", "layers", "stack", "attention", "models"],
@@ -27,6 +27,7 @@ DATA = (
     "data",
     "errors",
     "files",
+    "argmax",
     "array_types",
     "special_ids",
     "spec",
