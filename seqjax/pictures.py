@@ -87,8 +87,10 @@ def draw_steps(
         axis.axis("off")
     for axis, table, names in zip(axes.flat, tables, steps, strict=False):
         axis.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axis.set_xticks(range(len(classes)), classes, fontsize=7)
+        axis.set_xticks([])
         axis.set_yticks(range(len(table)), _labels(names), fontsize=8)
+    for axis in axes.flat[max(0, len(tables) - columns) : len(tables)]:  # the last of each column
+        axis.set_xticks(range(len(classes)), classes, fontsize=7)
     _save(figure, path)
 
 
