@@ -285,9 +285,8 @@ class Translator:
             state, logits = self.read(state, PAD if self.blind and tokens else token)
             log_odds = log_softmax(logits[: len(self.target.pieces)])  # others stand for no text
             too_short = not self.blind and len(tokens) < self.rules["min_length"]
-            allowed = log_odds.copy()
-            allowed[banned + [END] * too_short] = -np.inf
-            token = int(allowed.argmax())
+            log_odds[banned + [END] * too_short] = -np.inf
+            token = int(log_odds.argmax())
             tokens.append(token)
             score += float(log_odds[token])
         return tokens, score
