@@ -13,9 +13,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from seqjax.array_types import Batch, Params, RowKeys
-from seqjax.data.batches import (
-    num_rows,
-)
+from seqjax.data.batches import num_rows
 from seqjax.data.buckets import Buckets
 from seqjax.mesh import batch_keys, total
 from seqjax.metrics import Metrics
