@@ -1,4 +1,4 @@
-"""Dropout as a function of explicit keys, one a row. Imports: array_types only.
+"""Dropout as a function of explicit keys, one a row. Imports: array_types, traced.
 
 `keys=None` evaluates. With a key of its own, a row is dropped alike whatever its batch mates, its
 padding and the device it lies on.
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from seqjax.array_types import RowKeys
+from seqjax.traced import value_of
 
 
 def row_keys(key: Key[Array, ""], num_rows: int, first_row: Any = 0) -> RowKeys:
@@ -29,12 +30,13 @@ def dropout(
     """`x` with a share `rate` of its elements zeroed and the rest scaled up; rows lie on `axis`."""
     if keys is None or rate == 0.0:
         return x
+    share = 1.0 - value_of(rate)
     kept = jax.vmap(
-        lambda key, row: jax.random.bernoulli(key, 1.0 - rate, row.shape),
+        lambda key, row: jax.random.bernoulli(key, share, row.shape),
         in_axes=(0, axis),
         out_axes=axis,
     )(keys, x)
-    return jnp.where(kept, x / (1.0 - rate), 0)
+    return jnp.where(kept, x / share, 0)
 
 
 def dropout_scale(

@@ -35,7 +35,7 @@ from seqjax.run_directory import (
 )
 from seqjax.setup import Setup, make_setup
 from seqjax.stop_signals import StopSignals, say
-from seqjax.task import Task
+from seqjax.task import Predict, Task
 from seqjax.train import init_train_state
 from seqjax.training import Position, Training, log_from_json
 from seqjax.weights import FILE as WEIGHTS
@@ -155,14 +155,12 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
     """What the parameters reach on every split; prints it with what the task shows a person."""
     task, evaluator = setup.task, setup.evaluator
     predict = cache(lambda split: evaluator.predict(params, task.splits[split]))
-    result: dict[str, Any] = {}
-    for split, rows in task.splits.items():
-        result[split] = evaluator.metrics(params, rows)
-        if setup.config.train.dropout_at_test:
-            alive = evaluator.metrics(params, rows, jax.random.key(setup.config.seed))
-            result[split] |= {f"{name}_dropout": value for name, value in alive.items()}
-        result[split] |= task.score(predict, split, result[split])
-    result |= {
+
+    def measure(split: str, dropout_alive: bool) -> dict[str, float]:
+        key = jax.random.key(setup.config.seed) if dropout_alive else None
+        return evaluator.metrics(params, task.splits[split], key)
+
+    result = summarize_splits(setup, measure, predict) | {
         "best_epoch": progress.best_epoch,
         "num_epochs": progress.epoch,
         "num_parameters": count_parameters(params),
@@ -172,6 +170,21 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
     for split in task.splits:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())
         print(f"{split} (epoch {progress.best_epoch}): {numbers}")
+    return result
+
+
+def summarize_splits(
+    setup: Setup, measure: Callable[[str, bool], dict[str, float]], predict: Predict
+) -> dict[str, Any]:
+    """A result's figures by split. `measure` gives the means of a split, also with dropout alive;
+    `predict` the task's outputs."""
+    result: dict[str, Any] = {}
+    for split in setup.task.splits:
+        result[split] = measure(split, False)
+        if setup.config.train.dropout_at_test:
+            alive = measure(split, True)
+            result[split] |= {f"{name}_dropout": value for name, value in alive.items()}
+        result[split] |= setup.task.score(predict, split, result[split])
     return result
 
 

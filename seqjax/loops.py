@@ -53,9 +53,7 @@ class Program:
 
     def __init__(self, function: Callable, mesh: Mesh, **options: Any):
         self.num_compiled = 0
-        if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
-            # Every core is a device: one product shared among them waits for the other device's.
-            options["compiler_options"] = {"xla_cpu_multi_thread_eigen": False}
+        options["compiler_options"] = compiler_options(mesh)
 
         @wraps(function)
         def traced(*args: Any):
@@ -66,6 +64,13 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         return self._call(*args)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """What to tell XLA: where every core is a device, one product shared among them would wait for
+    the other device's."""
+    on_cores = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_multi_thread_eigen": False} if on_cores else {}
 
 
 class Loop(NamedTuple):
@@ -81,26 +86,23 @@ class Loop(NamedTuple):
         return self.run(state, key, num_steps)
 
 
-def make_epoch_loop(
+def make_steps(
     measure: Measure,
     optimizer: Optimizer,
     data: TrainData,
-    mesh: Mesh,
+    num_devices: int,
+    axis: str | None,
     *,
     max_steps: int,
     max_skipped: int,
     microbatch_size: int = 0,
-) -> Loop:
-    """Steps as one compiled program: shuffling, gathering and updates, epoch after epoch.
+) -> Callable:
+    """`(state, rows, key, num_steps) -> (state, StepLog [max_steps])`: many steps, to be compiled.
 
-    The rows lie on each device. Returning to Python once an epoch, not once a step, lets XLA
-    allocate its buffers once. How many steps a call makes, `max_steps` at most, is no part of the
-    program: one compilation serves all, and the bits do not depend on how steps are divided into
-    calls.
+    With the name of a mesh axis it is for use inside `mesh.sharded`, on each of `num_devices`.
     """
     options: Any = {"microbatch_size": microbatch_size, "buckets": data.buckets}
-    train_step = make_train_step(measure, optimizer, AXIS, **options)
-    rows = put(dict(data.rows), mesh, WHOLE)
+    train_step = make_train_step(measure, optimizer, axis, **options)
     per_epoch = data.steps_per_epoch
 
     def steps(state: TrainState, rows: Rows, key: Key[Array, ""], num_steps: Int[Array, ""]):
@@ -116,12 +118,12 @@ def make_epoch_loop(
 
         def one_epoch(carry: tuple[TrainState, StepLog]):
             epoch = carry[0].step // per_epoch
-            *order, buckets = data.order(order_key, epoch, mesh.size)
+            *order, buckets = data.order(order_key, epoch, num_devices)
 
             def one_step(carry: tuple[TrainState, StepLog]):
                 state, logs = carry
                 number = state.step % per_epoch
-                now = (own_part(x[number], mesh.size) for x in order)
+                now = (own_part(x[number], num_devices, axis) for x in order)
                 batch = take_rows(rows, *now)
                 new_state, log = train_step(state, batch, step_key, buckets[number])
                 place = state.step - first
@@ -130,12 +132,31 @@ def make_epoch_loop(
             end = jnp.minimum((epoch + 1) * per_epoch, first + num_steps)
             return jax.lax.while_loop(before(end), one_step, carry)
 
-        part = jnp.zeros(-(-data.batch_size // mesh.size), jnp.int32)
+        part = jnp.zeros(-(-data.batch_size // num_devices), jnp.int32)
         batch = jax.eval_shape(take_rows, rows, part, part.astype(jnp.float32))
         log = empty_log(train_step, state, batch, step_key)
         logs = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), log)
         return jax.lax.while_loop(before(first + num_steps), one_epoch, (state, logs))
 
+    return steps
+
+
+def make_epoch_loop(
+    measure: Measure,
+    optimizer: Optimizer,
+    data: TrainData,
+    mesh: Mesh,
+    **options: Any,
+) -> Loop:
+    """Steps as one compiled program: shuffling, gathering and updates, epoch after epoch.
+
+    The rows lie on each device. Returning to Python once an epoch, not once a step, lets XLA
+    allocate its buffers once. How many steps a call makes, `max_steps` at most, is no part of the
+    program: one compilation serves all, and the bits do not depend on how steps are divided into
+    calls.
+    """
+    steps = make_steps(measure, optimizer, data, mesh.size, AXIS, **options)
+    rows = put(dict(data.rows), mesh, WHOLE)
     program = Program(sharded(steps, mesh, (WHOLE,) * 4), mesh, donate_argnums=0)
 
     def run(state: TrainState, key: Key[Array, ""], num_steps: int):

@@ -1,4 +1,4 @@
-"""Losses as (sum, weight), so that padding and filler rows weigh nothing. Imports: metrics."""
+"""Losses as (sum, weight), so that padding and filler rows weigh nothing. Imports: metrics, traced."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from seqjax.array_types import Logits
 from seqjax.metrics import Average
+from seqjax.traced import value_of
 
 
 def cross_entropy(
@@ -26,5 +27,6 @@ def cross_entropy(
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing:
         uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-        nats = (1 - label_smoothing) * nats + label_smoothing * uniform
+        share = value_of(label_smoothing)
+        nats = (1 - share) * nats + share * uniform
     return Average(jnp.sum(jnp.where(weight > 0, nats * weight, 0)), jnp.sum(weight))

@@ -51,10 +51,12 @@ def total(tree: Any, axis: str | None) -> Any:
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def own_part(x: Array, num_devices: int) -> Array:
-    """This device's rows of an array that every device holds whole."""
+def own_part(x: Array, num_devices: int, axis: str | None) -> Array:
+    """This device's rows of an array that every device holds whole; axis=None is one device."""
+    if axis is None:
+        return x
     size = x.shape[0] // num_devices
-    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * size, size)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size)
 
 
 def batch_keys(key: Key[Array, ""], batch: Batch, axis: str | None) -> RowKeys:

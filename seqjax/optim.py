@@ -1,4 +1,4 @@
-"""The optimizer and its schedule from a config's `optim` section. Imports: spec.
+"""The optimizer and its schedule from a config's `optim` section. Imports: spec, traced.
 
 Everything is optax; written here are only two things that it lacks: Keras' place of Adam's epsilon,
 and a running mean of the parameters that rides along in the optimizer's state.
@@ -15,6 +15,7 @@ import optax
 from seqjax.array_types import Params
 from seqjax.errors import UserError
 from seqjax.spec import LARGEST_INT, from_spec
+from seqjax.traced import value_of
 
 Schedule = Callable[[Any], Any]
 
@@ -24,7 +25,7 @@ class Optimizer(NamedTuple):
 
     init: Callable
     update: Callable  # (grads, opt_state, params, *, value) -> (updates, opt_state)
-    learning_rate: Callable  # (opt_state, step) -> float
+    learning_rate: Callable  # (opt_state, step) -> a number; of many members' state [N] of them
     eval_params: Callable  # (params, opt_state) -> params
     num_skipped: Callable  # opt_state -> how many updates by a gradient that is no number
 
@@ -58,18 +59,18 @@ def make_optimizer(
         "schedule",
         schedule,
         SCHEDULES,
-        peak=learning_rate,
+        peak=value_of(learning_rate),
         per_epoch=per_epoch,
         num_updates=per_epoch * num_epochs,
     )
     plateau = isinstance(base, optax.GradientTransformationExtraArgs)
-    rate = (lambda _: learning_rate) if plateau else base
+    rate = (lambda _: value_of(learning_rate)) if plateau else base
     parts = [
-        optax.clip(clip_value) if clip_value else optax.identity(),
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.clip(value_of(clip_value)) if clip_value else optax.identity(),
+        optax.clip_by_global_norm(value_of(clip_norm)) if clip_norm else optax.identity(),
         from_spec("optimizer", name, OPTIMIZERS, learning_rate=rate),
         base if plateau else optax.identity(),
-        running_mean(ema_decay) if ema_decay else optax.identity(),
+        running_mean(value_of(ema_decay)) if ema_decay else optax.identity(),
     ]
     chain = optax.with_extra_args_support(optax.chain(*parts))
     if accumulate_steps > 1:
@@ -79,9 +80,9 @@ def make_optimizer(
     # Outermost, so that no gradient that is no number is accumulated either.
     chain = optax.apply_if_finite(chain, max_consecutive_errors=np.iinfo(np.int32).max)
 
-    def current_rate(opt_state: Any, step: int) -> float:
+    def current_rate(opt_state: Any, step: int) -> Any:
         scale = optax.tree_utils.tree_get(opt_state, "scale", 1.0) if plateau else 1.0
-        return float(rate(step // accumulate_steps)) * float(scale)
+        return np.float64(rate(step // accumulate_steps)) * np.asarray(scale, np.float64)
 
     def eval_params(params: Params, opt_state: Any) -> Params:
         return optax.tree_utils.tree_get(opt_state, "mean") if ema_decay else params
@@ -104,7 +105,7 @@ OPTIMIZERS: dict[str, Callable] = {
         scale_by_keras_adam(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)
     ),
     "adamw": lambda learning_rate, weight_decay=1e-2, b1=0.9, b2=0.999, eps=1e-8: optax.adamw(
-        learning_rate, b1, b2, eps, weight_decay=weight_decay
+        learning_rate, b1, b2, eps, weight_decay=value_of(weight_decay)
     ),
     # optax's rmsprop with eps inside the root and the rate inside the momentum is Keras' own.
     "rmsprop": lambda learning_rate, decay=0.9, eps=1e-7, momentum=0.0, centered=False: (

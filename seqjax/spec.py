@@ -15,6 +15,15 @@ LARGEST_INT = 2**31 - 1  # of 32 bits, as dimensions and steps are
 LARGEST_FLOAT = 3.4e38  # of 32 bits
 
 
+class TracedSpec(str):
+    """A spec some of whose options are `Traced` numbers instead of those written in it."""
+
+    def __new__(cls, spec: str, traced: Mapping[str, Any]) -> "TracedSpec":
+        self = super().__new__(cls, spec)
+        self.traced = traced
+        return self
+
+
 def parse_spec(spec: str, what: str = "") -> tuple[str, list[Any], dict[str, Any]]:
     """Name, positional and keyword options of a spec; raises UserError if it is malformed."""
     try:
@@ -24,6 +33,7 @@ def parse_spec(spec: str, what: str = "") -> tuple[str, list[Any], dict[str, Any
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             options = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
             if len(options) == len(node.keywords):
+                options |= getattr(spec, "traced", {})
                 return node.func.id, [ast.literal_eval(a) for a in node.args], options
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
         pass
@@ -53,7 +63,7 @@ def from_spec(what: str, spec: str, table: Mapping[str, Callable], **common: Any
         if default is not inspect.Parameter.empty and not _fits(value, default):
             kind = "int" if default is None else type(default).__name__
             raise UserError(f"{what} {spec!r}: {option}={value!r} must be of type {kind}")
-        if type(default) is float:
+        if type(default) is float and type(value) is int:
             bound.arguments[option] = float(value)
     try:
         return factory(*bound.args, **bound.kwargs)
@@ -76,4 +86,6 @@ def _fits(value: Any, default: Any) -> bool:
         return True
     if default is None:
         return value is None or type(value) is int
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+    if type(default) is float:
+        return isinstance(value, float) or type(value) is int
+    return type(value) is type(default)

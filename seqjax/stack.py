@@ -140,4 +140,4 @@ def _rates(name: str, rate: Rates, num_layers: int) -> tuple[float, ...]:
         raise UserError(f"model.{name}={rates}: {len(rates)} rates for {num_layers} layers")
     if not all(isinstance(r, int | float) and 0.0 <= r < 1.0 for r in rates):
         raise UserError(f"model.{name}={rates}: a dropout rate lies in [0, 1)")
-    return tuple(map(float, rates))
+    return tuple(rate if isinstance(rate, float) else float(rate) for rate in rates)

@@ -6,6 +6,7 @@ a run may be saved and stopped; the numbers do not depend on where the calls end
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -124,7 +125,12 @@ class Training:
         setup = self.setup
         params = setup.optimizer.eval_params(self.state.params, self.state.opt_state)
         log = jax.tree.map(lambda *xs: np.concatenate(xs), *self.logs)
-        records, self.logs = self._records(log), []
+        opt_state, per_epoch = self.state.opt_state, setup.data.steps_per_epoch
+        rate = partial(setup.optimizer.learning_rate, opt_state)
+        try:
+            records, self.logs = epoch_records(log, per_epoch, self.progress.epoch, rate), []
+        except UserError as error:
+            self._give_up(str(error))
         epoch = records[-1]["epoch"]
         if bad := first_bad(jax.device_get(params), "the parameter"):
             self._give_up(f"after epoch {epoch} {bad[0]}")
@@ -138,28 +144,6 @@ class Training:
         self.progress = advance(self.progress, records[-1], setup.config.train)
         if self.progress.best_epoch == epoch:
             self.best_params = jax.tree.map(lambda x: x.copy(), params)  # the loop donates them
-
-    def _records(self, log: StepLog) -> list[dict[str, Any]]:
-        """One record an epoch from the log of the steps of whole epochs."""
-        per_epoch, optimizer = self.setup.data.steps_per_epoch, self.setup.optimizer
-        first, records = self.progress.epoch, []
-        for i in range(len(log.skipped) // per_epoch):
-            part = jax.tree.map(lambda x, i=i: x[i * per_epoch : (i + 1) * per_epoch], log)
-            made = part.skipped == 0
-            if not made.any():
-                self._give_up(f"every step of epoch {first + i + 1} had to be skipped")
-            step = (first + i + 1) * per_epoch
-            record = {
-                "epoch": first + i + 1,
-                "step": step,
-                "learning_rate": optimizer.learning_rate(self.state.opt_state, step - 1),
-                "train": summarize(
-                    {n: Average(x.total[made], x.weight[made]) for n, x in part.metrics.items()}
-                ),
-            }
-            skipped = {} if made.all() else {"skipped_steps": int((~made).sum())}
-            records.append(record | skipped)
-        return records
 
     def _save(self) -> None:
         """Prepares a checkpoint of the present position, unless there is one."""
@@ -196,6 +180,32 @@ class Training:
             f"{told}; {kept if self.saved_step else 'nothing was saved yet'}: "
             "lower optim.learning_rate, set optim.clip_norm, or allow train.max_skipped_steps"
         )
+
+
+def epoch_records(
+    log: StepLog, per_epoch: int, first_epoch: int, learning_rate: Callable[[int], Any]
+) -> list[dict[str, Any]]:
+    """One record an epoch from the log of the steps of whole epochs, `first_epoch` of them before.
+
+    Raises UserError for an epoch of which every step was skipped.
+    """
+    records = []
+    for i in range(len(log.skipped) // per_epoch):
+        part = jax.tree.map(lambda x, i=i: x[i * per_epoch : (i + 1) * per_epoch], log)
+        epoch, made = first_epoch + i + 1, part.skipped == 0
+        if not made.any():
+            raise UserError(f"every step of epoch {epoch} had to be skipped")
+        record = {
+            "epoch": epoch,
+            "step": epoch * per_epoch,
+            "learning_rate": float(learning_rate(epoch * per_epoch - 1)),
+            "train": summarize(
+                {n: Average(x.total[made], x.weight[made]) for n, x in part.metrics.items()}
+            ),
+        }
+        skipped = {} if made.all() else {"skipped_steps": int((~made).sum())}
+        records.append(record | skipped)
+    return records
 
 
 def log_to_json(log: StepLog) -> dict[str, Any]:

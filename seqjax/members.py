@@ -1,0 +1,211 @@
+"""Runs that differ only in numbers, trained side by side by one compiled program.
+
+The members of a group have a seed each and may have numbers of their own (`TRACED_FIELDS`); all
+else is one config. Devices share the members out and each takes its own one after the other, as the
+single run on one device would: no member's numbers depend on the others. Imports: config, evaluate,
+loops, setup, traced.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, Key
+from ml_collections import ConfigDict
+
+from seqjax.array_types import Batch, Params
+from seqjax.config import as_json
+from seqjax.data.batches import Rows, eval_batches, num_rows
+from seqjax.dropout import row_keys
+from seqjax.loops import compiler_options, make_steps
+from seqjax.mesh import SPLIT, WHOLE, put, sharded
+from seqjax.metrics import Metrics, summarize
+from seqjax.optim import make_optimizer
+from seqjax.setup import Setup
+from seqjax.spec import TracedSpec, parse_spec
+from seqjax.traced import Traced, given
+from seqjax.train import StepLog, TrainState
+
+# Numbers that the training program may take as arguments. Where one is 0 a part of it is missing.
+TRACED_FIELDS = (
+    "optim.learning_rate",
+    "optim.clip_norm",
+    "optim.clip_value",
+    "optim.ema_decay",
+    "loss.label_smoothing",
+    "model.token_dropout",
+    "model.input_dropout",
+    "model.state_dropout",
+    "model.output_dropout",
+    "model.encoder_output_dropout",
+    "model.decoder_output_dropout",
+)
+TRACED_OPTIONS = {"optim.name": ("weight_decay",)}  # of specs
+# What is read before training only.
+INITIAL_FIELDS = ("seed", *(f"model.{name}_init" for name in ("kernel", "recurrent")))
+INITIAL_FIELDS += ("model.output_kernel_init", "model.output_bias_init")
+
+Numbers = list[Array]  # [N] each, in the order of `Members.traced`
+
+
+def group_key(config: ConfigDict) -> str:
+    """What all members of a group have in common, as text."""
+    fields = as_json(config)
+    for name in INITIAL_FIELDS:
+        section, field = _place(fields, name)
+        section.pop(field, None)
+    for name in TRACED_FIELDS:
+        section, field = _place(fields, name)
+        if field in section:
+            section[field] = _pattern(section[field])
+    for name, options in TRACED_OPTIONS.items():
+        section, field = _place(fields, name)
+        spec, args, given_options = parse_spec(section[field], name)
+        own = {k: _pattern(v) if k in options else v for k, v in given_options.items()}
+        section[field] = [spec, args, own]
+    return json.dumps(fields, sort_keys=True)
+
+
+def share_config(configs: Sequence[ConfigDict]) -> tuple[ConfigDict, list[tuple[Traced, Any]]]:
+    """The config of a group, in which numbers that differ stand as `Traced`; and those with their
+    values [N]."""
+    shared, traced = configs[0].copy_and_resolve_references(), []
+    with shared.unlocked():
+        for name in TRACED_FIELDS:
+            section, field = _place(shared, name)
+            if field in section:
+                values = [_place(config, name)[0][field] for config in configs]
+                section[field] = _trace(values, traced)
+        for name, options in TRACED_OPTIONS.items():
+            section, field = _place(shared, name)
+            specs = [parse_spec(_place(config, name)[0][field], name)[2] for config in configs]
+            holes = {k: _trace([s[k] for s in specs], traced) for k in options if k in specs[0]}
+            section[field] = TracedSpec(section[field], holes)
+    return shared, traced
+
+
+def _trace(values: list[Any], traced: list[tuple[Traced, Any]]) -> Any:
+    """The value that all share, or what stands for theirs."""
+    if isinstance(values[0], tuple):
+        return tuple(_trace(list(own), traced) for own in zip(*values, strict=True))
+    if all(value == values[0] for value in values):
+        return values[0]
+    traced.append((Traced(values[0]), np.array(values, np.float32)))
+    return traced[-1][0]
+
+
+def _pattern(value: Any) -> Any:
+    """Which of the numbers are 0."""
+    return [_pattern(v) for v in value] if isinstance(value, list) else value == 0
+
+
+def _place(fields: Any, name: str) -> tuple[Any, str]:
+    """The section of a field `a.b`, or nothing for one that the config has not, and its own name."""
+    *path, field = name.split(".")
+    for part in path:
+        fields = fields[part] if part in fields else {}
+    return fields, field
+
+
+class Members:
+    """The compiled programs of a group; states, parameters and keys have a leading N.
+
+    N is a multiple of the mesh's devices. The setup is that of the group's shared config.
+    """
+
+    def __init__(self, setup: Setup, traced: Sequence[tuple[Traced, Any]], mesh: Mesh):
+        self.setup, self.mesh = setup, mesh
+        self.traced = [number for number, _ in traced]
+        self.numbers = [put(values, mesh, SPLIT) for _, values in traced]
+        self.max_steps = setup.config.train.eval_every_epochs * setup.data.steps_per_epoch
+        self._rows = put(dict(setup.data.rows), mesh, WHOLE)
+        self._measure = jax.jit(
+            sharded(self._own_metrics, mesh, (SPLIT, WHOLE, SPLIT, SPLIT, WHOLE), SPLIT)
+        )
+
+    def compile(self, states: TrainState, keys: Key[Array, " N"]) -> int:
+        """Makes ready to train members of these shapes; how many bytes that will take."""
+        specs = (SPLIT, WHOLE, SPLIT, SPLIT, SPLIT)
+        program = jax.jit(
+            sharded(self._own_steps, self.mesh, specs, SPLIT),
+            donate_argnums=0,
+            compiler_options=compiler_options(self.mesh),
+        )
+        nothing = put(np.zeros(len(keys), np.int32), self.mesh, SPLIT)
+        arguments = (states, self._rows, keys, nothing, self.numbers)
+        self._train = program.lower(*arguments).compile()
+        memory = self._train.memory_analysis()
+        return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+    def train(
+        self, states: TrainState, keys: Key[Array, " N"], num_steps: Int[np.ndarray, " N"]
+    ) -> tuple[TrainState, StepLog]:
+        """The states after so many more steps of each, and the logs [N, max_steps]."""
+        steps = put(num_steps.astype(np.int32), self.mesh, SPLIT)
+        return self._train(states, self._rows, keys, steps, self.numbers)
+
+    def metrics(
+        self, params: Params, rows: Rows, keys: Key[Array, " N"] | None = None
+    ) -> list[dict[str, float]]:
+        """Each member's means over all rows; keys leave dropout alive."""
+        parts = []
+        for i, (batch, _) in enumerate(eval_batches(rows, self.setup.evaluator.batch_size, 1)):
+            first_row = jnp.int32(i * num_rows(batch))
+            batch = put(batch, self.mesh, WHOLE)
+            parts.append(self._measure(params, batch, keys, self.numbers, first_row))
+        sums = jax.tree.map(lambda *xs: np.stack(xs, 1), *jax.device_get(parts))
+        members = range(num_rows({"": jax.tree.leaves(params)[0]}))
+        return [summarize(jax.tree.map(lambda x, n=n: x[n], sums)) for n in members]
+
+    def _own_steps(self, states, rows, keys, num_steps, numbers):
+        """Of the members of a device."""
+        config, data = self.setup.config, self.setup.data
+
+        def one(member):
+            state, key, steps_left, own = member
+            with given(zip(self.traced, own, strict=True)):
+                optimizer = make_optimizer(
+                    **config.optim,
+                    steps_per_epoch=data.steps_per_epoch,
+                    num_epochs=config.train.num_epochs,
+                )
+                steps = make_steps(
+                    self.setup.task.measure,
+                    optimizer,
+                    data,
+                    1,
+                    None,
+                    max_steps=self.max_steps,
+                    max_skipped=config.train.max_skipped_steps,
+                    microbatch_size=self.setup.microbatch_size,
+                )
+                return steps(state, rows, key, steps_left)
+
+        return jax.lax.map(one, (states, keys, num_steps, numbers))
+
+    def _own_metrics(self, params, batch: Batch, keys, numbers, first_row) -> Metrics:
+        def one(member):
+            params, key, own = member
+            of_rows = None if key is None else row_keys(key, num_rows(batch), first_row)
+            with given(zip(self.traced, own, strict=True)):
+                return dict(self.setup.task.measure(params, batch, of_rows))
+
+        return jax.lax.map(one, (params, keys, numbers))
+
+
+@jax.jit
+def choose(better: Bool[Array, " N"], new: Params, old: Params) -> Params:
+    """The new parameters of the members that are better, the old ones of the others."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
+    )
+
+
+def stack(trees: Sequence[Any], mesh: Mesh) -> Any:
+    """Trees of the same shapes as one with a leading N, shared out to the devices."""
+    return put(jax.tree.map(lambda *xs: np.stack(xs), *trees), mesh, SPLIT)
+
