@@ -36,7 +36,7 @@ def dropout(
         in_axes=(0, axis),
         out_axes=axis,
     )(keys, x)
-    return jnp.where(kept, x / share, 0)
+    return jnp.where(kept, x * (1 / share), 0)
 
 
 def dropout_scale(

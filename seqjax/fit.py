@@ -160,7 +160,7 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
         key = jax.random.key(setup.config.seed) if dropout_alive else None
         return evaluator.metrics(params, task.splits[split], key)
 
-    result = summarize_splits(setup, measure, predict) | {
+    result: dict[str, Any] = summarize_splits(setup, measure, predict) | {
         "best_epoch": progress.best_epoch,
         "num_epochs": progress.epoch,
         "num_parameters": count_parameters(params),

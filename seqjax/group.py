@@ -4,47 +4,42 @@ The group's directory holds what resuming needs: checkpoints of all members, and
 fitted to the training data, which all share. Imports: members, fit, trial.
 """
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
-from seqjax.array_types import Params
-from seqjax.checkpoint import Checkpoints, newest, set_aside_after
+from seqjax.checkpoint import Checkpoints
 from seqjax.config import as_json
 from seqjax.diagnose import diagnose, first_bad
 from seqjax.errors import UserError
 from seqjax.fingerprint import arrays_digest
-from seqjax.fit import summarize_splits
-from seqjax.members import Members, choose, share_config, stack
+from seqjax.group_position import begin, load_position, save_position
+from seqjax.members import Members, all_finite, choose, share_config, stack
 from seqjax.memory import memory_bytes
 from seqjax.mesh import SPLIT, make_mesh, put
 from seqjax.optim import Optimizer, make_optimizer
-from seqjax.parameters import count_parameters
-from seqjax.progress import Pace, Progress, advance
+from seqjax.progress import Pace, advance
 from seqjax.report import Record
 from seqjax.run_directory import CHECKPOINTS, held
 from seqjax.setup import Setup, make_setup
-from seqjax.stop_signals import Stopped, StopSignals, say
+from seqjax.stop_signals import Stopped, StopSignals
 from seqjax.tasks import make_task
 from seqjax.traced import given
-from seqjax.train import StepLog, TrainState, init_train_state
-from seqjax.training import epoch_records, log_from_json, log_to_json
-from seqjax.trial import Trial, save_failure, save_result
+from seqjax.train import init_train_state
+from seqjax.training import epoch_records
+from seqjax.trial import Trial, save_failure, save_result, sound_trials, summarize
 
 SAVE_SECONDS = 60.0  # of training that a kill may cost
 MEMORY_SHARE = 0.5  # of the machine's, for a group
 
-Watch = Callable[[Trial, list[Record]], None]  # is told of every trial after each evaluation
+Watch = Callable[[Trial, Sequence[Record]], None]  # is told of every trial after each evaluation
 
 
 def train_group(
@@ -66,7 +61,7 @@ def train_group(
         return
     limit = MEMORY_SHARE * memory_bytes() if max_bytes is None else max_bytes
     with held(workdir), StopSignals() as signals:
-        sound = _sound(trials, workdir)
+        sound = sound_trials(trials, workdir)
         group = Group(sound, workdir, signals, watch) if sound else None
         too_large = group is not None and group.num_bytes > limit and len(sound) > 1
         if group and not too_large:
@@ -76,24 +71,6 @@ def train_group(
         for name, part in (("first", trials[:half]), ("second", trials[half:])):
             options = {"until": until, "dropped": dropped, "max_bytes": limit}
             train_group(part, workdir / name, watch, **options)
-
-
-def _sound(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Callable]]:
-    """The trials that can be begun, with their `init`; the others end as failures."""
-    sound, inits = [], {}
-    for trial in trials:
-        kind = json.dumps(as_json(trial.config) | {"seed": 0})
-        try:
-            if kind not in inits:
-                task = make_task(trial.config, workdir)
-                task.save(workdir)  # what the first one fits to the data, the others read
-                make_setup(task, trial.config)  # for its complaints
-                inits[kind] = jax.jit(task.init)
-            sound.append((trial, inits[kind]))
-        except UserError as error:
-            if not trial.has_ended:
-                save_failure(trial, str(error))
-    return sound
 
 
 class Group:
@@ -116,12 +93,12 @@ class Group:
         self.size = len(sound) + -len(sound) % mesh.size
         configs = [trial.config for trial in self.trials]
         configs += [configs[0]] * (self.size - len(sound))
-        shared, traced = share_config(configs)
-        self.setup: Setup = make_setup(make_task(shared, workdir), shared)
+        self.shared = share_config(configs)
+        task = make_task(self.shared.config, workdir)
+        self.setup: Setup = make_setup(task, self.shared.config)
         self.files = self.setup.task.save(workdir)
         self.optimizers = [self._make_optimizer(config) for config in configs]
-        self.members = Members(self.setup, traced, mesh)
-        self.numbers = [(number, values) for number, values in traced]
+        self.members = Members(self.setup, self.shared, mesh)
         seeds = np.array([config.seed for config in configs], np.uint32)
         self.keys = put(jax.vmap(jax.random.key)(seeds), mesh, SPLIT)
         init_of = [init for _, init in sound] + [sound[0][1]] * (self.size - len(sound))
@@ -129,29 +106,25 @@ class Group:
             init(jax.random.key(config.seed)) for init, config in zip(init_of, configs, strict=True)
         ]
         states = [init_train_state(p, self.setup.optimizer) for p in params]
-        self.states: TrainState = stack(states, mesh)
-        self.best_params = stack(params, mesh)
-        self.epoch = self.step = 0
-        self.progress = [Progress() for _ in self.trials]
-        self.records: list[list[Record]] = [[] for _ in self.trials]
-        self.failures: dict[int, str] = {}
-        self.logs: list[StepLog] = []  # [N, steps] each, since the last evaluation
-        self.num_bytes = self.members.compile(self.states, self.keys)
+        self.now = begin(stack(states, mesh), stack(params, mesh), len(sound))
+        self.num_bytes = self.members.compile(self.now.states, self.keys)
 
     def run(self, until: int | None, dropped: Collection[Trial]) -> None:
         """To the end of every trial, or to the epoch `until`."""
         train, per_epoch = self.setup.config.train, self.setup.data.steps_per_epoch
-        self._resume()
+        self.now = load_position(
+            self.workdir / CHECKPOINTS, self.now, self._identity(), self.members.mesh
+        )
         for i, trial in enumerate(self.trials):
             if trial in dropped:
-                self.progress[i] = self.progress[i]._replace(stopped=True)
+                self.now.progress[i] = self.now.progress[i]._replace(stopped=True)
         last = train.num_epochs if until is None else min(until, train.num_epochs)
         pace, self.saved_at = Pace(train.steps_per_call), time.monotonic()
         self.signals.unsaved = True
         with closing(Checkpoints(self.workdir / CHECKPOINTS)) as self.checkpoints:
-            while self.epoch < last and self._active().any():
-                epoch = min(self.epoch + train.eval_every_epochs, train.num_epochs)
-                while (left := epoch * per_epoch - self.step) > 0:
+            while self.now.epoch < last and self._active().any():
+                epoch = min(self.now.epoch + train.eval_every_epochs, train.num_epochs)
+                while (left := epoch * per_epoch - self.now.step) > 0:
                     started, num_steps = time.perf_counter(), pace.num_steps(left)
                     self._make_steps(num_steps)
                     pace.took(time.perf_counter() - started, num_steps)
@@ -168,33 +141,32 @@ class Group:
     def _active(self) -> np.ndarray:
         """Which of the N are still trained."""
         active = np.zeros(self.size, bool)
-        for i, progress in enumerate(self.progress):
-            active[i] = not progress.stopped and i not in self.failures
+        for i, progress in enumerate(self.now.progress):
+            active[i] = not progress.stopped and i not in self.now.failures
         return active
 
     def _make_steps(self, num_steps: int) -> None:
         active = self._active()
-        self.states, log = self.members.train(self.states, self.keys, num_steps * active)
-        log = jax.device_get(log)
-        self.logs.append(jax.tree.map(lambda x: x[:, :num_steps], log))
-        self.step += num_steps
-        skipped = np.asarray(self.setup.optimizer.num_skipped(self.states.opt_state))
+        self.now.states, log = self.members.train(self.now.states, self.keys, num_steps * active)
+        self.now.logs.append(jax.tree.map(lambda x: np.asarray(x)[:, :num_steps], log))
+        self.now.step += num_steps
+        skipped = np.asarray(self.setup.optimizer.num_skipped(self.now.states.opt_state))
         for i in np.flatnonzero(active & (skipped > self.setup.config.train.max_skipped_steps)):
             self._fail(int(i), self._diagnose(int(i)))
 
     def _diagnose(self, i: int) -> str:
         """What went wrong in the last step of a member."""
-        state, data = self._member(self.states, i), self.setup.data
-        with given((number, values[i]) for number, values in self.numbers):
+        state, data = self._member(self.now.states, i), self.setup.data
+        with given((number, values[i]) for number, values in self.shared.traced):
             key = jax.random.key(self.trials[i].config.seed)
             return diagnose(self.setup.task.measure, data, state, key, 1, operations=False)
 
     def _evaluate(self, epoch: int) -> None:
         """Ends an interval: records, and what they mean for the best weights and for stopping."""
         task, per_epoch = self.setup.task, self.setup.data.steps_per_epoch
-        opt_state = self.states.opt_state
-        params = self.setup.optimizer.eval_params(self.states.params, opt_state)
-        log = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *self.logs)
+        opt_state = self.now.states.opt_state
+        params = self.setup.optimizer.eval_params(self.now.states.params, opt_state)
+        log = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *self.now.logs)
         valid = task.splits.get("valid")
         means = self.members.metrics(params, valid) if valid else []
         finite = np.asarray(all_finite(params))
@@ -203,7 +175,7 @@ class Group:
             try:
                 of_member = jax.tree.map(lambda x, i=i: x[i], log)
                 rate = cache(lambda step, i=i: self._learning_rate(i, step))
-                records = epoch_records(of_member, per_epoch, self.epoch, rate)
+                records = epoch_records(of_member, per_epoch, self.now.epoch, rate)
                 if not finite[i]:
                     [bad] = first_bad(self._member(params, i), "the parameter")
                     raise UserError(f"after epoch {epoch} {bad}")
@@ -214,49 +186,40 @@ class Group:
             except UserError as error:
                 self._fail(int(i), str(error))
                 continue
-            self.records[i] += records
+            self.now.records[i] += records
             train = self.trials[i].config.train
-            self.progress[i] = advance(self.progress[i], records[-1], train)
-            better[i] = self.progress[i].best_epoch == epoch
+            self.now.progress[i] = advance(self.now.progress[i], records[-1], train)
+            better[i] = self.now.progress[i].best_epoch == epoch
             self.watch(self.trials[i], records)
-        self.best_params = choose(better, params, self.best_params)
-        self.epoch, self.logs = epoch, []
+        self.now.best_params = choose(better, params, self.now.best_params)
+        self.now.epoch, self.now.logs = epoch, []
 
     def _learning_rate(self, i: int, step: int) -> Any:
-        rates = self.optimizers[i].learning_rate(self.states.opt_state, step)
+        rates = self.optimizers[i].learning_rate(self.now.states.opt_state, step)
         return np.broadcast_to(rates, self.size)[i]
 
     def _fail(self, i: int, reason: str) -> None:
-        self.failures[i] = reason
+        self.now.failures[i] = reason
         save_failure(self.trials[i], reason)
 
     def _conclude(self) -> None:
         """Ends every trial that has not failed."""
-        splits, best = self.setup.task.splits, jax.device_get(self.best_params)
-        means = {split: self.members.metrics(self.best_params, splits[split]) for split in splits}
+        splits = self.setup.task.splits
+        evaluate = partial(self.members.metrics, self.now.best_params)
+        means = {split: evaluate(rows) for split, rows in splits.items()}
         alive = {}
         if self.setup.config.train.dropout_at_test:
-            alive = {
-                split: self.members.metrics(self.best_params, splits[split], self.keys)
-                for split in splits
-            }
+            alive = {split: evaluate(rows, self.keys) for split, rows in splits.items()}
+        best = jax.device_get(self.now.best_params)
         for i, trial in enumerate(self.trials):
             if trial.has_ended:
                 continue
-            params, progress = self._member(best, i), self.progress[i]
-
-            def measure(split: str, dropout_alive: bool, i: int = i) -> dict[str, float]:
-                return dict((alive if dropout_alive else means)[split][i])
-
-            predict = cache(
-                lambda split, params=params: self.setup.evaluator.predict(params, splits[split])
+            params = self._member(best, i)
+            own = ({split: table[split][i] for split in table} for table in (means, alive))
+            result = summarize(self.setup, params, self.now.progress[i], *own)
+            save_result(
+                trial, params, self.now.progress[i], self.now.records[i], self.files, result
             )
-            result = summarize_splits(self.setup, measure, predict) | {
-                "best_epoch": progress.best_epoch,
-                "num_epochs": progress.epoch,
-                "num_parameters": count_parameters(params),
-            }
-            save_result(trial, params, progress, self.records[i], self.files, result)
 
     def _make_optimizer(self, config: ConfigDict) -> Optimizer:
         """A member's own, for what is asked of it on the host."""
@@ -268,8 +231,8 @@ class Group:
     def _member(tree: Any, i: int) -> Any:
         return jax.tree.map(lambda x: np.asarray(x)[i], tree)
 
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint holds beside arrays, but for where the group is."""
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must be of, to be this group's."""
         splits = self.setup.task.splits
         return {
             "configs": [as_json(trial.config) for trial in self.trials],
@@ -280,45 +243,11 @@ class Group:
         if self.signals.received is not None:
             self._save()
             self.checkpoints.close()
-            told = f"stopped and saved at epoch {self.epoch}: the same command resumes there"
+            told = f"stopped and saved at epoch {self.now.epoch}: the same command resumes there"
             raise Stopped(self.signals.received, told)
         if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self._save()
 
     def _save(self) -> None:
-        facts = self._facts() | {
-            "epoch": self.epoch,
-            "progress": [progress._asdict() for progress in self.progress],
-            "records": self.records,
-            "failures": {str(i): reason for i, reason in self.failures.items()},
-            "logs": [log_to_json(log) for log in self.logs],
-        }
-        arrays = {"state": self.states, "best_params": self.best_params}
-        self.checkpoints.prepare(self.step, arrays, facts, self.step)()
+        save_position(self.checkpoints, self.now, self._identity())
         self.saved_at = time.monotonic()
-
-    def _resume(self) -> None:
-        """Takes the newest whole checkpoint's position, if there is one."""
-        own = json.loads(json.dumps(self._facts()))
-
-        def is_foreign(facts: dict[str, Any]) -> str:
-            changed = [name for name in own if facts.get(name) != own[name]]
-            return f"other {' and '.join(changed)}" if changed else ""
-
-        like = jax.eval_shape(lambda: {"state": self.states, "best_params": self.best_params})
-        found = newest(self.workdir / CHECKPOINTS, like, is_foreign, say)
-        set_aside_after(self.workdir / CHECKPOINTS, found.step if found else 0)
-        if found:
-            arrays, facts = put(found.arrays, self.members.mesh, SPLIT), found.facts
-            self.states, self.best_params = arrays["state"], arrays["best_params"]
-            self.step, self.epoch, self.records = found.step, facts["epoch"], facts["records"]
-            self.progress = [Progress(**progress) for progress in facts["progress"]]
-            self.failures = {int(i): reason for i, reason in facts["failures"].items()}
-            self.logs = [log_from_json(log) for log in facts["logs"]]
-
-
-@jax.jit
-def all_finite(params: Params) -> Bool[Array, " N"]:
-    """Which of the members have nothing but numbers."""
-    leaves = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(params)]
-    return jnp.stack(leaves).all(axis=0)

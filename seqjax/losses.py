@@ -1,4 +1,7 @@
-"""Losses as (sum, weight), so that padding and filler rows weigh nothing. Imports: metrics, traced."""
+"""Losses as (sum, weight), so that padding and filler rows weigh nothing.
+
+Imports: metrics, traced.
+"""
 
 import jax
 import jax.numpy as jnp

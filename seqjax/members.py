@@ -8,13 +8,13 @@ loops, setup, traced.
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from seqjax.array_types import Batch, Params
@@ -44,12 +44,10 @@ TRACED_FIELDS = (
     "model.encoder_output_dropout",
     "model.decoder_output_dropout",
 )
-TRACED_OPTIONS = {"optim.name": ("weight_decay",)}  # of specs
+TRACED_OPTION = "weight_decay"  # of optim.name
 # What is read before training only.
 INITIAL_FIELDS = ("seed", *(f"model.{name}_init" for name in ("kernel", "recurrent")))
 INITIAL_FIELDS += ("model.output_kernel_init", "model.output_bias_init")
-
-Numbers = list[Array]  # [N] each, in the order of `Members.traced`
 
 
 def group_key(config: ConfigDict) -> str:
@@ -62,30 +60,38 @@ def group_key(config: ConfigDict) -> str:
         section, field = _place(fields, name)
         if field in section:
             section[field] = _pattern(section[field])
-    for name, options in TRACED_OPTIONS.items():
-        section, field = _place(fields, name)
-        spec, args, given_options = parse_spec(section[field], name)
-        own = {k: _pattern(v) if k in options else v for k, v in given_options.items()}
-        section[field] = [spec, args, own]
+    name, args, options = parse_spec(config.optim.name, "optimizer")
+    if TRACED_OPTION in options:
+        options[TRACED_OPTION] = _pattern(options[TRACED_OPTION])
+    fields["optim"]["name"] = [name, args, options]
     return json.dumps(fields, sort_keys=True)
 
 
-def share_config(configs: Sequence[ConfigDict]) -> tuple[ConfigDict, list[tuple[Traced, Any]]]:
-    """The config of a group, in which numbers that differ stand as `Traced`; and those with their
-    values [N]."""
-    shared, traced = configs[0].copy_and_resolve_references(), []
+class Shared(NamedTuple):
+    """The config of a group, in which numbers that differ stand as `Traced`."""
+
+    config: ConfigDict
+    optim: dict[str, Any]  # its section, with a spec that no ConfigDict can hold
+    traced: list[tuple[Traced, Float[np.ndarray, " N"]]]  # those numbers, and the members' own
+
+
+def share_config(configs: Sequence[ConfigDict]) -> Shared:
+    """What configs of one group key have in common."""
+    traced: list[Any] = []
+    shared = configs[0].copy_and_resolve_references()
     with shared.unlocked():
         for name in TRACED_FIELDS:
             section, field = _place(shared, name)
             if field in section:
                 values = [_place(config, name)[0][field] for config in configs]
                 section[field] = _trace(values, traced)
-        for name, options in TRACED_OPTIONS.items():
-            section, field = _place(shared, name)
-            specs = [parse_spec(_place(config, name)[0][field], name)[2] for config in configs]
-            holes = {k: _trace([s[k] for s in specs], traced) for k in options if k in specs[0]}
-            section[field] = TracedSpec(section[field], holes)
-    return shared, traced
+    options = [parse_spec(config.optim.name)[2] for config in configs]
+    if TRACED_OPTION in options[0]:
+        own = {TRACED_OPTION: _trace([given[TRACED_OPTION] for given in options], traced)}
+        optim = {**shared.optim, "name": TracedSpec(shared.optim.name, own)}
+    else:
+        optim = {**shared.optim}
+    return Shared(shared.lock(), optim, traced)
 
 
 def _trace(values: list[Any], traced: list[tuple[Traced, Any]]) -> Any:
@@ -104,23 +110,23 @@ def _pattern(value: Any) -> Any:
 
 
 def _place(fields: Any, name: str) -> tuple[Any, str]:
-    """The section of a field `a.b`, or nothing for one that the config has not, and its own name."""
+    """The section of a field `a.b`, or nothing where the config has none, and its own name."""
     *path, field = name.split(".")
     for part in path:
-        fields = fields[part] if part in fields else {}
+        fields = fields.get(part, {})
     return fields, field
 
 
 class Members:
     """The compiled programs of a group; states, parameters and keys have a leading N.
 
-    N is a multiple of the mesh's devices. The setup is that of the group's shared config.
+    N is a multiple of the mesh's devices. The setup is that of the shared config.
     """
 
-    def __init__(self, setup: Setup, traced: Sequence[tuple[Traced, Any]], mesh: Mesh):
-        self.setup, self.mesh = setup, mesh
-        self.traced = [number for number, _ in traced]
-        self.numbers = [put(values, mesh, SPLIT) for _, values in traced]
+    def __init__(self, setup: Setup, shared: Shared, mesh: Mesh):
+        self.setup, self.mesh, self._optim = setup, mesh, shared.optim
+        self._traced = [number for number, _ in shared.traced]
+        self._numbers = [put(values, mesh, SPLIT) for _, values in shared.traced]
         self.max_steps = setup.config.train.eval_every_epochs * setup.data.steps_per_epoch
         self._rows = put(dict(setup.data.rows), mesh, WHOLE)
         self._measure = jax.jit(
@@ -136,9 +142,9 @@ class Members:
             compiler_options=compiler_options(self.mesh),
         )
         nothing = put(np.zeros(len(keys), np.int32), self.mesh, SPLIT)
-        arguments = (states, self._rows, keys, nothing, self.numbers)
+        arguments = (states, self._rows, keys, nothing, self._numbers)
         self._train = program.lower(*arguments).compile()
-        memory = self._train.memory_analysis()
+        memory: Any = self._train.memory_analysis()
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
     def train(
@@ -146,7 +152,7 @@ class Members:
     ) -> tuple[TrainState, StepLog]:
         """The states after so many more steps of each, and the logs [N, max_steps]."""
         steps = put(num_steps.astype(np.int32), self.mesh, SPLIT)
-        return self._train(states, self._rows, keys, steps, self.numbers)
+        return self._train(states, self._rows, keys, steps, self._numbers)
 
     def metrics(
         self, params: Params, rows: Rows, keys: Key[Array, " N"] | None = None
@@ -156,7 +162,7 @@ class Members:
         for i, (batch, _) in enumerate(eval_batches(rows, self.setup.evaluator.batch_size, 1)):
             first_row = jnp.int32(i * num_rows(batch))
             batch = put(batch, self.mesh, WHOLE)
-            parts.append(self._measure(params, batch, keys, self.numbers, first_row))
+            parts.append(self._measure(params, batch, keys, self._numbers, first_row))
         sums = jax.tree.map(lambda *xs: np.stack(xs, 1), *jax.device_get(parts))
         members = range(num_rows({"": jax.tree.leaves(params)[0]}))
         return [summarize(jax.tree.map(lambda x, n=n: x[n], sums)) for n in members]
@@ -167,9 +173,9 @@ class Members:
 
         def one(member):
             state, key, steps_left, own = member
-            with given(zip(self.traced, own, strict=True)):
+            with given(zip(self._traced, own, strict=True)):
                 optimizer = make_optimizer(
-                    **config.optim,
+                    **self._optim,
                     steps_per_epoch=data.steps_per_epoch,
                     num_epochs=config.train.num_epochs,
                 )
@@ -191,7 +197,7 @@ class Members:
         def one(member):
             params, key, own = member
             of_rows = None if key is None else row_keys(key, num_rows(batch), first_row)
-            with given(zip(self.traced, own, strict=True)):
+            with given(zip(self._traced, own, strict=True)):
                 return dict(self.setup.task.measure(params, batch, of_rows))
 
         return jax.lax.map(one, (params, keys, numbers))
@@ -205,7 +211,13 @@ def choose(better: Bool[Array, " N"], new: Params, old: Params) -> Params:
     )
 
 
+@jax.jit
+def all_finite(params: Params) -> Bool[Array, " N"]:
+    """Which of the members have nothing but numbers."""
+    leaves = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(params)]
+    return jnp.stack(leaves).all(axis=0)
+
+
 def stack(trees: Sequence[Any], mesh: Mesh) -> Any:
     """Trees of the same shapes as one with a leading N, shared out to the devices."""
     return put(jax.tree.map(lambda *xs: np.stack(xs), *trees), mesh, SPLIT)
-

@@ -18,6 +18,8 @@ LARGEST_FLOAT = 3.4e38  # of 32 bits
 class TracedSpec(str):
     """A spec some of whose options are `Traced` numbers instead of those written in it."""
 
+    traced: Mapping[str, Any]
+
     def __new__(cls, spec: str, traced: Mapping[str, Any]) -> "TracedSpec":
         self = super().__new__(cls, spec)
         self.traced = traced

@@ -9,6 +9,8 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 
 class Traced(float):
     """A float, which stands for an array inside `given`. Whether it is 0 is the same for both."""
@@ -17,9 +19,10 @@ class Traced(float):
 
 
 def value_of(number: Any) -> Any:
-    """What to compute with: the array that a `Traced` stands for just now, else the number."""
+    """What to compute with: the array that a `Traced` stands for just now, else the number as a
+    float32, so that what is computed from either rounds alike."""
     array = getattr(number, "array", None)
-    return number if array is None else array
+    return np.float32(number) if array is None else array
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A trial of a sweep: a config, and the run directory that it ends in. Imports: weights, setup.
+"""A trial of a sweep: a config, and the run directory that it ends in. Imports: fit, weights.
 
 The directory appears at once, when the trial has ended: with its best weights, config, records and
 result, as an imported run has them (`experiments.evaluate` and `chat` take it), or with the reason
@@ -7,24 +7,31 @@ why it failed.
 
 import json
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from seqjax.array_types import Params
 from seqjax.config import as_json
+from seqjax.errors import UserError
 from seqjax.files import read_json, write_json, write_text
-from seqjax.parameters import named_arrays
+from seqjax.fit import summarize_splits
+from seqjax.parameters import count_parameters, named_arrays
 from seqjax.progress import Progress
 from seqjax.report import Record
 from seqjax.run_directory import CONFIG, ENVIRONMENT, RESULT, environment
+from seqjax.setup import Setup, make_setup
+from seqjax.tasks import make_task
 from seqjax.weights import FILE as WEIGHTS
 from seqjax.weights import Weights, write_weights
 
 FAILURE, RECORDS = "failure.json", "metrics.jsonl"
+Means = Mapping[str, Mapping[str, float]]  # by split
 
 
 class Trial(NamedTuple):
@@ -41,6 +48,42 @@ class Trial(NamedTuple):
         """Why the trial failed, "" if it did not."""
         path = self.directory / FAILURE
         return read_json(path)["reason"] if path.exists() else ""
+
+
+def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Callable]]:
+    """The trials that can be begun, with their `init`; the others end as failures."""
+    sound, inits = [], {}
+    for trial in trials:
+        kind = json.dumps(as_json(trial.config) | {"seed": 0})
+        try:
+            if kind not in inits:
+                task = make_task(trial.config, workdir)
+                task.save(workdir)  # what the first one fits to the data, the others read
+                make_setup(task, trial.config)  # for its complaints
+                inits[kind] = jax.jit(task.init)
+            sound.append((trial, inits[kind]))
+        except UserError as error:
+            if not trial.has_ended:
+                save_failure(trial, str(error))
+    return sound
+
+
+def summarize(
+    setup: Setup, params: Params, progress: Progress, means: Means, alive: Means
+) -> dict[str, Any]:
+    """What result.json holds of a member; `means` are those of its metrics by split, and `alive`
+    those under dropout where the config asks for them."""
+    splits = setup.task.splits
+    predict = cache(lambda split: setup.evaluator.predict(params, splits[split]))
+
+    def measure(split: str, dropout_alive: bool) -> dict[str, float]:
+        return dict((alive if dropout_alive else means)[split])
+
+    return summarize_splits(setup, measure, predict) | {
+        "best_epoch": progress.best_epoch,
+        "num_epochs": progress.epoch,
+        "num_parameters": count_parameters(params),
+    }
 
 
 def save_failure(trial: Trial, reason: str) -> None:

@@ -7,7 +7,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    ["errors", "memory", "files", "plain_text", "argmax", "array_types", "special_ids", "spec", "traced"],
+    [
+        "errors",
+        "memory",
+        "files",
+        "plain_text",
+        "argmax",
+        "array_types",
+        "special_ids",
+        "spec",
+        "traced",
+    ],
     ["initializers"],
     ["cell", "cells", "unroll", "fused", "cudnn", "backends"],
     ["dropout", "layers", "stack", "attention", "models"],
@@ -19,7 +29,8 @@ ROWS = [
     ["config", "fingerprint", "packing", "checkpoint", "run_directory"],
     ["progress", "report", "stop_signals", "setup", "weights"],
     ["diagnose", "training", "fit", "launch"],
-    ["members", "trial", "group", "sweep"],
+    ["members", "trial", "group_position", "group", "search_space"],
+    ["executors", "sweep_report", "sweep"],
     ["load_run", "chat", "page", "exchange"],
     ["benchmark"],
 ]

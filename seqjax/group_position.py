@@ -1,0 +1,79 @@
+"""Where a group of trials is, in memory and in checkpoints. Imports: checkpoint, mesh, progress."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from seqjax.array_types import Params
+from seqjax.checkpoint import Checkpoints, newest, set_aside_after
+from seqjax.mesh import SPLIT, put
+from seqjax.progress import Progress
+from seqjax.stop_signals import say
+from seqjax.train import StepLog, TrainState
+from seqjax.training import log_from_json, log_to_json
+
+
+@dataclass
+class GroupPosition:
+    """How far the members are: what their next steps need, and what was found."""
+
+    states: TrainState  # [N], as all arrays
+    best_params: Params
+    epoch: int  # the last one evaluated
+    step: int
+    progress: list[Progress]  # of each trial, as those below
+    records: list[list[Any]]
+    failures: dict[int, str]  # why, by the trial's place
+    logs: list[StepLog]  # [N, steps] each, of the calls since the last evaluation
+
+
+def begin(states: TrainState, params: Params, num_trials: int) -> GroupPosition:
+    """Before the first step."""
+    records: list[list[Any]] = [[] for _ in range(num_trials)]
+    return GroupPosition(states, params, 0, 0, [Progress()] * num_trials, records, {}, [])
+
+
+def save_position(checkpoints: Checkpoints, now: GroupPosition, identity: dict[str, Any]) -> None:
+    """Writes a checkpoint, in the background."""
+    facts = identity | {
+        "epoch": now.epoch,
+        "progress": [progress._asdict() for progress in now.progress],
+        "records": now.records,
+        "failures": list(now.failures.items()),
+        "logs": [log_to_json(log) for log in now.logs],
+    }
+    arrays = {"state": now.states, "best_params": now.best_params}
+    checkpoints.prepare(now.step, arrays, facts, now.step)()
+
+
+def load_position(
+    directory: Path, first: GroupPosition, identity: dict[str, Any], mesh: Mesh
+) -> GroupPosition:
+    """The newest whole checkpoint's, `first` if there is none; UserError if none is whole."""
+    own = json.loads(json.dumps(identity))
+
+    def is_foreign(facts: dict[str, Any]) -> str:
+        changed = [name for name in own if facts.get(name) != own[name]]
+        return f"other {' and '.join(changed)}" if changed else ""
+
+    arrays = {"state": first.states, "best_params": first.best_params}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    found = newest(directory, like, is_foreign, say)
+    set_aside_after(directory, found.step if found else 0)
+    if found is None:
+        return first
+    arrays, facts = put(found.arrays, mesh, SPLIT), found.facts
+    return GroupPosition(
+        arrays["state"],
+        arrays["best_params"],
+        facts["epoch"],
+        found.step,
+        [Progress(**progress) for progress in facts["progress"]],
+        facts["records"],
+        dict(facts["failures"]),
+        [log_from_json(log) for log in facts["logs"]],
+    )
