@@ -63,8 +63,7 @@ def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Ca
                 inits[kind] = jax.jit(task.init)
             sound.append((trial, inits[kind]))
         except UserError as error:
-            if not trial.has_ended:
-                save_failure(trial, str(error))
+            save_failure(trial, str(error))
     return sound
 
 
@@ -87,7 +86,9 @@ def summarize(
 
 
 def save_failure(trial: Trial, reason: str) -> None:
-    """Ends a trial that failed."""
+    """Ends a trial that failed, unless it has ended before the group was set back."""
+    if trial.has_ended:
+        return
     with _appearing(trial.directory) as directory:
         write_json(directory / CONFIG, as_json(trial.config))
         write_json(directory / FAILURE, {"reason": reason})
