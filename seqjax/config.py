@@ -183,6 +183,26 @@ def check_values(fields: Mapping[str, Any], prefix: str = "") -> None:
             check_number(where, value, LARGEST_SEED if name.endswith("seed") else LARGEST_INT)
 
 
+def find_field(config: ConfigDict, name: str) -> Any:
+    """The field `a.b.c` of a config; raises UserError, with the nearest name, if it has none."""
+    value: Any = config
+    for part in name.split("."):
+        if not isinstance(value, ConfigDict) or part not in value:
+            raise unknown_name("config field", name, _field_names(config))
+        value = value[part]
+    if isinstance(value, ConfigDict):
+        raise UserError(f"config field {name} is a section: set one of its fields, as {name}.X")
+    return value
+
+
+def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for name, value in config.items():
+        full = f"{prefix}{name}"
+        names += _field_names(value, f"{full}.") if isinstance(value, ConfigDict) else [full]
+    return names
+
+
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`field: old -> new` for each field, by its full name, that is not the same in both."""
     lines = []

@@ -19,6 +19,7 @@ from seqjax.checkpoint import Checkpoints
 from seqjax.config import as_json
 from seqjax.diagnose import diagnose, first_bad
 from seqjax.errors import UserError
+from seqjax.files import write_json
 from seqjax.fingerprint import arrays_digest
 from seqjax.group_position import begin, load_position, save_position
 from seqjax.members import Members, all_finite, choose, share_config, stack
@@ -36,6 +37,7 @@ from seqjax.train import init_train_state
 from seqjax.training import epoch_records
 from seqjax.trial import Trial, save_failure, save_result, sound_trials, summarize
 
+PROGRESS = "progress.json"  # the records so far, by trial, where a group waits to go on
 SAVE_SECONDS = 60.0  # of training that a kill may cost
 MEMORY_SHARE = 0.5  # of the machine's, for a group
 
@@ -119,7 +121,8 @@ class Group:
             if trial in dropped:
                 self.now.progress[i] = self.now.progress[i]._replace(stopped=True)
         last = train.num_epochs if until is None else min(until, train.num_epochs)
-        pace, self.saved_at = Pace(train.steps_per_call), time.monotonic()
+        pace, self.saved_step = Pace(train.steps_per_call), self.now.step
+        self.saved_at = time.monotonic()
         self.signals.unsaved = True
         with closing(Checkpoints(self.workdir / CHECKPOINTS)) as self.checkpoints:
             while self.now.epoch < last and self._active().any():
@@ -131,12 +134,17 @@ class Group:
                     self._save_if_due()
                 self._evaluate(epoch)
                 self._save_if_due()
-            ended = last == train.num_epochs or not self._active().any()
+            active = self._active()
+            ended = last == train.num_epochs or not active.any()
             if not ended:
                 self._save()
         self.signals.unsaved = False
         if ended:
             self._conclude()
+        else:
+            names = [trial.directory.name for trial in self.trials]
+            seen = {name: self.now.records[i] for i, name in enumerate(names) if active[i]}
+            write_json(self.workdir / PROGRESS, seen)
 
     def _active(self) -> np.ndarray:
         """Which of the N are still trained."""
@@ -150,9 +158,10 @@ class Group:
         self.now.states, log = self.members.train(self.now.states, self.keys, num_steps * active)
         self.now.logs.append(jax.tree.map(lambda x: np.asarray(x)[:, :num_steps], log))
         self.now.step += num_steps
+        most = self.setup.config.train.max_skipped_steps
         skipped = np.asarray(self.setup.optimizer.num_skipped(self.now.states.opt_state))
-        for i in np.flatnonzero(active & (skipped > self.setup.config.train.max_skipped_steps)):
-            self._fail(int(i), self._diagnose(int(i)))
+        for i in np.flatnonzero(active & (skipped > most)).tolist():
+            self._fail(i, self._diagnose(i))
 
     def _diagnose(self, i: int) -> str:
         """What went wrong in the last step of a member."""
@@ -171,7 +180,7 @@ class Group:
         means = self.members.metrics(params, valid) if valid else []
         finite = np.asarray(all_finite(params))
         better = np.zeros(self.size, bool)
-        for i in np.flatnonzero(self._active()):
+        for i in np.flatnonzero(self._active()).tolist():
             try:
                 of_member = jax.tree.map(lambda x, i=i: x[i], log)
                 rate = cache(lambda step, i=i: self._learning_rate(i, step))
@@ -184,7 +193,7 @@ class Group:
                     if not np.isfinite(loss := means[i]["loss"]):
                         raise UserError(f"after epoch {epoch} the validation loss is {loss}")
             except UserError as error:
-                self._fail(int(i), str(error))
+                self._fail(i, str(error))
                 continue
             self.now.records[i] += records
             train = self.trials[i].config.train
@@ -223,9 +232,8 @@ class Group:
 
     def _make_optimizer(self, config: ConfigDict) -> Optimizer:
         """A member's own, for what is asked of it on the host."""
-        per_epoch = self.setup.data.steps_per_epoch
-        num_epochs = config.train.num_epochs
-        return make_optimizer(**config.optim, steps_per_epoch=per_epoch, num_epochs=num_epochs)
+        steps, epochs = self.setup.data.steps_per_epoch, config.train.num_epochs
+        return make_optimizer(**config.optim, steps_per_epoch=steps, num_epochs=epochs)
 
     @staticmethod
     def _member(tree: Any, i: int) -> Any:
@@ -249,5 +257,6 @@ class Group:
             self._save()
 
     def _save(self) -> None:
-        save_position(self.checkpoints, self.now, self._identity())
-        self.saved_at = time.monotonic()
+        if self.now.step > self.saved_step:
+            save_position(self.checkpoints, self.now, self._identity())
+        self.saved_step, self.saved_at = self.now.step, time.monotonic()

@@ -16,7 +16,7 @@ from absl import flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
-from seqjax.config import check_values
+from seqjax.config import check_values, find_field
 from seqjax.errors import UserError, unknown_name
 from seqjax.plain_text import one_line
 from seqjax.stop_signals import Stopped
@@ -88,7 +88,7 @@ def _parse_flags(argv: list[str]) -> None:
     config = _load_config_file(argv) if "config" in flags.FLAGS else None
     if config is not None:
         for name in _overridden(argv):
-            _field(config, name)
+            find_field(config, name)
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -102,7 +102,7 @@ def _parse_flags(argv: list[str]) -> None:
         raise UserError(f"cannot use {rest[0]!r}: flags are written as --name=value")
     if config is not None:
         for name in _overridden(argv):
-            wanted, given = _field(config, name), _field(flags.FLAGS.config, name)
+            wanted, given = find_field(config, name), find_field(flags.FLAGS.config, name)
             if type(given) is not type(wanted):  # an int field would take True, and keep it
                 kind = type(wanted).__name__
                 raise UserError(f"--config.{name}={given!r}: {name} is of type {kind}")
@@ -132,28 +132,6 @@ def _load_config_file(argv: list[str]) -> ConfigDict:
 def _overridden(argv: list[str]) -> list[str]:
     """The names of the config fields that the command line sets."""
     return [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in argv) if m]
-
-
-def _field(config: ConfigDict, name: str) -> object:
-    """The field `a.b.c` of a config; raises UserError, with the nearest name, if it has none."""
-    value: object = config
-    for part in name.split("."):
-        if not isinstance(value, ConfigDict) or part not in value:
-            raise unknown_name("config field", name, _field_names(config))
-        value = value[part]
-    if isinstance(value, ConfigDict):
-        raise UserError(
-            f"--config.{name} is a section: set one of its fields, as --config.{name}.X"
-        )
-    return value
-
-
-def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    names = []
-    for name, value in config.items():
-        full = f"{prefix}{name}"
-        names += _field_names(value, f"{full}.") if isinstance(value, ConfigDict) else [full]
-    return names
 
 
 def _told(error: BaseException) -> str:

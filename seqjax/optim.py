@@ -114,16 +114,16 @@ OPTIMIZERS: dict[str, Callable] = {
 }
 
 
-def _constant(peak: float, per_epoch: int, num_updates: int) -> Schedule:
+def _constant(peak: Any, per_epoch: int, num_updates: int) -> Schedule:
     return optax.constant_schedule(peak)
 
 
-def _warmup(peak: float, per_epoch: int, num_updates: int, epochs: float = 1.0) -> Schedule:
+def _warmup(peak: Any, per_epoch: int, num_updates: int, epochs: float = 1.0) -> Schedule:
     return optax.linear_schedule(0.0, peak, max(1, round(epochs * per_epoch)))
 
 
 def _cosine(
-    peak: float,
+    peak: Any,
     per_epoch: int,
     num_updates: int,
     warmup_epochs: float = 0.0,
@@ -136,14 +136,14 @@ def _cosine(
 
 
 def _exponential(
-    peak: float, per_epoch: int, num_updates: int, factor: float = 0.5, epochs: float = 1.0
+    peak: Any, per_epoch: int, num_updates: int, factor: float = 0.5, epochs: float = 1.0
 ) -> Schedule:
     _check("schedule: factor", factor, factor > 0, "positive")
     return optax.exponential_decay(peak, max(1, round(epochs * per_epoch)), factor)
 
 
 def _plateau(
-    peak: float,
+    peak: Any,
     per_epoch: int,
     num_updates: int,
     factor: float = 0.5,
@@ -186,7 +186,7 @@ class RunningMeanState(NamedTuple):
     mean: Params
 
 
-def running_mean(decay: float) -> optax.GradientTransformation:
+def running_mean(decay: Any) -> optax.GradientTransformation:
     """Keeps an exponential moving mean of the parameters; leaves the updates as they are."""
 
     def init(params):

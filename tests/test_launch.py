@@ -49,7 +49,7 @@ WORDS = "--config=configs/word_completion.py"
         ("config.seed.x=3", "unknown config field 'seed.x'"),
         ("config.=3", "unknown config field ''"),
         ("noconfig.train.drop_remaindr", "did you mean 'train.drop_remainder'?"),
-        ("config.model=gru", "--config.model is a section: set one of its fields, as "),
+        ("config.model=gru", "config field model is a section: set one of its fields, as model.X"),
         # types
         ("config.seed=abc", "--config.seed=abc: invalid literal for int"),
         ("config.train.batch_size=1e3", "--config.train.batch_size=1e3: invalid literal for int"),

@@ -1,0 +1,16 @@
+"""Dropout x attention of the cafe's chatbot, for --config=configs/cafe_chatbot.py: 12 trials."""
+
+from seqjax.search_space import product, zipped
+
+
+def get_sweep():
+    rates = [0.0, 0.25, 0.5]
+    return product(
+        {"model.attention": ["none", "dot", "general", "additive"]},
+        zipped(
+            {
+                "model.input_dropout": [(rate,) for rate in rates],
+                "model.decoder_output_dropout": [(rate,) for rate in rates],
+            }
+        ),
+    )

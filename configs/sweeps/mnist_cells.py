@@ -1,0 +1,13 @@
+"""Cell x hidden size x learning rate on MNIST, for --config=configs/mnist_rows.py: 18 trials."""
+
+from seqjax.search_space import product
+
+
+def get_sweep():
+    return product(
+        {
+            "model.cell": ["simple_rnn", "lstm", "gru"],
+            "model.hidden_size": [64, 128],
+            "optim.learning_rate": [0.0003, 0.001, 0.003],
+        }
+    )

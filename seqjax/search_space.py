@@ -1,0 +1,165 @@
+"""The trials of a sweep as changes to a config. Imports: config, errors.
+
+A sweep is a list of changes, each a dict from a field's path, such as "optim.learning_rate", to its
+value. What is made here is combined by `product`:
+
+    product(seeds(3), {"model.cell": ["lstm", "gru"]}, zipped({"model.num_layers": [1, 2],
+            "model.output_dropout": [(0.5,), (0.5, 0.0)]}))
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from seqjax.config import check_values, find_field
+from seqjax.errors import UserError
+
+MAX_TRIALS = 10_000
+
+Changes = dict[str, Any]
+Grid = Mapping[str, Any]  # of a field a list of all its values
+Number = int | float
+
+
+class Distribution(NamedTuple):
+    """Where a field's value comes from in `random`, or in a `Search`."""
+
+    kind: str  # log_uniform, uniform, integer, choice
+    options: tuple[Any, ...]  # the bounds, both included, or the values
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        """One value, a plain Python one."""
+        if self.kind == "choice":
+            return self.options[rng.integers(len(self.options))]
+        low, high = self.options
+        if self.kind == "integer":
+            return int(rng.integers(low, high + 1))
+        if self.kind == "log_uniform":
+            return float(np.exp(rng.uniform(math.log(low), math.log(high))))
+        return float(rng.uniform(low, high))
+
+
+def uniform(low: Number, high: Number) -> Distribution:
+    """Floats, all alike."""
+    return Distribution("uniform", _bounds("uniform", low, high))
+
+
+def log_uniform(low: Number, high: Number) -> Distribution:
+    """Floats whose logarithm is uniform: as many below the geometric mean as above."""
+    if not low > 0:
+        raise UserError(f"log_uniform({low}, {high}): both bounds must be above 0")
+    return Distribution("log_uniform", _bounds("log_uniform", low, high))
+
+
+def integer(low: int, high: int) -> Distribution:
+    """Integers from `low` to `high`."""
+    return Distribution("integer", _bounds("integer", low, high))
+
+
+def choice(*values: Any) -> Distribution:
+    """One of the values."""
+    if not values:
+        raise UserError("choice() needs at least one value")
+    return Distribution("choice", values)
+
+
+class Search(NamedTuple):
+    """Trials that a sampler proposes, a batch at a time, by what it has seen of the ones before."""
+
+    space: Mapping[str, Distribution]
+    num_trials: int
+    batch_size: int = 8  # proposals that are trained together
+
+
+def seeds(number: int) -> list[Changes]:
+    """So many seeds: 0, 1, ..."""
+    return product({"seed": range(number)})
+
+
+def product(*parts: Sequence[Changes] | Grid) -> list[Changes]:
+    """Every combination of what the parts may be: sweeps, or grids of values by field."""
+    sweeps: list[Sequence[Changes]] = []
+    for part in parts:
+        if isinstance(part, Mapping):
+            sweeps += [_each(name, values) for name, values in part.items()]
+        else:
+            sweeps.append(part)
+    check_number(math.prod(len(sweep) for sweep in sweeps))
+    trials: list[Changes] = [{}]
+    for sweep in sweeps:
+        trials = [_joined(trial, changes) for trial in trials for changes in sweep]
+    return trials
+
+
+def zipped(grid: Grid) -> list[Changes]:
+    """The first values of all fields together, then the second ones, and so on."""
+    lengths = {name: len(values) for name, values in grid.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise UserError(f"zipped() needs as many values of each field: {told}")
+    columns = [_each(name, values) for name, values in grid.items()]
+    return [{k: v for one in row for k, v in one.items()} for row in zip(*columns, strict=True)]
+
+
+def random(number: int, space: Mapping[str, Any], seed: int = 0) -> list[Changes]:
+    """So many draws, each of all fields, by the seed alone."""
+    check_number(number)
+    rng = np.random.default_rng(seed)
+    return [{name: _drawn(name, d, rng) for name, d in space.items()} for _ in range(number)]
+
+
+def apply(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """The locked config with its changes.
+
+    Raises UserError for a field that it has not, or a value that is not of the field's type.
+    """
+    changed = config.copy_and_resolve_references()
+    for name, value in changes.items():
+        wanted = find_field(config, name)
+        if isinstance(wanted, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(wanted):
+            kind = type(wanted).__name__
+            raise UserError(f"the sweep sets {name}={value!r}, but {name} is of type {kind}")
+        *path, field = name.split(".")
+        section = changed
+        for part in path:
+            section = section[part]
+        with section.unlocked():
+            section[field] = value
+    check_values(changed.to_dict())
+    return changed.lock()
+
+
+def _each(name: str, values: Any) -> list[Changes]:
+    """One field's values, as plain Python has them."""
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise UserError(f"the sweep gives {name} {values!r}: give a list of values")
+    return [{name: value.item() if isinstance(value, np.generic) else value} for value in values]
+
+
+def _drawn(name: str, distribution: Any, rng: np.random.Generator) -> Any:
+    if not isinstance(distribution, Distribution):
+        raise UserError(f"the sweep draws {name} from {distribution!r}: give log_uniform or choice")
+    return distribution.sample(rng)
+
+
+def _joined(a: Changes, b: Changes) -> Changes:
+    if twice := a.keys() & b.keys():
+        raise UserError(f"the sweep sets {min(twice)} twice: leave it out of one part")
+    return a | b
+
+
+def check_number(number: int) -> None:
+    """Raises UserError unless a sweep may have so many trials."""
+    if not 1 <= number <= MAX_TRIALS:
+        raise UserError(f"a sweep of {number:,} trials: it needs between 1 and {MAX_TRIALS:,}")
+
+
+def _bounds(name: str, low: Any, high: Any) -> tuple[Any, Any]:
+    if not low < high:
+        raise UserError(f"{name}({low}, {high}): the first bound must be below the second")
+    return low, high

@@ -1,0 +1,179 @@
+"""A sweep: its trials, trained by group, resumed, thinned out, compared. Imports: executors,
+search_space, sweep_report.
+
+Its directory holds `sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`,
+what resuming needs, until all trials have ended; and at the end the report.
+"""
+
+import json
+import runpy
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from seqjax.config import as_json
+from seqjax.errors import UserError
+from seqjax.executors import Chunk, divide
+from seqjax.files import read_json, write_json
+from seqjax.group import PROGRESS
+from seqjax.run_directory import held
+from seqjax.search_space import Changes, Search, apply, check_number
+from seqjax.sweep_report import Entry, LiveTable, objective, save_report, show_table
+from seqjax.trial import Trial
+
+SWEEP, HALVING, TRIALS, GROUPS = "sweep.json", "halving.json", "trials", "groups"
+
+# (chunks, *, until, dropped, watch) -> the chunks as they end
+Executor = Callable[..., Iterator[Chunk]]
+
+
+def run_sweep(
+    config: ConfigDict,
+    changes: Sequence[Changes],
+    directory: Path,
+    executor: Executor,
+    *,
+    num_workers: int = 1,
+    halving: int = 0,
+) -> list[Entry]:
+    """Trains every trial that has not ended yet, and writes the report; all the trials.
+
+    With `halving` of k, of the trials that are left only the best k-th goes on after 1 / k^n, ...,
+    1 / k of the epochs (Jamieson and Talwalkar, 2016). Raises UserError, before anything is
+    trained, for changes that the config does not take, and for a directory of another sweep.
+    """
+    entries = [make_entry(config, own, directory, number) for number, own in enumerate(changes)]
+    rungs = rungs_of(config, halving)
+    with held(directory):
+        check_same(directory / SWEEP, {"config": as_json(config), "trials": list(changes)})
+        with LiveTable([entry.trial for entry in entries]) as table:
+            dropped: list[Trial] = []
+            for until in (*rungs, None):
+                if until is None or not _decided(directory, until):
+                    train_all(entries, directory, executor, table, num_workers, until, dropped)
+                if until is not None:
+                    dropped += _thin_out(entries, directory, until, halving, dropped)
+        end_sweep(entries, directory)
+    return entries
+
+
+def make_entry(config: ConfigDict, changes: Changes, directory: Path, number: int) -> Entry:
+    """The trial of that number; raises UserError for changes that the config does not take."""
+    name = f"{number:04}"
+    try:
+        return Entry(name, dict(changes), Trial(apply(config, changes), directory / TRIALS / name))
+    except UserError as error:
+        raise UserError(f"trial {number}: {error}") from None
+
+
+def train_all(
+    entries: Sequence[Entry],
+    directory: Path,
+    executor: Executor,
+    table: Any,
+    num_workers: int,
+    until: int | None = None,
+    dropped: Sequence[Trial] = (),
+) -> None:
+    """Trains the trials that have not ended, to their end or up to an epoch."""
+    trials = [entry.trial for entry in entries]
+    chunks = [
+        chunk
+        for chunk in divide(trials, num_workers, directory / GROUPS)
+        if not all(trial.has_ended for trial in chunk.trials)
+    ]
+    for _ in executor(chunks, until=until, dropped=dropped, watch=table.watch):
+        pass
+
+
+def end_sweep(entries: Sequence[Entry], directory: Path) -> None:
+    """Writes the report, shows it, and removes what resuming needed."""
+    shutil.rmtree(directory / GROUPS, ignore_errors=True)
+    paths = save_report(entries, directory)
+    show_table(entries)
+    print(f"written to {directory}: {', '.join(path.name for path in paths)}")
+
+
+def load_sweep(source: str) -> Sequence[Changes] | Search:
+    """What the `get_sweep` of a file gives, `FILE[:ARGUMENT]`; raises UserError where it cannot."""
+    path, _, argument = source.partition(":")
+    if not Path(path).is_file():
+        there = ", ".join(sorted(map(str, Path(path).parent.glob("*.py")))) or "no .py file"
+        raise UserError(f"sweep file {path} does not exist: in {Path(path).parent} is {there}")
+    try:
+        sweep = runpy.run_path(path)["get_sweep"](*([argument] if argument else []))
+    except Exception as error:  # whatever a person's own file may raise
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else error
+        raise UserError(f"{source}: {reason}") from None
+    if isinstance(sweep, Search):
+        return sweep
+    if not isinstance(sweep, Sequence) or not all(isinstance(own, dict) for own in sweep):
+        raise UserError(f"{source}: get_sweep() must return what product() gives, not {sweep!r}")
+    check_number(len(sweep))
+    return sweep
+
+
+def rungs_of(config: ConfigDict, halving: int) -> list[int]:
+    """The epochs after which trials are dropped: num_epochs over k^n, ..., over k."""
+    if halving == 0:
+        return []
+    if halving < 2:
+        raise UserError(f"--halving={halving}: give 2 or more, or 0 for none")
+    every, rungs = config.train.eval_every_epochs, []
+    epochs = config.train.num_epochs // halving
+    while epochs >= every:
+        rungs.append(-(-epochs // every) * every)
+        epochs //= halving
+    return sorted({rung for rung in rungs if rung < config.train.num_epochs})
+
+
+def _decided(directory: Path, until: int) -> bool:
+    return str(until) in _decisions(directory)
+
+
+def _decisions(directory: Path) -> dict[str, list[str]]:
+    path = directory / HALVING
+    return read_json(path) if path.exists() else {}
+
+
+def _thin_out(
+    entries: Sequence[Entry], directory: Path, until: int, halving: int, dropped: Sequence[Trial]
+) -> list[Trial]:
+    """The trials that are not to go on after this epoch, once and for all."""
+    decisions = _decisions(directory)
+    left = [entry for entry in entries if entry.trial not in dropped]
+    if str(until) not in decisions:
+        values = _values(entries, directory)
+        ranked = sorted(
+            (entry.name for entry in left if entry.name in values), key=lambda name: -values[name]
+        )
+        decisions[str(until)] = ranked[-(-len(ranked) // halving) :]
+        write_json(directory / HALVING, decisions)
+    return [entry.trial for entry in left if entry.name in decisions[str(until)]]
+
+
+def _values(entries: Sequence[Entry], directory: Path) -> Mapping[str, float]:
+    """How good each trial that goes on has been so far; more is better."""
+    values = {}
+    for path in (directory / GROUPS).rglob(PROGRESS):
+        for name, records in read_json(path).items():
+            [entry] = [entry for entry in entries if entry.name == name]
+            split, metric, sign = objective(entry.trial.config)
+            seen = [sign * record[split][metric] for record in records if split in record]
+            values[name] = max(seen)
+    return values
+
+
+def check_same(path: Path, sweep: dict[str, Any]) -> None:
+    """Notes what the sweep is; raises UserError if the directory is another one's."""
+    sweep = json.loads(json.dumps(sweep))
+    if not path.exists():
+        write_json(path, sweep)
+    elif read_json(path) != sweep:
+        raise UserError(
+            f"{path.parent} holds another sweep: give a new --workdir, or the old settings to "
+            "resume"
+        )
