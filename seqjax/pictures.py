@@ -1,6 +1,6 @@
 """Pictures of runs and predictions, as PNG files. Imports: plain_text.
 
-The one file that knows matplotlib, which it imports only when something is drawn.
+This file and `sweep_pictures` know matplotlib, which they import only when something is drawn.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seqjax.plain_text import one_line
+from seqjax.plain_text import brief
 
 HANGUL = "NanumGothic"  # a font, of koreanize-matplotlib
 MOST_STEPS, LONGEST_LABEL = 100, 40  # of a text, so that no picture is larger than it can be
@@ -21,7 +21,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], pa
     """One panel a metric, one line a split, over epochs. Records are those of metrics.jsonl."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(1, len(metrics), width=5.5 * len(metrics), height=4.0)
+    figure, axes = make_figure(1, len(metrics), width=5.5 * len(metrics), height=4.0)
     for axis, metric in zip(axes.flat, metrics, strict=True):
         for split in ("train", "valid"):
             points = [(r["epoch"], r[split][metric]) for r in records if metric in r.get(split, {})]
@@ -32,12 +32,12 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], pa
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
     """A confusion matrix with its counts; the colour leaves the diagonal out, to show errors."""
-    figure, axes = _figure(1, 1, width=6.5, height=6.0)
+    figure, axes = make_figure(1, 1, width=6.5, height=6.0)
     axis = axes.flat[0]
     errors = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     image = axis.imshow(errors, cmap="Reds")
@@ -48,10 +48,10 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
         axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     ticks = range(len(names))
     axis.set(xlabel="predicted", ylabel="label", xticks=ticks, yticks=ticks)
-    axis.set_xticklabels([_label(name) for name in names])
-    axis.set_yticklabels([_label(name) for name in names])
+    axis.set_xticklabels([make_label(name) for name in names])
+    axis.set_yticklabels([make_label(name) for name in names])
     figure.colorbar(image, ax=axis, label="errors", shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_misread(
@@ -60,13 +60,13 @@ def draw_misread(
     """A sheet of images [N, H, W], each with its label and what was read instead."""
     columns = 8
     rows = max(1, -(-len(images) // columns))
-    figure, axes = _figure(rows, columns, width=1.3 * columns, height=1.55 * rows)
+    figure, axes = make_figure(rows, columns, width=1.3 * columns, height=1.55 * rows)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label, wrong in zip(axes.flat, images, labels, predicted, strict=False):
         axis.imshow(image, cmap="gray_r")
-        axis.set_title(_label(f"{label}, read {wrong}"), fontsize=8)
-    _save(figure, path)
+        axis.set_title(make_label(f"{label}, read {wrong}"), fontsize=8)
+    save_figure(figure, path)
 
 
 def draw_steps(
@@ -81,7 +81,7 @@ def draw_steps(
     rows = -(-len(tables) // columns)
     width = max(2.2, 0.22 * len(classes)) + 0.8
     height = 0.34 * max(map(len, tables)) + 0.7
-    figure, axes = _figure(rows, columns, width=width * columns, height=height * rows + 0.3)
+    figure, axes = make_figure(rows, columns, width=width * columns, height=height * rows + 0.3)
     figure.suptitle("probability of each class after every step")
     for axis in axes.flat[len(tables) :]:
         axis.axis("off")
@@ -91,7 +91,7 @@ def draw_steps(
         axis.set_yticks(range(len(table)), _labels(names), fontsize=8)
     for axis in axes.flat[max(0, len(tables) - columns) : len(tables)]:  # the last of each column
         axis.set_xticks(range(len(classes)), classes, fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_attention(looks: Sequence[Any], path: Path) -> None:
@@ -108,28 +108,28 @@ def draw_attention(looks: Sequence[Any], path: Path) -> None:
     rows = -(-len(looks) // columns)
     width = 0.34 * max(len(look.source) for look in looks) + 1.6
     height = 0.3 * max(len(look.target) for look in looks) + 1.0
-    figure, axes = _figure(rows, columns, width=width * columns, height=height * rows)
+    figure, axes = make_figure(rows, columns, width=width * columns, height=height * rows)
     for axis in axes.flat[len(looks) :]:
         axis.axis("off")
     for axis, look in zip(axes.flat, looks, strict=False):
         axis.imshow(look.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks(range(len(look.source)), look.source, fontsize=8, rotation=60)
         axis.set_yticks(range(len(look.target)), look.target, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_lengths(
     sources: Sequence[int], targets: Sequence[int], most_source: int, most_target: int, path: Path
 ) -> None:
     """How many texts have how many tokens, and the length to which all are padded or cut."""
-    figure, axes = _figure(1, 2, width=11.0, height=4.0)
+    figure, axes = make_figure(1, 2, width=11.0, height=4.0)
     sides = (("source", sources, most_source), ("target", targets, most_target))
     for axis, (name, lengths, most) in zip(axes.flat, sides, strict=True):
         axis.hist(lengths, bins=np.arange(max(*lengths, most) + 2) - 0.5)
         axis.axvline(most, color="black", linestyle="--", label=f"padded to {most}")
         axis.set(xlabel=f"{name} length [tokens]", ylabel="texts")
         axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_bars(groups: Mapping[str, Mapping[str, float]], unit: str, own: str, path: Path) -> None:
@@ -137,17 +137,17 @@ def draw_bars(groups: Mapping[str, Mapping[str, float]], unit: str, own: str, pa
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     height = 0.3 * max(map(len, groups.values())) + 1.1
-    figure, axes = _figure(rows, columns, width=5.5 * columns, height=height * rows)
+    figure, axes = make_figure(rows, columns, width=5.5 * columns, height=height * rows)
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, (title, values) in zip(axes.flat, groups.items(), strict=False):
         colors = ["tab:orange" if name == own else "tab:blue" for name in values]
-        bars = axis.barh([_label(name) for name in values], list(values.values()), color=colors)
+        bars = axis.barh([make_label(name) for name in values], list(values.values()), color=colors)
         axis.bar_label(bars, fmt="%.3g", padding=2)
         axis.margins(x=0.12)  # room for the numbers
         axis.invert_yaxis()
-        axis.set(title=_label(title), xlabel=unit)
-    _save(figure, path)
+        axis.set(title=make_label(title), xlabel=unit)
+    save_figure(figure, path)
 
 
 def draw_scaling(
@@ -155,30 +155,30 @@ def draw_scaling(
 ) -> None:
     """Panels by what their axes are called, three a row, with a line for each name; logarithmic."""
     rows = -(-len(panels) // 3)
-    figure, axes = _figure(rows, 3, width=13.0, height=3.6 * rows)
+    figure, axes = make_figure(rows, 3, width=13.0, height=3.6 * rows)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, ((x, y), lines) in zip(axes.flat, panels.items(), strict=False):
         for name, points in lines.items():
-            axis.plot(*zip(*points, strict=True), label=_label(name), marker="o", markersize=3)
-        axis.set(xlabel=_label(x), ylabel=_label(y), xscale="log", yscale="log")
+            axis.plot(*zip(*points, strict=True), label=make_label(name), marker="o", markersize=3)
+        axis.set(xlabel=make_label(x), ylabel=make_label(y), xscale="log", yscale="log")
         axis.grid(alpha=0.3)
         axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _labels(texts: Sequence[str]) -> list[str]:
     """One for each step that is shown."""
-    return [_label(text) for text in texts[:MOST_STEPS]]
+    return [make_label(text) for text in texts[:MOST_STEPS]]
 
 
-def _label(text: str) -> str:
+def make_label(text: str) -> str:
     """The text as it is to be read: "$" would begin a formula, and a newline a second line."""
-    text = one_line(text)
-    return (text if len(text) <= LONGEST_LABEL else f"{text[:LONGEST_LABEL]}…").replace("$", r"\$")
+    return brief(text, LONGEST_LABEL).replace("$", r"\$")
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches and its axes [rows, columns], with a font that has Hangul."""
     from matplotlib import font_manager, rcParams
     from matplotlib.figure import Figure  # not pyplot: no window system
 
@@ -192,7 +192,8 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a PNG file, whatever the path ends in."""
     with warnings.catch_warnings():  # characters that no font has are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, format="png")

@@ -49,7 +49,7 @@ def compile_quickly():
 @pytest.fixture(autouse=True)
 def few_images_and_empty_pictures(monkeypatch):
     monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
-    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+    monkeypatch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
 
 
 @every_config

@@ -46,7 +46,7 @@ def compile_quickly(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def empty_pictures(finished, monkeypatch):
     """Only the run that all tests share draws its curves."""
-    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+    monkeypatch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ def test_a_port_in_use_is_one_line():
 def runs(tmp_path, monkeypatch):
     """A run of three translations, learnt by heart, and one of digits that knows none."""
     monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
-    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+    monkeypatch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
     texts = text_pairs_config("")
     texts.data.update(pairs=PAIRS, source_vocabulary="whitespace")
     texts.model.update(embed_size=16, hidden_size=32, attention="dot")

@@ -93,8 +93,8 @@ def drawn(monkeypatch, draw, *arguments) -> list[str]:
             assert not is_math
             texts.append(shown)
 
-    save = seqjax.pictures._save
-    monkeypatch.setattr(seqjax.pictures, "_save", collect)
+    save = seqjax.pictures.save_figure
+    monkeypatch.setattr(seqjax.pictures, "save_figure", collect)
     draw(*arguments)
     return texts
 

@@ -35,7 +35,7 @@ def workdir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("respond")
     config = run_config(directory, attention="dot")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+        patch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
         fit(make_task(config, directory / "run"), config, directory / "run")
     return directory / "run"
 

@@ -33,7 +33,7 @@ def compile_quickly():
 
 @pytest.fixture(autouse=True)
 def empty_pictures(monkeypatch):
-    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+    monkeypatch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
     config.data.target_vocabulary = "whitespace"
     config.train.update(num_epochs=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+        patch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
         fit(make_task(config, directory / "run"), config, directory / "run")
     return config, directory / "run"
 

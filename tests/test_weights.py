@@ -32,7 +32,7 @@ from seqjax.weights import FILE, FITTED, Weights, read_weights, write_weights
 def quick():
     """Compiles in half the time, and draws nothing."""
     with quick_compile(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+        patch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
         yield
 
 

@@ -72,7 +72,7 @@ def run_until_the_last_epoch(workdir: Path, task: Task = TASK, **fields: Any) ->
 def quickly(tmp_path_factory):
     cache = tmp_path_factory.mktemp("programs")
     with quick_compile(), compiled_once(cache), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+        patch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
         patch.setattr(sys, "argv", ["train"])  # `launch` would read pytest's own
         yield
 
