@@ -3,6 +3,7 @@
 The counterpart of `train`, on the host.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ class Progress(NamedTuple):
     stopped: bool = False
 
 
-def advance(progress: Progress, record: dict[str, Any], train: ConfigDict) -> Progress:
+def advance(progress: Progress, record: Mapping[str, Any], train: ConfigDict) -> Progress:
     """The progress after an evaluation: is it the best yet, and is patience at its end?"""
     epoch = record["epoch"]
     if train.monitor == "epoch":
