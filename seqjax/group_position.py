@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from seqjax.array_types import Params
@@ -38,22 +39,29 @@ def begin(states: TrainState, params: Params, num_trials: int) -> GroupPosition:
 
 
 def save_position(checkpoints: Checkpoints, now: GroupPosition, identity: dict[str, Any]) -> None:
-    """Writes a checkpoint, in the background."""
+    """Writes a checkpoint, in the background: of the trials, not of what fills devices up."""
+    states, best_params, logs = jax.tree.map(
+        lambda x: np.asarray(x)[: len(now.progress)], (now.states, now.best_params, now.logs)
+    )
     facts = identity | {
         "epoch": now.epoch,
         "progress": [progress._asdict() for progress in now.progress],
         "records": now.records,
         "failures": list(now.failures.items()),
-        "logs": [log_to_json(log) for log in now.logs],
+        "logs": [log_to_json(log) for log in logs],
     }
-    arrays = {"state": now.states, "best_params": now.best_params}
+    arrays = {"state": states, "best_params": best_params}
     checkpoints.prepare(now.step, arrays, facts, now.step)()
 
 
 def load_position(
     directory: Path, first: GroupPosition, identity: dict[str, Any], mesh: Mesh
 ) -> GroupPosition:
-    """The newest whole checkpoint's, `first` if there is none; UserError if none is whole."""
+    """The newest whole checkpoint's, `first` if there is none; UserError if none is whole.
+
+    It may be of another number of devices.
+    """
+    num_trials, [size, *_] = len(first.progress), jax.tree.leaves(first.states)[0].shape
     own = json.loads(json.dumps(identity))
 
     def is_foreign(facts: dict[str, Any]) -> str:
@@ -61,12 +69,17 @@ def load_position(
         return f"other {' and '.join(changed)}" if changed else ""
 
     arrays = {"state": first.states, "best_params": first.best_params}
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_trials, *x.shape[1:]), x.dtype), arrays)
     found = newest(directory, like, is_foreign, say)
     set_aside_after(directory, found.step if found else 0)
     if found is None:
         return first
-    arrays, facts = put(found.arrays, mesh, SPLIT), found.facts
+    facts, filling = found.facts, np.arange(size) % num_trials
+
+    def fill(tree: Any) -> Any:
+        return jax.tree.map(lambda x: np.asarray(x)[filling], tree)
+
+    arrays = put(fill(found.arrays), mesh, SPLIT)
     return GroupPosition(
         arrays["state"],
         arrays["best_params"],
@@ -75,5 +88,5 @@ def load_position(
         [Progress(**progress) for progress in facts["progress"]],
         facts["records"],
         dict(facts["failures"]),
-        [log_from_json(log) for log in facts["logs"]],
+        [fill(log_from_json(log)) for log in facts["logs"]],
     )
