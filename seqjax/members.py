@@ -80,6 +80,7 @@ def share_config(configs: Sequence[ConfigDict]) -> Shared:
     traced: list[Any] = []
     shared = configs[0].copy_and_resolve_references()
     with shared.unlocked():
+        shared.train.num_devices = 1  # of what a member does alone; members share all there are
         for name in TRACED_FIELDS:
             section, field = _place(shared, name)
             if field in section:

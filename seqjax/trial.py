@@ -21,6 +21,7 @@ from seqjax.config import as_json
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json, write_text
 from seqjax.fit import summarize_splits
+from seqjax.members import share_config
 from seqjax.parameters import count_parameters, named_arrays
 from seqjax.progress import Progress
 from seqjax.report import Record
@@ -59,7 +60,7 @@ def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Ca
             if kind not in inits:
                 task = make_task(trial.config, workdir)
                 task.save(workdir)  # what the first one fits to the data, the others read
-                make_setup(task, trial.config)  # for its complaints
+                make_setup(task, share_config([trial.config]).config)  # for its complaints
                 inits[kind] = jax.jit(task.init)
             sound.append((trial, inits[kind]))
         except UserError as error:
