@@ -54,11 +54,13 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
     return 0
 
 
-def start_jax(train: ConfigDict) -> None:
-    """Makes every core a device, where the CPU is the device, and turns the compile cache on."""
-    can_ask = hasattr(os, "sched_getaffinity")  # the cores that this process may use: Linux only
-    cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
-    wanted, most = train.num_devices, max(cores, MAX_DEVICES)
+def start_jax(train: ConfigDict, num_devices: int | None = None) -> None:
+    """Makes every core a device, where the CPU is the device, and turns the compile cache on.
+
+    With `num_devices` as many as that, whatever the config says; 0 is all cores.
+    """
+    wanted = train.num_devices if num_devices is None else num_devices
+    most = max(cores := num_cores(), MAX_DEVICES)
     if not 0 <= wanted <= most:
         raise UserError(f"train.num_devices={wanted} must be at least 0 (all) and at most {most}")
     with suppress(RuntimeError):  # an earlier run in this process has started the devices
@@ -75,6 +77,12 @@ def start_jax(train: ConfigDict) -> None:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    can_ask = hasattr(os, "sched_getaffinity")  # Linux only
+    return len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
 
 
 def default_workdir() -> Path:

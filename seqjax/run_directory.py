@@ -28,12 +28,16 @@ CHECKPOINTS, RESULT, CHANGES, LOCK = "checkpoints", "result.json", "changes.json
 PACKAGES = ("seqjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+class InUse(UserError):
+    """Another process trains in a directory."""
+
+
 @contextlib.contextmanager
 def held(workdir: Path) -> Generator[None]:
     """Makes the directory, if need be, and keeps every other process from training in it.
 
     The system lets go of the lock when a process ends, however it ends. Raises UserError if
-    the directory holds something else, cannot be written, or is held by another process.
+    the directory holds something else or cannot be written, InUse if another process holds it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -63,7 +67,7 @@ def _take(lock: Any, workdir: Path) -> None:
     except BlockingIOError:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
-        raise UserError(
+        raise InUse(
             f"{workdir} is in use by {holder}: wait for it, stop it, or give another --workdir"
         ) from None
     lock.truncate(0)
