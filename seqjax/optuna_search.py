@@ -16,7 +16,8 @@ from seqjax.files import read_json, write_json
 from seqjax.run_directory import held
 from seqjax.search_space import Changes, Distribution, Search
 from seqjax.sweep import SWEEP, Executor, check_same, end_sweep, make_entry, train_all
-from seqjax.sweep_report import Entry, LiveTable, objective, objective_value
+from seqjax.outcomes import Entry, objective, read_outcome
+from seqjax.sweep_tables import LiveTable
 
 PROPOSALS = "proposals.json"
 
@@ -76,13 +77,12 @@ class Study:
             raise UserError("this sweep needs Optuna: pip install -e '.[search]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space = optuna, space
-        _, _, sign = objective(config)
         try:
             self._study = optuna.create_study(
                 storage=self._open(storage),
                 study_name=name,
                 load_if_exists=True,
-                direction="maximize" if sign > 0 else "minimize",
+                direction="maximize" if objective(config).sign > 0 else "minimize",
                 sampler=optuna.samplers.TPESampler(seed=config.seed),
             )
         except Exception as error:  # of the storage's own library
@@ -107,7 +107,7 @@ class Study:
 
     def tell(self, number: int, entry: Entry) -> None:
         """What a trial has reached, once."""
-        value = objective_value(entry)
+        value = read_outcome(entry).value
         if value is None:
             state = self._optuna.trial.TrialState.FAIL
             self._study.tell(number, state=state, skip_if_finished=True)

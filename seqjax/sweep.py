@@ -1,4 +1,4 @@
-"""A sweep: its trials, trained by group, resumed, thinned out, compared. Imports: executors,
+"""A sweep: its trials, trained by group, resumed, thinned out, compared. Imports: chunks,
 search_space, sweep_report.
 
 Its directory holds `sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`,
@@ -16,12 +16,14 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json
 from seqjax.errors import UserError
-from seqjax.executors import Chunk, divide
+from seqjax.chunks import Chunk, divide
 from seqjax.files import read_json, write_json
 from seqjax.group import PROGRESS
 from seqjax.run_directory import held
 from seqjax.search_space import Changes, Search, apply, check_number
-from seqjax.sweep_report import Entry, LiveTable, objective, save_report, show_table
+from seqjax.outcomes import Entry, objective
+from seqjax.sweep_report import save_report
+from seqjax.sweep_tables import LiveTable, show_table
 from seqjax.trial import Trial
 
 SWEEP, HALVING, TRIALS, GROUPS = "sweep.json", "halving.json", "trials", "groups"
@@ -80,11 +82,7 @@ def train_all(
 ) -> None:
     """Trains the trials that have not ended, to their end or up to an epoch."""
     trials = [entry.trial for entry in entries]
-    chunks = [
-        chunk
-        for chunk in divide(trials, num_workers, directory / GROUPS)
-        if not all(trial.has_ended for trial in chunk.trials)
-    ]
+    chunks = divide(trials, num_workers, directory / GROUPS)
     for _ in executor(chunks, until=until, dropped=dropped, watch=table.watch):
         pass
 
@@ -157,12 +155,11 @@ def _thin_out(
 
 def _values(entries: Sequence[Entry], directory: Path) -> Mapping[str, float]:
     """How good each trial that goes on has been so far; more is better."""
+    by = objective(entries[0].trial.config)
     values = {}
     for path in (directory / GROUPS).rglob(PROGRESS):
         for name, records in read_json(path).items():
-            [entry] = [entry for entry in entries if entry.name == name]
-            split, metric, sign = objective(entry.trial.config)
-            seen = [sign * record[split][metric] for record in records if split in record]
+            seen = [by.sign * r[by.split][by.metric] for r in records if by.split in r]
             values[name] = max(seen)
     return values
 
