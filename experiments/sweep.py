@@ -7,41 +7,55 @@ python -m experiments.sweep --config=configs/mnist_rows.py --sweep=configs/sweep
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from seqjax.errors import UserError
 from seqjax.executors import EXECUTORS
-from seqjax.launch import launch, start_jax
+from seqjax.launch import default_workdir, launch, num_cores
 from seqjax.optuna_search import run_search
 from seqjax.search_space import Search
 from seqjax.sweep import load_sweep, run_sweep
+from seqjax.worker import start_devices
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"
 )
-SWEEP = flags.DEFINE_string("sweep", None, "configs/sweeps/NAME.py[:ARGUMENT]", required=True)
+SWEEP = flags.DEFINE_string("sweep", "", "configs/sweeps/NAME.py[:ARGUMENT]")
 WORKDIR = flags.DEFINE_string("workdir", None, "the sweep's directory; by default runs/sweeps/...")
 EXECUTOR = flags.DEFINE_enum("executor", "local", list(EXECUTORS), "who trains the groups")
-NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "of processes and ray; 0 = one a core")
+WORKERS = flags.DEFINE_integer("num_workers", 0, "of processes and ray; 0 = as the cores allow")
 ADDRESS = flags.DEFINE_string("address", "", "of a Ray cluster; by default one on this machine")
-HALVING = flags.DEFINE_integer("halving", 0, "k: only the best k-th goes on, again and again")
-STORAGE = flags.DEFINE_string("storage", "", "of Optuna: sqlite:///FILE or journal:FILE")
-STUDY = flags.DEFINE_string("study", "", "of Optuna: the name that machines share; by default NAME")
+HALVING = flags.DEFINE_integer("halving", 0, "k: only the best k-th goes on, and so again; 0 = all")
+STORAGE = flags.DEFINE_string("storage", "", "of an Optuna study: sqlite:///FILE or journal:FILE")
+STUDY = flags.DEFINE_string("study", "", "the study's name, which machines may share")
 
 
 def main() -> None:
+    if not SWEEP.value:
+        raise UserError("--sweep is missing: give a file, as --sweep=configs/sweeps/seeds.py")
     config, sweep = CONFIG.value, load_sweep(SWEEP.value)
-    start_jax(config.train, num_devices=0)  # members are shared out, whatever a run alone would use
-    directory = Path(WORKDIR.value or f"runs/sweeps/{default_workdir().name}-{sweep_name()}")
-    executor = partial(
-        EXECUTORS[EXECUTOR.value], num_workers=NUM_WORKERS.value, address=ADDRESS.value
-    )
+    name = f"{default_workdir().name}-{Path(SWEEP.value.partition(':')[0]).stem}"
+    directory = Path(WORKDIR.value or Path("runs/sweeps") / name)
+    start_devices(config.train, num_cores())
+    options: dict[str, Any] = {}
+    if EXECUTOR.value != "local":
+        options["num_workers"] = WORKERS.value
+    if EXECUTOR.value == "ray":
+        options["address"] = ADDRESS.value
+    executor = partial(EXECUTORS[EXECUTOR.value], **options)
+    num_workers = 1 if EXECUTOR.value == "local" else WORKERS.value or num_cores()
     if isinstance(sweep, Search):
-        study = STUDY.value or directory.name
-        run_search(config, sweep, directory, executor, storage=STORAGE.value, study=study)
+        if HALVING.value:
+            raise UserError("--halving is for sweeps of fixed trials: leave it out with Optuna")
+        study = STUDY.value or name
+        run_search(
+            config, sweep, directory, executor, num_workers, storage=STORAGE.value, study=study
+        )
     else:
-        run_sweep(config, sweep, directory, executor, halving=HALVING.value)
+        run_sweep(config, sweep, directory, executor, num_workers, halving=HALVING.value)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from seqjax.config import as_json
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json
+from seqjax.outcomes import Entry, objective, read_outcome
 from seqjax.run_directory import held
 from seqjax.search_space import Changes, Distribution, Search
 from seqjax.sweep import SWEEP, Executor, check_same, end_sweep, make_entry, train_all
-from seqjax.outcomes import Entry, objective, read_outcome
 from seqjax.sweep_tables import LiveTable
 
 PROPOSALS = "proposals.json"
@@ -27,8 +27,8 @@ def run_search(
     search: Search,
     directory: Path,
     executor: Executor,
-    *,
     num_workers: int = 1,
+    *,
     storage: str = "",
     study: str = "seqjax",
 ) -> list[Entry]:

@@ -14,14 +14,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from seqjax.chunks import Chunk, divide
 from seqjax.config import as_json
 from seqjax.errors import UserError
-from seqjax.chunks import Chunk, divide
 from seqjax.files import read_json, write_json
 from seqjax.group import PROGRESS
+from seqjax.outcomes import Entry, objective
 from seqjax.run_directory import held
 from seqjax.search_space import Changes, Search, apply, check_number
-from seqjax.outcomes import Entry, objective
 from seqjax.sweep_report import save_report
 from seqjax.sweep_tables import LiveTable, show_table
 from seqjax.trial import Trial
@@ -37,8 +37,8 @@ def run_sweep(
     changes: Sequence[Changes],
     directory: Path,
     executor: Executor,
-    *,
     num_workers: int = 1,
+    *,
     halving: int = 0,
 ) -> list[Entry]:
     """Trains every trial that has not ended yet, and writes the report; all the trials.

@@ -53,7 +53,7 @@ def test_draws_follow_the_seed_and_the_distributions():
     trials = random(2000, space, seed=3)
     assert trials == random(2000, space, seed=3) != random(2000, space, seed=4)
     a, b, c, d = zip(*(trial.values() for trial in trials), strict=True)
-    assert 1e-4 <= min(a) and max(a) <= 1
+    assert min(a) >= 1e-4 and max(a) <= 1
     assert 0.45 < np.mean(np.array(a) < 1e-2) < 0.55  # half lie below the geometric mean
     assert set(b) == {1, 2, 3} and set(c) == {(0.1,), "x"} and abs(np.mean(d)) < 0.1
     assert {type(x) for x in (*a, *d)} == {float} and {type(x) for x in b} == {int}

@@ -1,0 +1,202 @@
+"""Sweeps: trained, thinned out, killed and gone on with, and refused in one line."""
+
+import csv
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT, assert_one_line, enter_empty, run_command
+from toys import CONFIGS, compiled_once, linear_config, linear_task, quick_compile, read_json
+
+import seqjax.pictures
+from seqjax.errors import UserError
+from seqjax.executors import EXECUTORS
+from seqjax.search_space import apply, product, seeds
+from seqjax.sweep import GROUPS, SWEEP, load_sweep, run_sweep, rungs_of
+from seqjax.tasks import TASKS
+
+local = EXECUTORS["local"]
+RATES = {"optim.learning_rate": [0.003, 0.03, 0.3, 1.0]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(tmp_path_factory):
+    with quick_compile(), compiled_once(tmp_path_factory.mktemp("programs")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """A task that compiles in no time; and no pictures."""
+    monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
+    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+
+
+def rows_of(directory: Path) -> list[dict[str, str]]:
+    with (directory / "trials.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_trial_is_trained_once_and_told(tmp_path, capsys):
+    changes = product(seeds(2), RATES, {"train.batch_size": [5, 7]})
+    entries = run_sweep(linear_config(), changes, tmp_path / "sweep", local)
+    assert [entry.overrides for entry in entries] == changes
+    assert all((entry.trial.directory / "result.json").exists() for entry in entries)
+    assert len(rows_of(tmp_path / "sweep")) == 16
+    assert not (tmp_path / "sweep" / GROUPS).exists()
+    assert "16 trials: 16 finished" in capsys.readouterr().out
+    before = {entry.trial.directory.stat().st_mtime_ns for entry in entries}
+    run_sweep(linear_config(), changes, tmp_path / "sweep", local)
+    assert before == {entry.trial.directory.stat().st_mtime_ns for entry in entries}
+
+
+def test_what_fails_is_told_and_the_others_are_unharmed(tmp_path, capsys):
+    changes = product({"optim.learning_rate": [0.03, 1e38, 0.3], "optim.clip_norm": [0.0, -1.0]})
+    run_sweep(linear_config(), changes, tmp_path / "sweep", local)
+    told = capsys.readouterr().out
+    assert "6 trials: 2 finished, 4 failed" in told
+    assert "optim.clip_norm=-1.0 must be at least 0" in told and "at step " in told
+    rows = rows_of(tmp_path / "sweep")
+    assert [row["status"] for row in rows] == ["finished", *["failed"] * 3, "finished", "failed"]
+
+
+def test_halving_keeps_the_best(tmp_path):
+    config = linear_config(num_epochs=8, monitor="valid.loss")
+    assert rungs_of(config, 2) == [1, 2, 4]
+    changes = product(seeds(2), RATES)
+    entries = run_sweep(config, changes, tmp_path / "halved", local, halving=2)
+    results = [read_json(entry.trial.directory / "result.json") for entry in entries]
+    assert sorted(result["num_epochs"] for result in results) == [1, 1, 1, 1, 2, 2, 4, 8]
+    decided = read_json(tmp_path / "halved" / "halving.json")
+    assert {epoch: len(names) for epoch, names in decided.items()} == {"1": 4, "2": 2, "4": 1}
+    whole = run_sweep(config, changes, tmp_path / "whole", local)
+    # The one that is left has been trained as without halving, and was the best at each rung.
+    last = max(range(8), key=lambda i: results[i]["num_epochs"])
+    alone = whole[last].trial.directory
+    for name in ("metrics.jsonl", "result.json"):
+        assert (entries[last].trial.directory / name).read_bytes() == (alone / name).read_bytes()
+    first = [read_records(entry)[0]["valid"]["loss"] for entry in whole]
+    dropped = {int(name) for name in decided["1"]}
+    assert max(first[i] for i in set(range(8)) - dropped) < min(first[i] for i in dropped)
+
+
+def read_records(entry) -> list[dict]:
+    import json
+
+    text = (entry.trial.directory / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_another_sweep_does_not_go_on_here(tmp_path):
+    run_sweep(linear_config(num_epochs=1), seeds(2), tmp_path, local)
+    with pytest.raises(UserError, match="holds another sweep: give a new --workdir"):
+        run_sweep(linear_config(num_epochs=1), seeds(3), tmp_path, local)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.py")), ids=lambda p: p.stem)
+def test_shipped_sweeps_fit_the_configs_that_they_are_for(path):
+    sweep = load_sweep(str(path))
+    named = [name for name in CONFIGS.glob("*.py") if f"configs/{name.name}" in path.read_text()]
+    for config in named or CONFIGS.glob("*.py"):
+        config = runpy.run_path(str(config))["get_config"]()
+        trials = (
+            sweep
+            if isinstance(sweep, list)
+            else [{name: own.options[0] for name, own in sweep.space.items()}]
+        )
+        assert all(apply(config, changes).is_locked for changes in trials)
+
+
+SWEEPS = {
+    "unknown": "def get_sweep(): return product({'optim.lr': [0.1]})",
+    "type": "def get_sweep(): return product({'model.hidden_size': [0.1]})",
+    "empty": "def get_sweep(): return product({'seed': []})",
+    "many": "def get_sweep(): return product(*({f'data.x{i}': range(10)} for i in range(7)))",
+    "broken": "def get_sweep(): return 1 / 0",
+    "syntax": "def get_sweep(: pass",
+    "none": "x = 1",
+    "other": "def get_sweep(): return 'abc'",
+    "mixed": "def get_sweep(): return product({'train.monitor': ['epoch', 'train.accuracy']})",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("unknown", "trial 0: unknown config field 'optim.lr'"),
+        ("type", "model.hidden_size=0.1, but model.hidden_size is of type int"),
+        ("empty", "a sweep of 0 trials"),
+        ("many", "a sweep of 10,000,000 trials"),
+        ("broken", "ZeroDivisionError: division by zero"),
+        ("syntax", "SyntaxError"),
+        ("none", "get_sweep"),
+        ("other", "get_sweep() must return what product() gives"),
+        ("mixed", "cannot be compared"),
+        ("missing", "sweep file missing.py does not exist"),
+    ],
+)
+def test_a_bad_sweep_is_one_line(name, told, tmp_path, monkeypatch, capfd):
+    enter_empty(tmp_path, monkeypatch)
+    if name in SWEEPS:
+        text = f"from seqjax.search_space import product\n{SWEEPS[name]}\n"
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    args = ("--config=configs/word_completion.py", f"--sweep={name}.py")
+    assert_one_line(run_command(monkeypatch, capfd, "sweep", *args), told)
+    assert not (tmp_path / "runs" / "sweeps" / f"word_completion-{name}" / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ((), "--sweep is missing"),
+        (("--sweep=configs/sweeps/seeds.py:x",), "ValueError: invalid literal for int()"),
+        (("--sweep=configs/sweeps/seeds.py:2", "--halving=1"), "--halving=1: give 2 or more"),
+        (("--sweep=configs/sweeps/seeds.py:2", "--executor=ray", "--address=1.2.3.4:5"), "no Ray"),
+        (("--sweep=configs/sweeps/mnist_search.py", "--halving=2"), "leave it out with Optuna"),
+    ],
+)
+def test_bad_flags_are_one_line(args, told, tmp_path, monkeypatch, capfd):
+    enter_empty(tmp_path, monkeypatch)
+    args = ("--config=configs/mnist_rows.py", *args)
+    assert_one_line(run_command(monkeypatch, capfd, "sweep", *args), told)
+
+
+def test_killed_five_times_it_ends_with_the_same_table(tmp_path):
+    """Real processes and SIGKILL, at random moments of a sweep of two groups."""
+    text = """
+from seqjax.search_space import product, seeds
+def get_sweep():
+    return product(seeds(3), {"model.hidden_size": [4, 5]})
+"""
+    (tmp_path / "sweep.py").write_text(text, encoding="utf-8")
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "experiments.sweep", f"--workdir={tmp_path / name}"]
+        command += ["--config=configs/word_completion.py", f"--sweep={tmp_path / 'sweep.py'}"]
+        command += ["--config.train.num_epochs=40", "--config.train.steps_per_call=1"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, **quiet)
+
+    started = time.monotonic()
+    process = start("whole")
+    assert process.wait() == 0, process.stderr.read()
+    seconds, rng = time.monotonic() - started, random.Random(0)
+    kills = 0
+    while kills < 5:
+        process = start("killed")
+        try:
+            process.wait(rng.uniform(0.4, 0.9) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        kills += 1
+    process = start("killed")
+    assert process.wait() == 0, process.stderr.read()
+    for name in ("trials.csv", "trials.jsonl", "summary.csv", SWEEP):
+        whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
+        assert whole == killed
