@@ -155,7 +155,7 @@ def load_config(path: Path) -> ConfigDict:
 
 def make_config(fields: Mapping[str, Any]) -> ConfigDict:
     """A locked config of what JSON says it is; raises UserError for what no config holds."""
-    fields = _with_tuples(fields)
+    fields = with_tuples(fields)
     like = text_pairs_config("") if fields.get("task") == "text_pairs" else base_config("")
     _check_types(fields, like.to_dict())
     check_values(fields)
@@ -215,11 +215,11 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
     return lines
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """JSON has no tuples, and a config has no lists."""
     if isinstance(value, dict):
-        return {name: _with_tuples(field) for name, field in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+        return {name: with_tuples(field) for name, field in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_types(fields: Mapping[str, Any], like: Mapping[str, Any], prefix: str = "") -> None:

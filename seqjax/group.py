@@ -92,9 +92,8 @@ class Group:
         self.trials = [trial for trial, _ in sound]
         self.workdir, self.signals, self.watch = workdir, signals, watch
         mesh = make_mesh(0)
-        self.size = len(sound) + -len(sound) % mesh.size
-        configs = [trial.config for trial in self.trials]
-        configs += [configs[0]] * (self.size - len(sound))
+        sound = [*sound, *[sound[0]] * (-len(sound) % mesh.size)]
+        self.size, configs = len(sound), [trial.config for trial, _ in sound]
         self.shared = share_config(configs)
         task = make_task(self.shared.config, workdir)
         self.setup: Setup = make_setup(task, self.shared.config)
@@ -103,12 +102,9 @@ class Group:
         self.members = Members(self.setup, self.shared, mesh)
         seeds = np.array([config.seed for config in configs], np.uint32)
         self.keys = put(jax.vmap(jax.random.key)(seeds), mesh, SPLIT)
-        init_of = [init for _, init in sound] + [sound[0][1]] * (self.size - len(sound))
-        params = [
-            init(jax.random.key(config.seed)) for init, config in zip(init_of, configs, strict=True)
-        ]
+        params = [init(jax.random.key(trial.config.seed)) for trial, init in sound]
         states = [init_train_state(p, self.setup.optimizer) for p in params]
-        self.now = begin(stack(states, mesh), stack(params, mesh), len(sound))
+        self.now = begin(stack(states, mesh), stack(params, mesh), len(self.trials))
         self.num_bytes = self.members.compile(self.now.states, self.keys)
 
     def run(self, until: int | None, dropped: Collection[Trial]) -> None:
@@ -196,8 +192,8 @@ class Group:
                 self._fail(i, str(error))
                 continue
             self.now.records[i] += records
-            train = self.trials[i].config.train
-            self.now.progress[i] = advance(self.now.progress[i], records[-1], train)
+            config = self.trials[i].config
+            self.now.progress[i] = advance(self.now.progress[i], records[-1], config.train)
             better[i] = self.now.progress[i].best_epoch == epoch
             self.watch(self.trials[i], records)
         self.now.best_params = choose(better, params, self.now.best_params)
@@ -232,8 +228,10 @@ class Group:
 
     def _make_optimizer(self, config: ConfigDict) -> Optimizer:
         """A member's own, for what is asked of it on the host."""
-        steps, epochs = self.setup.data.steps_per_epoch, config.train.num_epochs
-        return make_optimizer(**config.optim, steps_per_epoch=steps, num_epochs=epochs)
+        steps = self.setup.data.steps_per_epoch
+        return make_optimizer(
+            **config.optim, steps_per_epoch=steps, num_epochs=config.train.num_epochs
+        )
 
     @staticmethod
     def _member(tree: Any, i: int) -> Any:

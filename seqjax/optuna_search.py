@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from seqjax.config import as_json
+from seqjax.config import as_json, with_tuples
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json
 from seqjax.outcomes import Entry, objective, read_outcome
@@ -62,7 +62,7 @@ def _read_proposals(directory: Path) -> dict[int, Changes]:
     path = directory / PROPOSALS
     if not path.exists():
         return {}
-    return {number: dict(items) for number, items in read_json(path)}
+    return {number: dict(with_tuples(own)) for number, own in read_json(path)}
 
 
 class Study:

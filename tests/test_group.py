@@ -32,7 +32,7 @@ def compile_quickly(tmp_path_factory):
 def toy(monkeypatch):
     """A task that compiles in no time; and no pictures."""
     monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+    monkeypatch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
 
 
 def make_trials(directory: Path, config: ConfigDict, *changes: dict) -> list[Trial]:

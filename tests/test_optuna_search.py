@@ -8,6 +8,7 @@ from commands import ROOT
 from toys import compiled_once, linear_config, linear_task, quick_compile, read_json
 
 import seqjax.pictures
+import seqjax.sweep_pictures
 from seqjax.errors import UserError
 from seqjax.executors import EXECUTORS
 from seqjax.search_space import Search, choice, integer, log_uniform
@@ -34,7 +35,8 @@ def compile_quickly(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+    for module in (seqjax.pictures, seqjax.sweep_pictures):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
 
 
 def open_study(storage: str, name: str):
@@ -69,7 +71,7 @@ def test_a_search_goes_on_where_it_was(tmp_path, monkeypatch):
         run_search(config, SEARCH, tmp_path / "a", breaks)
     asked = read_json(tmp_path / "a" / PROPOSALS)
     entries = run_search(config, SEARCH, tmp_path / "a", local)
-    assert [[int(e.name), [list(x) for x in e.overrides.items()]] for e in entries][: len(asked)]
+    assert len(asked) == 3 and [int(entry.name) for entry in entries[:3]] == [n for n, _ in asked]
     study = open_study(
         optuna.storages.JournalStorage(
             optuna.storages.journal.JournalFileBackend(str(tmp_path / "a" / "study.log"))

@@ -14,12 +14,14 @@ from commands import ROOT, assert_one_line, enter_empty, run_command
 from toys import CONFIGS, compiled_once, linear_config, linear_task, quick_compile, read_json
 
 import seqjax.pictures
+import seqjax.sweep_pictures
 from seqjax.errors import UserError
 from seqjax.executors import EXECUTORS
 from seqjax.search_space import apply, product, seeds
 from seqjax.sweep import GROUPS, SWEEP, load_sweep, run_sweep, rungs_of
 from seqjax.tasks import TASKS
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 local = EXECUTORS["local"]
 RATES = {"optim.learning_rate": [0.003, 0.03, 0.3, 1.0]}
 
@@ -34,7 +36,8 @@ def compile_quickly(tmp_path_factory):
 def toy(monkeypatch):
     """A task that compiles in no time; and no pictures."""
     monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+    for module in (seqjax.pictures, seqjax.sweep_pictures):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
 
 
 def rows_of(directory: Path) -> list[dict[str, str]]:
@@ -156,7 +159,6 @@ def test_a_bad_sweep_is_one_line(name, told, tmp_path, monkeypatch, capfd):
         ((), "--sweep is missing"),
         (("--sweep=configs/sweeps/seeds.py:x",), "ValueError: invalid literal for int()"),
         (("--sweep=configs/sweeps/seeds.py:2", "--halving=1"), "--halving=1: give 2 or more"),
-        (("--sweep=configs/sweeps/seeds.py:2", "--executor=ray", "--address=1.2.3.4:5"), "no Ray"),
         (("--sweep=configs/sweeps/mnist_search.py", "--halving=2"), "leave it out with Optuna"),
     ],
 )
