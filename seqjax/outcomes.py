@@ -55,8 +55,8 @@ class Objective(NamedTuple):
         return "max" if self.sign > 0 else "min"
 
     def rank(self, value: float | None) -> tuple[bool, float]:
-        """A key that sorts the best value first, and what is no number last."""
-        if value is None or math.isnan(value):
+        """A key that sorts the best value first, and what is no finite number last."""
+        if value is None or not math.isfinite(value):
             return True, 0.0
         return False, -self.sign * value
 

@@ -60,7 +60,7 @@ def trials_jsonl(outcomes: Iterable[Outcome], by: Objective) -> str:
         }
         for outcome in outcomes
     ]
-    return "".join(json.dumps(_strict(line), allow_nan=False) + "\n" for line in lines)
+    return "".join(json.dumps(_strict(line)) + "\n" for line in lines)
 
 
 def trials_csv(outcomes: Sequence[Outcome]) -> str:

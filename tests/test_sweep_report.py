@@ -6,6 +6,7 @@ Trials are directories written by hand: nothing is trained.
 import csv
 import json
 import math
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -333,10 +334,28 @@ def test_the_best_config_is_read_as_it_was(no_picture, text, tmp_path):
     assert "Trial 0000: valid.accuracy 0.5 (max) at epoch 2." in doc
     assert "model.output_dropout=(0.25, 0.5), model.bidirectional=True" in doc
     assert "The best of 2 trials." in doc
-    assert "    python -m experiments.train --config=" in doc
+    command = ["python", "-m", "experiments.train", f"--config={root}/best.py"]
+    assert shlex.split(doc.splitlines()[-1]) == command
     save_report([worse, entry], root)
     assert (root / "best.py").read_text(encoding="utf-8") == source
     assert not list(root.glob("*.tmp"))
+    save_report([entry], tmp_path / "a\x1b[2J\n")
+    assert "a [2J /best.py" in (tmp_path / "a\x1b[2J\n" / "best.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_is_no_number_is_never_the_best(mode, no_picture, tmp_path, capsys):
+    values = [math.nan, -math.inf, math.inf, 0.5, 0.25]
+    cases = [
+        make_entry(tmp_path, i, x, mode=mode, model__cell=f"{i}") for i, x in enumerate(values)
+    ]
+    save_report(cases, tmp_path)
+    rows = show(cases, capsys).splitlines()[3:8]
+    expected = ["0003", "0004"] if mode == "max" else ["0004", "0003"]
+    assert [row.split("│")[2].strip() for row in rows] == [*expected, "0000", "0001", "0002"]
+    assert load_best(tmp_path / "best.py").model.cell == expected[0][-1]
+    for infinite in cases[1:3]:
+        assert len(save_report([infinite], tmp_path)) == 3  # no best
 
 
 def test_without_a_finished_trial_there_is_no_best(tmp_path, capsys):
@@ -360,19 +379,17 @@ def show(entries, capsys) -> str:
 
 def test_the_table_has_the_best_first(tmp_path, capsys):
     entries = [
-        make_entry(tmp_path, i, (i * 7 % 25) / 32, optim__learning_rate=10.0 ** -(1 + i % 5))
-        for i in range(25)
+        make_entry(tmp_path, i, (i * 7 % 25) / 32, optim__learning_rate=2.0**-i) for i in range(25)
     ]
     lines = show(entries, capsys).splitlines()
     header = [cell.strip() for cell in lines[1].strip("┃").split("┃")]
     assert header == ["rank", "trial", RATE, "valid.accuracy (max)", "best epoch", "test.accuracy"]
     rows = [[x.strip() for x in line.strip("│").split("│")] for line in lines if line[:1] == "│"]
-    rows = rows[:20]
     assert [row[0] for row in rows] == [f"{i}" for i in range(1, 21)]
     assert [float(row[3]) for row in rows] == pytest.approx(
         [i / 32 for i in range(24, 4, -1)], 1e-3
     )
-    assert rows[0] == ["1", "0007", "0.001", "0.75", "2", "0.25"]
+    assert rows[0] == ["1", "0007", "0.007812", "0.75", "2", "0.25"]
     assert "and 5 more: trials.csv has them all" in lines
     assert "25 trials: 25 finished" in lines
 
@@ -386,7 +403,7 @@ def test_the_table_says_how_trials_failed_and_what_seeds_make(tmp_path, capsys):
     out = show(entries, capsys)
     assert "18 trials: 4 finished, 13 failed, 1 unfinished\nthe best: trial 0003\n" in out
     assert out.count("broke") == 1 and "failed 2 x: broke [bold]now[/] x\n" in out
-    assert f"failed 1 x: {'y' * 300}…\n" in out
+    assert f"failed 1 x: {'y' * 300}…\n" in out and out.count("failed 1 x") == 9
     assert "and for 2 more reasons: trials.csv has them all" in out
     rows = [line.split("│")[1:-1] for line in out.splitlines() if line[:1] == "│"]
     rows = [[cell.strip() for cell in row] for row in rows]
@@ -398,13 +415,17 @@ def test_the_table_says_how_trials_failed_and_what_seeds_make(tmp_path, capsys):
 def test_texts_are_shown_as_they_are(terminal, tmp_path, capsys, monkeypatch):
     if terminal:
         be_terminal(monkeypatch)
-    entries = [make_entry(tmp_path, i, 0.5, model__cell=x) for i, x in enumerate(HOSTILE)]
-    entries += [make_entry(tmp_path, 90 + i, reason=x) for i, x in enumerate(HOSTILE[:9])]
-    out = show(entries, capsys)
+    finished = [make_entry(tmp_path, i, 0.5, model__cell=x) for i, x in enumerate(HOSTILE)]
+    reasons = [*HOSTILE[:8], "long " * 59]
+    failed = [make_entry(tmp_path, 90 + i, reason=x) for i, x in enumerate(reasons)]
+    finished[0].overrides["a[/b]"] = 1
+    cells, told = show(finished, capsys), show(failed, capsys)
+    assert "a[/b]" in cells
     for text in HOSTILE:
-        assert one_line(text).strip() in out
-    for text in HOSTILE[:9]:
-        assert f"failed 1 x: {one_line(text)}" in out
+        assert one_line(text).strip() in cells
+    for text in reasons:
+        assert f"failed 1 x: {one_line(text)}" in told
+    out = cells + told
     assert not {*"\a\r\u2028\u202e"} & {*out} and "\x1b[2J" not in out
 
 
@@ -446,16 +467,16 @@ def test_a_terminal_shows_the_best_that_are_trained(tmp_path, capsys, monkeypatc
     trials = [make_entry(tmp_path, i).trial for i in range(22)]
     with LiveTable(trials) as table:
         for i, trial in enumerate(trials[:20]):
-            table.watch(trial, make_records(1 - i / 32)[:2])
+            table.watch(trial, make_records(0.5 + i / 64)[:2])
         make_entry(tmp_path, 0, 0.5)
         make_entry(tmp_path, 1, reason="broke")
         capsys.readouterr()
-        table.watch(trials[2], [make_records(0.0625)[2]])
+        table.watch(trials[19], [make_records(0.0625)[2]])
         out = capsys.readouterr().out
     rows = [line.split("│")[1:-1] for line in out.splitlines() if "│" in line]
     rows = [[cell.strip() for cell in row] for row in rows]
-    assert rows[0] == ["0002", "3/3", "0.1875", "0.1875", "0.9375"]  # the best so far
-    assert [row[0] for row in rows] == [f"{i:04}" for i in range(2, 17)]
+    assert rows[0] == ["0019", "3/3", "0.1875", "0.1875", "0.7969"]  # the best so far
+    assert [row[0] for row in rows] == [f"{i:04}" for i in range(19, 4, -1)]
     assert "18 training, 1 finished, 1 failed, 2 waiting" in out
     assert "0000" not in out and "trial 0000 finished" not in capsys.readouterr().out
 
@@ -475,6 +496,23 @@ def test_a_terminal_is_drawn_at_most_four_times_a_second(tmp_path, capsys, monke
     assert 38 <= num_drawn <= 41
 
 
+def test_looking_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+    now, looks = [0.0], []
+
+    def look(self, tell=True):  # at thousands of trials
+        looks.append(now[0])
+        now[0] += 0.125
+
+    monkeypatch.setattr(LiveTable, "_look", look)
+    monkeypatch.setattr(seqjax.sweep_tables.time, "monotonic", lambda: now[0])
+    trial = make_entry(tmp_path, 0).trial
+    with LiveTable([trial]) as table:
+        while now[0] < 10:
+            table.watch(trial, make_records(0.5)[:1])
+            now[0] += 0.125
+        assert 4 <= len(looks) - 1 <= 5  # the first one is of what ended before
+
+
 def test_where_the_last_weights_are_kept_the_last_loss_is_shown(tmp_path, capsys, monkeypatch):
     be_terminal(monkeypatch)
     trial = make_entry(tmp_path, 0, monitor="epoch").trial
@@ -482,7 +520,9 @@ def test_where_the_last_weights_are_kept_the_last_loss_is_shown(tmp_path, capsys
         capsys.readouterr()
         table.watch(trial, make_records(0.5)[:2])
         out = capsys.readouterr().out
-    assert "best train.loss (min)" in out and "0.5" in out and "1 training" in out
+    assert "best train.loss (min)" in out and "1 training, 0 finished, 0 failed, 0 waiting" in out
+    [row] = [line.split("│")[1:-1] for line in out.splitlines() if "│" in line]
+    assert [cell.strip() for cell in row] == ["0000", "2/3", "0.5", "0.5", "0.5"]
 
 
 # Pictures
@@ -522,20 +562,33 @@ def test_seeds_alone_are_dots_about_their_median(tmp_path, monkeypatch):
     assert [*dots.get_offsets()[:, 0]] == values and [*best.get_offsets()[:, 0]] == [0.875]
 
 
+def test_a_picture_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*arguments):
+        arguments[-1].write_text("half of one")
+        raise OSError("disk full")
+
+    entries = [make_entry(tmp_path, 0, 0.5)]
+    (tmp_path / "sweep.png").write_text("the last one")
+    monkeypatch.setattr(seqjax.sweep_report, "_draw", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_report(entries, tmp_path)
+    assert (tmp_path / "sweep.png").read_text() == "the last one"
+
+
 @pytest.mark.parametrize(("most", "kind"), [(0.03125, "linear"), (0.0625, "log")])
 def test_one_field_is_an_axis(most, kind, tmp_path, monkeypatch):
     rates = [2**-9, 2**-8, most]
     entries = [
         make_entry(tmp_path, i, 0.5 + i / 8, seed=i % 2, optim__learning_rate=rate)
-        for i, rate in enumerate(rates + rates[:1])
+        for i, rate in enumerate(rates + rates[:1] * 2)
     ]
     _, axis = drawn(entries, tmp_path, monkeypatch)
     assert axis.get_xscale() == kind and axis.get_yscale() == "linear"
     dots = axis.collections[0].get_offsets()
     assert [tuple(dot) for dot in dots] == [
-        (x, 0.5 + i / 8) for i, x in enumerate(rates + rates[:1])
+        (x, 0.5 + i / 8) for i, x in enumerate(rates + rates[:1] * 2)
     ]
-    assert [*axis.lines[0].get_ydata()] == [0.6875, 0.625, 0.75]  # medians
+    assert [*axis.lines[0].get_ydata()] == [0.875, 0.625, 0.75]  # medians
 
 
 def test_losses_of_all_sizes_lie_on_a_logarithmic_axis(tmp_path, monkeypatch):
@@ -559,7 +612,7 @@ def test_several_fields_are_parallel_axes(tmp_path, monkeypatch):
         make_entry(
             tmp_path,
             i,
-            0.5 + i / 32,
+            0.875 - i / 32,
             mode="min",
             model__cell=cell,
             optim__learning_rate=rate,
@@ -570,13 +623,14 @@ def test_several_fields_are_parallel_axes(tmp_path, monkeypatch):
     entries.append(make_entry(tmp_path, 90, math.inf, mode="min", model__cell="simple_rnn"))
     texts, axis = drawn(entries, tmp_path, monkeypatch)
     names = {CELL, f"{RATE}\n(log)", "model.bidirectional", "valid.accuracy"}
-    assert names | {"gru", "뷁", "0.001", "0.01", "0.1", "True", "False", "0.5"} <= {*texts}
+    assert names | {"gru", "뷁", "0.001", "0.01", "0.1", "True", "False", "0.875"} <= {*texts}
     assert "simple_rnn" not in texts  # whose objective no axis has
     [lines] = axis.collections
     ends = [line[-1, 1] for line in lines.get_segments()]
     assert ends == sorted(ends, reverse=True) and (ends[0], ends[-1]) == (1, 0)  # the best on top
     shades = lines.get_array()
     assert [*shades] == sorted(shades)
+    assert len({line[0, 1] for line in lines.get_segments()}) == 12  # beside one another
     assert [*axis.lines[0].get_xdata()] == [0, 1, 2, 3]
     assert axis.lines[0].get_ydata()[-1] == 0
 
