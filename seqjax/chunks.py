@@ -4,7 +4,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,12 @@ from seqjax.members import group_key
 from seqjax.memory import memory_bytes
 from seqjax.plain_text import brief
 from seqjax.run_directory import InUse
+from seqjax.stop_signals import Stopped, StopSignals
 from seqjax.trial import Trial, save_failure
 
+RETRIES = 2  # of a chunk whose worker has died
+POLL_SECONDS = 0.2  # between looks for a signal
+STOP_SECONDS = 60.0  # for workers to save in
 IN_USE_SECONDS = 30  # in which a worker that lost its sweep has saved and ended
 MAX_REASON = 1000  # characters
 
@@ -86,3 +91,21 @@ def conclude(chunk: Chunk, message: dict[str, Any]) -> None:
     if message["failed"]:
         for trial in chunk.trials:
             save_failure(trial, message["failed"])
+
+
+def unwatched(trial: Trial, records: Any) -> None:
+    """Nobody is told."""
+
+
+@contextmanager
+def stoppable() -> Generator[Callable[[], None]]:
+    """A context in which signals are noted; the function raises Stopped after one."""
+    with StopSignals() as signals:
+        signals.unsaved = True
+
+        def check() -> None:
+            if signals.received is not None:
+                told = "stopped; what was trained is saved: the same command resumes there"
+                raise Stopped(signals.received, told)
+
+        yield check

@@ -6,7 +6,6 @@ Imports: chunks, launch.
 
 import json
 import os
-import platform
 import signal
 import sys
 import threading
@@ -23,8 +22,8 @@ from ml_collections import ConfigDict
 from seqjax.chunks import Chunk, train_chunk
 from seqjax.config import as_json, make_config
 from seqjax.errors import UserError
+from seqjax.launch import num_cores as available_cores
 from seqjax.launch import start_jax
-from seqjax.stop_signals import Stopped
 from seqjax.trial import Trial
 
 # XLA compiles other code for one device than for several: with two at least, a member's numbers do
@@ -45,13 +44,15 @@ def make_job(
     num_cores: int,
     num_workers: int,
 ) -> str:
-    """A chunk, and how to train it, as JSON."""
+    """A chunk, and how to train it, as JSON: on so many cores of a machine that so many workers
+    share (0: as many as it has cores for)."""
+    gone = {trial.directory for trial in dropped}
     return json.dumps(
         {
             "trials": [[as_json(t.config), str(t.directory.absolute())] for t in chunk.trials],
             "workdir": str(chunk.workdir.absolute()),
             "until": until,
-            "dropped": [i for i, trial in enumerate(chunk.trials) if trial in dropped],
+            "dropped": [i for i, trial in enumerate(chunk.trials) if trial.directory in gone],
             "num_cores": num_cores,
             "num_workers": num_workers,
         }
@@ -77,26 +78,11 @@ def do_job(job: str, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     places = {trial.directory: i for i, trial in enumerate(trials)}
     chunk = Chunk(trials, Path(fields["workdir"]))
     dropped = [trials[i] for i in fields["dropped"]]
+    num_workers = fields["num_workers"] or max(1, available_cores() // fields["num_cores"])
     try:
-        return {
-            "failed": train_chunk(chunk, watch, fields["until"], dropped, fields["num_workers"])
-        }
+        return {"failed": train_chunk(chunk, watch, fields["until"], dropped, num_workers)}
     except UserError as error:
         return {"refused": str(error)}
-
-
-def do_job_on_node(job: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What came of a job, and what it told, on a machine that may be another."""
-    workdir = json.loads(job)["workdir"]
-    if not Path(workdir).is_dir():
-        node = platform.node()
-        told = f"node {node} does not see {workdir}: give a directory that all nodes share"
-        return {"refused": told}, []
-    told: list[dict[str, Any]] = []
-    try:
-        return do_job(job, told.append), told
-    except Stopped:  # it would end the worker, and Ray would start it again
-        return {"failed": ""}, told
 
 
 def main() -> None:

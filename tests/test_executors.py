@@ -2,11 +2,14 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,22 +17,21 @@ from safetensors.numpy import load_file
 from toys import compiled_once, read_json, tiny_config
 
 from seqjax import chunks as chunks_module
-from seqjax import executors
+from seqjax import executors, ray_tasks
 from seqjax.chunks import Chunk, divide
 from seqjax.errors import UserError
 from seqjax.executors import EXECUTORS, local, on_ray, processes
 from seqjax.trial import Trial
-from seqjax.worker import do_job_on_node
 
 ROOT = Path(__file__).parents[1]
-NUM_EPOCHS = 400
+NUM_EPOCHS, FOR_EVER = 30, 10**6
 
 
 def make_trials(directory: Path, num_trials: int = 4, **train) -> list[Trial]:
     """Trials of one group, whose runs are to lie in the directory."""
-    trials = []
+    trials, train = [], {"num_epochs": NUM_EPOCHS} | train
     for seed in range(num_trials):
-        config = tiny_config("word_completion", num_epochs=NUM_EPOCHS, **train).unlock()
+        config = tiny_config("word_completion", **train).unlock()
         config.seed, config.optim.learning_rate = seed, 0.01 * (1 + seed)
         trials.append(Trial(config.lock(), directory / f"trial{seed}"))
     return trials
@@ -134,13 +136,13 @@ def test_the_same_sweep_finds_its_directories_again():
 
 def test_a_killed_process_is_replaced_and_all_end_as_in_one(through, tmp_path):
     chunks = divide(make_trials(tmp_path), 2, tmp_path / "groups")
-    told = run(processes, chunks, num_workers=2, until=20)
-    assert sorted(told) == [(name, epoch) for name in NAMES for epoch in range(1, 21)]
+    told = run(processes, chunks, num_workers=2, until=10)
+    assert sorted(told) == [(name, epoch) for name in NAMES for epoch in range(1, 11)]
     assert not any(chunk.has_ended for chunk in chunks)
     killer = kill_once(chunks[0])
     told = run(processes, chunks, num_workers=2)
     killer.join()
-    assert sorted(told) == all_epochs(*NAMES, after=20)  # from the checkpoint on
+    assert sorted(told) == all_epochs(*NAMES, after=10)  # from the checkpoint on
     assert_same_runs(through, tmp_path)
     assert run(processes, chunks, num_workers=2) == []  # and no process is started
 
@@ -187,11 +189,12 @@ from pathlib import Path
 from seqjax.chunks import divide
 from seqjax.executors import processes
 from seqjax.launch import launch
-from test_executors import make_trials
+from test_executors import FOR_EVER, make_trials
+
+directory = Path(sys.argv.pop())
 
 def main():
-    directory = Path(sys.argv.pop())
-    chunks = divide(make_trials(directory), 2, directory / "groups")
+    chunks = divide(make_trials(directory, num_epochs=FOR_EVER), 2, directory / "groups")
     watch = lambda trial, records: print(trial.directory.name, records[0]["epoch"], flush=True)
     for chunk in processes(chunks, watch=watch, num_workers=2):
         pass
@@ -200,9 +203,10 @@ sys.exit(launch(main))
 """
 
 
-def start_sweep(directory: Path) -> subprocess.Popen:
+@contextmanager
+def started_sweep(directory: Path) -> Iterator[subprocess.Popen]:
     """The sweep in a process of its own, which leads a group like that of a terminal."""
-    return subprocess.Popen(
+    sweep = subprocess.Popen(
         [sys.executable, "-c", SWEEP, str(directory)],
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.PIPE,
@@ -210,6 +214,11 @@ def start_sweep(directory: Path) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
+    try:
+        yield sweep
+    finally:
+        sweep.kill()
+        sweep.communicate()
 
 
 def wait_for(holds: Callable[[], bool], seconds: float = 60) -> None:
@@ -232,38 +241,41 @@ def read_until_all_train(sweep: subprocess.Popen) -> dict[str, int]:
     """The first epoch of each chunk's first trial."""
     epochs = {}
     while not {"trial0", "trial2"} <= epochs.keys():
-        name, epoch = sweep.stdout.readline().split()
+        line = sweep.stdout.readline()
+        assert line, sweep.stderr.read()
+        name, epoch = line.split()
         epochs.setdefault(name, int(epoch))
     return epochs
 
 
-def test_a_sweep_is_stopped_by_ctrl_c_and_by_a_kill_and_goes_on(through, tmp_path):
-    chunks = divide(make_trials(tmp_path), 2, tmp_path / "groups")
-    sweep = start_sweep(tmp_path)
-    assert set(read_until_all_train(sweep).values()) == {1}
-    pids = [holder(chunk) for chunk in chunks]
-    os.killpg(sweep.pid, signal.SIGINT)
-    sent = time.monotonic()
-    _, err = sweep.communicate(timeout=60)
-    assert time.monotonic() - sent < 10
+def saved_steps(chunks: list[Chunk]) -> list[int]:
+    return [max(map(int, os.listdir(chunk.workdir / "checkpoints"))) for chunk in chunks]
+
+
+def test_a_sweep_is_stopped_by_ctrl_c_and_by_a_kill_and_goes_on(tmp_path):
+    chunks = divide(make_trials(tmp_path, num_epochs=FOR_EVER), 2, tmp_path / "groups")
+    with started_sweep(tmp_path) as sweep:
+        assert set(read_until_all_train(sweep).values()) == {1}
+        pids = [holder(chunk) for chunk in chunks]
+        os.killpg(sweep.pid, signal.SIGINT)
+        sent = time.monotonic()
+        _, err = sweep.communicate(timeout=60)
+        assert time.monotonic() - sent < 10
     assert sweep.returncode == 130
     assert err.splitlines() == [
         "SIGINT: saving, then exiting; once more exits at once",
         "stopped; what was trained is saved: the same command resumes there",
     ]
     assert not any(map(is_alive, pids))
+    steps = saved_steps(chunks)
 
-    sweep = start_sweep(tmp_path)
-    assert min(read_until_all_train(sweep).values()) > 1
-    pids = [holder(chunk) for chunk in chunks]
-    sweep.kill()
+    with started_sweep(tmp_path) as sweep:
+        first = read_until_all_train(sweep)
+        pids = [holder(chunk) for chunk in chunks]
+    for epoch, step in zip((first["trial0"], first["trial2"]), steps, strict=True):
+        assert epoch in (step, step + 1)  # an epoch is a step here, and was told or not
     wait_for(lambda: not any(map(is_alive, pids)), seconds=10)
-    sweep.communicate()
-    assert not any(chunk.has_ended for chunk in chunks)
-
-    told = run(local, chunks)  # on another number of devices
-    assert min(epoch for _, epoch in told) > 2
-    assert_same_runs(through, tmp_path)
+    assert all(new >= old for new, old in zip(saved_steps(chunks), steps, strict=True))
 
 
 # Mistakes, ours and others'
@@ -304,24 +316,26 @@ def test_a_group_that_another_process_trains_is_waited_for(tmp_path, monkeypatch
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray cluster of this machine, for all tests that need one."""
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    ray = ray_tasks.start_ray("", 2)
     yield
     ray.shutdown()
 
 
 def test_ray_replaces_a_worker_and_all_end_as_in_one(through, tmp_path, monkeypatch, cluster):
     chunks = divide(make_trials(tmp_path), 2, tmp_path / "groups")
+    run(local, chunks, until=10)  # on eight devices, and then on two
     victim, died = str(chunks[0].workdir), tmp_path / "died"
 
     def once(job):
         if victim in job and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return do_job_on_node(job)
+        return ray_tasks.do_job_on_node(job)
 
-    monkeypatch.setattr(executors, "do_job_on_node", once)
-    assert sorted(run(on_ray, chunks)) == all_epochs(*NAMES)
+    monkeypatch.setattr(ray_tasks, "do_job_on_node", once)
+    assert sorted(run(on_ray, chunks)) == all_epochs(*NAMES, after=10)
     assert died.exists()
     assert_same_runs(through, tmp_path)
 
@@ -335,7 +349,7 @@ def test_a_chunk_whose_ray_workers_all_die_fails_alone(tmp_path, monkeypatch, cl
             os.kill(os.getpid(), signal.SIGKILL)
         return {"failed": ""}, []
 
-    monkeypatch.setattr(executors, "do_job_on_node", doomed)
+    monkeypatch.setattr(ray_tasks, "do_job_on_node", doomed)
     run(on_ray, chunks)
     assert trials[0].failure() == ""
     assert trials[1].failure().startswith("3 workers died: The worker died unexpectedly")
@@ -345,11 +359,29 @@ def test_a_chunk_whose_ray_workers_all_die_fails_alone(tmp_path, monkeypatch, cl
 def test_a_node_that_does_not_see_the_directory_is_named(tmp_path, monkeypatch, cluster):
     chunks = divide(make_trials(tmp_path, 1), 1, tmp_path / "groups")
     monkeypatch.setattr(
-        executors, "do_job_on_node", lambda job: do_job_on_node(job.replace("groups", "elsewhere"))
+        ray_tasks,
+        "do_job_on_node",
+        lambda job: ray_tasks.do_job_on_node(job.replace("groups", "elsewhere")),
     )
     with pytest.raises(UserError, match=r"node \S+ does not see .*elsewhere.*: give a directory"):
         run(on_ray, chunks)
     assert not chunks[0].has_ended
+
+
+def test_more_cpus_than_a_node_has_are_refused(cluster):
+    with pytest.raises(UserError, match="num_cpus=3: no node of the Ray cluster has more than 2"):
+        run(on_ray, [], num_cpus=3)
+
+
+def test_a_cluster_that_cannot_be_reached_is_named_at_once(monkeypatch):
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"no Ray cluster at '{address}' .*refused"):
+            list(on_ray([], address=address))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -31,7 +31,7 @@ ROWS = [
     ["diagnose", "training", "fit", "launch"],
     ["members", "trial", "group_position", "group", "search_space"],
     ["outcomes", "sweep_files", "sweep_pictures", "sweep_tables"],
-    ["chunks", "worker", "executors", "sweep_report", "sweep", "optuna_search"],
+    ["chunks", "worker", "ray_tasks", "executors", "sweep_report", "sweep", "optuna_search"],
     ["load_run", "chat", "page", "exchange"],
     ["benchmark"],
 ]
