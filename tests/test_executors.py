@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from toys import compiled_once, read_json, tiny_config
 
 from seqjax import chunks as chunks_module
-from seqjax import executors, ray_tasks
+from seqjax import executors, ray_tasks, worker
 from seqjax.chunks import Chunk, divide
 from seqjax.errors import UserError
 from seqjax.executors import EXECUTORS, local, on_ray, processes
@@ -29,7 +29,7 @@ NUM_EPOCHS, FOR_EVER = 30, 10**6
 
 def make_trials(directory: Path, num_trials: int = 4, **train) -> list[Trial]:
     """Trials of one group, whose runs are to lie in the directory."""
-    trials, train = [], {"num_epochs": NUM_EPOCHS} | train
+    trials, train = [], {"num_epochs": NUM_EPOCHS, "num_devices": 5} | train
     for seed in range(num_trials):
         config = tiny_config("word_completion", **train).unlock()
         config.seed, config.optim.learning_rate = seed, 0.01 * (1 + seed)
@@ -276,6 +276,14 @@ def test_a_sweep_is_stopped_by_ctrl_c_and_by_a_kill_and_goes_on(tmp_path):
         assert epoch in (step, step + 1)  # an epoch is a step here, and was told or not
     wait_for(lambda: not any(map(is_alive, pids)), seconds=10)
     assert all(new >= old for new, old in zip(saved_steps(chunks), steps, strict=True))
+
+
+def test_two_devices_at_least_train_a_group(monkeypatch):
+    asked = []
+    monkeypatch.setattr(worker, "start_jax", lambda train, num_devices: asked.append(num_devices))
+    for num_cores in (0, 1, 2, 5):
+        worker.start_devices(tiny_config("word_completion").train, num_cores)
+    assert asked == [2, 2, 2, 5]
 
 
 # Mistakes, ours and others'
