@@ -55,11 +55,15 @@ class Checkpoints:
         policy = ocp.checkpoint_managers.AnyPreservationPolicy(
             [ocp.checkpoint_managers.LatestN(NUM_LATEST), self]
         )
+        directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 cleanup_tmp_directories=True,
+                # Process 0 writes alone, and waits for no other.
+                create=False,
+                multiprocessing_options=_alone(),
                 # In the background, a directory that cannot be made is waited for, for ever.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 temporary_path_class=_digested_path(),
@@ -98,6 +102,15 @@ class Checkpoints:
         with _failures():
             self._manager.wait_until_finished()
         self._manager.close()
+
+
+class NoCheckpoints(Checkpoints):
+    """What the processes beside process 0 write."""
+
+    def __init__(self) -> None: ...
+    def close(self) -> None: ...
+    def prepare(self, *_: Any) -> Callable[[], None]:
+        return lambda: None
 
 
 def newest(
@@ -198,12 +211,20 @@ def _read_arrays(path: Path, facts: dict[str, Any], like: Any) -> Any:
         raise Damaged(f"it holds {' '.join(map(str, there))}, not {' '.join(map(str, here))}")
     host = {"bytes": np.empty(num_bytes(like), np.uint8)}
     try:
-        arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
+        arrays = ocp.Checkpointer(handler, multiprocessing_options=_alone()).restore(
             (path / ARRAYS).absolute(), args=ocp.args.StandardRestore(host)
         )
     except Exception as error:  # Orbax and TensorStore raise all kinds
         raise Damaged(str(error).strip().splitlines()[0]) from None
     return unpack(np.asarray(arrays["bytes"]), like)
+
+
+def _alone() -> Any:
+    """Orbax' word for a process that neither waits for others nor is waited for."""
+    import orbax.checkpoint as ocp
+
+    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
 
 @cache

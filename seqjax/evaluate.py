@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, Key
 from seqjax.array_types import Batch, Params
 from seqjax.data.batches import Rows, eval_batches, num_rows
 from seqjax.dropout import row_keys
-from seqjax.mesh import AXIS, SPLIT, WHOLE, put, sharded
+from seqjax.mesh import AXIS, SPLIT, WHOLE, get, put, sharded
 from seqjax.metrics import Metrics, summarize
 from seqjax.train import Measure
 
@@ -43,13 +43,13 @@ class Evaluator:
         for i, (batch, _) in enumerate(self._batches(rows)):
             first_row = jnp.int32(i * num_rows(batch))
             parts.append(self._measure(params, batch, key, first_row))
-        return summarize(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(parts)))
+        return summarize(jax.tree.map(lambda *xs: np.stack(xs), *get(parts)))
 
     def predict(self, params: Params, rows: Rows) -> Any:
         """The task's outputs for all rows, in order."""
         parts = []
         for batch, real in self._batches(rows):
-            outputs = jax.device_get(self._predict(params, batch))
+            outputs = get(self._predict(params, batch))
             parts.append(jax.tree.map(lambda x, n=real: x[:n], outputs))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 

@@ -1,4 +1,5 @@
-"""What a run may not change while it goes on: its config, its data, its devices. Imports: files.
+"""What a run may not change while it goes on: its config, its data, its devices. Imports: files,
+processes.
 
 Two runs of the same identity end with the same bits, so a run is resumed, and a checkpoint used,
 only where the identities agree.
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields
 from seqjax.files import sha256
+from seqjax.processes import num_processes
 
 # How a run gets to its result, but not what the result is: these may change when it is resumed.
 # What `train.num_devices` comes to, which does change sums in their last bits, is compared itself.
@@ -46,9 +48,11 @@ def make_identity(
 ) -> Identity:
     """The identity of a run on these splits and devices that has fitted these files."""
     kinds = {device.device_kind for device in mesh.devices.flat}
+    count = num_processes()  # who adds up first what its own devices found, then with the others
     fingerprint = {
         "data": {split: arrays_digest(rows) for split, rows in splits.items()},
-        "devices": f"{mesh.size} x {', '.join(sorted(kinds))}",
+        "devices": f"{mesh.size} x {', '.join(sorted(kinds))}"
+        + (f" in {count} processes" if count > 1 else ""),
         "files": {path.name: sha256(path) if path.is_file() else "" for path in files},
     }
     return Identity(as_json(config), fingerprint)

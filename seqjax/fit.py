@@ -9,18 +9,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.array_types import Params
-from seqjax.checkpoint import Checkpoints, newest, set_aside_after
+from seqjax.checkpoint import Checkpoint, Checkpoints, NoCheckpoints, newest, set_aside_after
+from seqjax.config import differing_fields
 from seqjax.data.batches import num_rows
 from seqjax.errors import UserError
 from seqjax.files import read_json, sha256, write_json
 from seqjax.fingerprint import Identity, differences, make_identity
 from seqjax.mesh import WHOLE, put
+from seqjax.packing import pack, unpack
 from seqjax.parameters import count_parameters, parameter_table
 from seqjax.pictures import draw_curves
 from seqjax.plain_text import one_line
+from seqjax.processes import broadcast, broadcast_bytes, is_main, num_processes, own_directory
 from seqjax.progress import Progress
 from seqjax.report import Report
 from seqjax.run_directory import (
@@ -56,27 +60,25 @@ def fit(
     another config or other data, and changes.jsonl says so; with `debug_nans` a number that is
     none is traced to its operation. Raises UserError for a config that cannot be run, a directory
     that cannot be used, and a loss or gradient that is no number; Stopped after a signal.
+    Several processes must call it alike; the directory is process 0's alone.
     """
     setup = make_setup(task, config)
     if is_imported(workdir):
         raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
-    with held(workdir), StopSignals() as signals:
+    with own_directory(workdir) as workdir, held(workdir), StopSignals() as signals:
         old = saved_identity(workdir, say)
         files = [workdir / name for name in old.fingerprint["files"]] if old else task.save(workdir)
         identity = make_identity(config, task.splits, setup.mesh, files)
+        _check_same_everywhere(identity)
         changed = differences(old, identity) if old else []
         if changed and not allow_changes:
             raise UserError(
                 f"{workdir} holds a run of another config or other data ({'; '.join(changed)}): "
                 "give a new --workdir, the old settings to resume, or --resume=allow_changes"
             )
-        if not changed and (workdir / RESULT).exists():
-            try:
-                result = read_json(workdir / RESULT)
-                print(f"{workdir} holds the finished run of this config; nothing to do")
-                return result
-            except UserError as damage:
-                say(f"{damage}; it is written anew")
+        if result := broadcast(None if changed else _finished(workdir)):
+            print(f"{workdir} holds the finished run of this config; nothing to do")
+            return result
         position = _position(setup, workdir, identity, old)
         step = int(position.state.step)
         changed += other_packages(workdir)
@@ -89,14 +91,36 @@ def fit(
         draw_curves(position.records, ("loss", task.headline), workdir / "curves.png")
         result = conclude(setup, best_params, progress, workdir)
         write_json(workdir / RESULT, result)
-    print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
+        print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
     return result
+
+
+def _check_same_everywhere(identity: Identity) -> None:
+    """Raises UserError in a process whose config or data are not those of process 0."""
+    lines = differing_fields(broadcast(identity._asdict()), identity._asdict())
+    if lines:
+        raise UserError(
+            f"process {jax.process_index()} has not the config and data of process 0 "
+            f"({'; '.join(lines)}): start all processes with the same flags and files"
+        )
+
+
+def _finished(workdir: Path) -> dict[str, Any] | None:
+    """The result of a run that has ended; None of one that has not, or if it is damaged."""
+    if not (workdir / RESULT).exists():
+        return None
+    try:
+        return read_json(workdir / RESULT)
+    except UserError as damage:
+        say(f"{damage}; it is written anew")
+        return None
 
 
 def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | None) -> Position:
     """Where the newest whole checkpoint is, or the beginning."""
     known = [identity, *([old] if old else []), *earlier_identities(workdir)]
-    found = newest(workdir / CHECKPOINTS, setup.arrays_like(), _foreign_to(known), say)
+    like = setup.arrays_like()
+    found = _of_main(newest(workdir / CHECKPOINTS, like, _foreign_to(known), say), like)
     if found:
         facts, arrays = found.facts, put(found.arrays, setup.mesh, WHOLE)
         epoch = found.step / setup.data.steps_per_epoch
@@ -110,6 +134,22 @@ def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | N
     return Position(state, jax.tree.map(jnp.copy, params), Progress(), [], [])
 
 
+def _of_main(found: Checkpoint | None, like: Any) -> Checkpoint | None:
+    """The checkpoint that process 0 has found, in every process.
+
+    It is sent, not read by each: the others may not see process 0's files, and two that read could
+    come to two opinions of a damaged one.
+    """
+    if num_processes() == 1:
+        return found
+    known = broadcast(found and [found.step, found.facts])
+    if known is None:
+        return None
+    step, facts = known
+    packed = broadcast_bytes(pack(found.arrays) if found else np.zeros(0, np.uint8))
+    return Checkpoint(step, unpack(packed, like), facts)
+
+
 def _train(
     setup: Setup,
     identity: Identity,
@@ -120,7 +160,7 @@ def _train(
 ) -> tuple[Params, Progress]:
     """From the position to the end of training; everything is saved then."""
     train, started = setup.config.train, time.perf_counter()
-    checkpoints = Checkpoints(workdir / CHECKPOINTS)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS) if is_main() else NoCheckpoints()
     report = Report(
         workdir,
         records=position.records,

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from seqjax.config import check_values, find_field
 from seqjax.errors import UserError, unknown_name
 from seqjax.plain_text import one_line
+from seqjax.processes import LOST, is_main, leave
 from seqjax.stop_signals import Stopped
 
 MAX_DEVICES = 64  # more than cores: to try on a small machine what a large one does
@@ -44,13 +45,14 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
             raise
         print(f"error: {_brief(one_line(told))}", file=sys.stderr)
         _drop_output()
-        return 2
-    except Stopped as stopped:
-        print(stopped.message, file=sys.stderr)
+        return leave(2)
+    except Stopped as stopped:  # and so have all processes
+        if is_main():
+            print(stopped.message, file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
-        return 130
+        return leave(130)
     return 0
 
 
@@ -151,7 +153,7 @@ def _told(error: BaseException) -> str:
         return f"{place}{error.strerror or error}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"out of memory: lower train.batch_size, or the sizes of model and data ({error})"
-    return ""
+    return LOST if "Gloo" in str(error) else ""  # which connects the processes
 
 
 def _unraisable(error: Any) -> None:

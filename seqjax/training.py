@@ -19,6 +19,7 @@ from seqjax.errors import UserError
 from seqjax.fingerprint import Identity
 from seqjax.loops import LOOPS
 from seqjax.metrics import Average, summarize
+from seqjax.processes import gather
 from seqjax.progress import Pace, Progress, advance
 from seqjax.report import Record, Report
 from seqjax.setup import Setup
@@ -103,7 +104,7 @@ class Training:
         log = jax.device_get(log)
         if self._loop.program.num_compiled > 1:
             raise RuntimeError("the training program was compiled again: a batch changed its shape")
-        self._pace.took(time.perf_counter() - started, num_steps)
+        self._pace.took(gather(time.perf_counter() - started)[0], num_steps)
         self.logs.append(jax.tree.map(lambda x: np.asarray(x)[: step - self.step], log))
         self.step, self.signals.unsaved = step, True
         skipped = int(self.setup.optimizer.num_skipped(self.state.opt_state))
@@ -166,8 +167,8 @@ class Training:
             self._prepared = None
 
     def _stop_if_asked(self) -> None:
-        number = self.signals.received
-        if number is not None:
+        # A signal to any process stops them all, at the same step.
+        if number := int(max(gather(self.signals.received or 0))):
             self._save()
             self._write_prepared()
             self.checkpoints.close()

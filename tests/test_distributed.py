@@ -1,0 +1,261 @@
+"""Two real processes, joined over the loopback address, train what one process trains."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from commands import ROOT, assert_one_line, enter_empty, run_command
+from distributed_runs import RUNS, STOPPED_AT, TASK
+from toys import linear_config, quick_compile, read_json, tiny_config
+
+import seqjax.pictures
+from seqjax.fit import fit
+from seqjax.processes import LOST
+from seqjax.tasks import make_task
+
+PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    with quick_compile():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("programs")
+
+
+# In two processes that do many things, one after the other
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, cache) -> Path:
+    """What two processes that share no files leave behind: see `distributed_runs.main`."""
+    directory, address = tmp_path_factory.mktemp("both"), free_address()
+    script = str(ROOT / "tests" / "distributed_runs.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(number), str(directory / f"process{number}")],
+            env=environment(cache),
+            **PIPES,
+        )
+        for number in range(2)
+    ]
+    ends = [(*process.communicate(timeout=200), process.returncode) for process in processes]
+    assert [code for *_, code in ends] == [0, 0], ends
+    (_, main_err, _), (out, err, _) = ends
+    assert (main_err, out, err) == ("", "", "")
+    return directory
+
+
+def same_files(some: Path, other: Path) -> bool:
+    names = ("result.json", "metrics.jsonl")
+    return all((some / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_end_with_the_bits_of_one(name, both, tmp_path):
+    fit(TASK, linear_config(**RUNS[name]), tmp_path / "run")
+    assert same_files(both / "process0" / name, tmp_path / "run")
+    names = [
+        {p.name for p in run.iterdir()} for run in (both / "process0" / name, tmp_path / "run")
+    ]
+    events = [{name for name in there if name.startswith("events.out.")} for there in names]
+    assert names[0] - events[0] == names[1] - events[1]
+    assert len(events[0]) == 1
+    devices = f"{RUNS[name]['num_devices']} x cpu"
+    there = read_json(both / "process0" / name / "fingerprint.json")["devices"]
+    assert there == f"{devices} in 2 processes"
+    assert read_json(tmp_path / "run" / "fingerprint.json")["devices"] == devices
+
+
+def test_only_process_0_has_a_directory(both):
+    assert {path.name for path in both.iterdir()} == {"process0", "said0.json", "said1.json"}
+
+
+def test_what_processes_tell_each_other(both):
+    for number in range(2):
+        said = read_json(both / f"said{number}.json")
+        assert said["gather"] == [[0.5, 1.5], [0, 7]]
+        assert said["broadcast"] == {"from": 0, "text": "가"}
+        assert said["finished"] == read_json(both / "process0" / "epoch" / "result.json")
+
+
+def test_a_signal_to_one_process_stops_both_and_both_resume(both):
+    for number in range(2):
+        said = read_json(both / f"said{number}.json")["stopped"]
+        assert said.startswith(f"stopped and saved at step {STOPPED_AT} (epoch 3.25)")
+    assert same_files(both / "process0" / "stopped", both / "process0" / "epoch")
+
+
+def test_processes_make_equally_many_steps_a_call_whatever_their_clocks_say(both, tmp_path):
+    fit(TASK, linear_config(num_devices=2, eval_every_epochs=6), tmp_path / "run")
+    assert same_files(both / "process0" / "clocks", tmp_path / "run")
+
+
+def test_a_vocabulary_is_fitted_once_and_sent(both, tmp_path):
+    config = tiny_config("word_translation", num_devices=2)
+    fit(make_task(config, tmp_path / "run"), config, tmp_path / "run")
+    assert same_files(both / "process0" / "translation", tmp_path / "run")
+    names = ("vocabulary.json", "abstention.json")
+    for name in names:
+        there, here = both / "process0" / "translation" / name, tmp_path / "run" / name
+        assert there.read_bytes() == here.read_bytes()
+
+
+def test_devices_that_cannot_be_shared_are_refused(both):
+    for number in range(2):
+        said = read_json(both / f"said{number}.json")
+        assert said["three"] == "train.num_devices=3 must be a multiple of the 2 processes"
+        assert said["six"] == "train.num_devices=6: the 2 processes have 4; 0 takes them all"
+
+
+# As commands
+
+WORDS = (
+    "--config=configs/word_completion.py",
+    "--config.model.hidden_size=8",
+    "--config.train.num_epochs=2000",
+    "--config.train.eval_every_epochs=20",
+    "--config.train.checkpoint_every_epochs=100",
+    "--config.train.steps_per_call=20",
+    "--config.train.num_devices=2",
+)
+
+
+def start(workdir: Path, cache: Path, *args: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *WORDS, *args]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(cache), **PIPES)
+
+
+def start_both(workdir: Path, cache: Path, **own: str) -> list[subprocess.Popen]:
+    """Two processes of one run; `own` is a flag of process 1 alone."""
+    common = (f"--coordinator_address={free_address()}", "--num_processes=2")
+    first = start(workdir, cache, *common, "--process_id=0")
+    others = [f"--{name}={value}" for name, value in own.items()]
+    return [first, start(workdir.with_name("other"), cache, *common, "--process_id=1", *others)]
+
+
+def wait_for_records(workdir: Path, number: int, processes: list[subprocess.Popen]) -> None:
+    end, path = time.monotonic() + 120, workdir / "metrics.jsonl"
+    while not path.exists() or path.read_text(encoding="utf-8").count("\n") < number:
+        ended = [process.communicate() for process in processes if process.poll() is not None]
+        assert not ended, ended
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_processes_that_are_killed_or_stopped_resume_and_end_with_the_bits_of_one(tmp_path, cache):
+    alone = start(tmp_path / "alone", cache)
+    workdir, resumed = tmp_path / "run", 0
+    for number, how in enumerate([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]):
+        processes = start_both(workdir, cache)
+        wait_for_records(workdir, resumed + 140, processes)
+        victim, survivor = processes[number % 2], processes[1 - number % 2]
+        victim.send_signal(how)
+        sent = time.monotonic()
+        _, err = survivor.communicate(timeout=60)
+        assert time.monotonic() - sent < 20
+        if how == signal.SIGKILL:
+            assert survivor.returncode > 0 and err == f"error: {LOST}\n", err
+        else:
+            assert (survivor.returncode, victim.wait(60)) == (143, 143)
+            assert survivor is processes[1] and err == ""
+        out, err = victim.communicate()
+        if found := re.search(r"resuming at step (\d+)", out):
+            resumed = int(found[1])
+    print(out, err)
+    processes = start_both(workdir, cache)
+    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for *_, code in ends] == [0, 0], ends
+    assert re.search(r"resuming at step \d{3,4} ", ends[0][0]), ends
+    assert [err for _, err, _ in ends] == ["", ""] and ends[1][0] == ""
+    out, err = alone.communicate(timeout=120)
+    assert alone.returncode == 0, err
+    assert same_files(workdir, tmp_path / "alone")
+    assert not (tmp_path / "other").exists()
+
+
+def test_processes_with_other_configs_are_told_which(tmp_path, cache):
+    main, other = start_both(tmp_path / "run", cache, **{"config.seed": "1"})
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert err.startswith(
+        "error: process 1 has not the config and data of process 0 (config.seed: "
+    )
+    assert err.count("\n") == 1
+    _, err = main.communicate(timeout=60)
+    assert main.returncode > 0 and err == f"error: {LOST}\n"
+
+
+def test_nobody_at_the_address_is_one_line(tmp_path, cache):
+    address = free_address()
+    flags = (f"--coordinator_address={address}", "--num_processes=2", "--initialization_timeout=1")
+    alone = [start(tmp_path / "run", cache, *flags, f"--process_id={n}") for n in range(2)]
+    alone = alone[1:] if alone[0].kill() is None else alone
+    out, err = alone[0].communicate(timeout=60)
+    expected = f"not all processes met at {address} within 1 s: start them all, each with its "
+    assert_one_line((alone[0].returncode, out, err), expected)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    enter_empty(tmp_path, monkeypatch)
+    return partial(run_command, monkeypatch, capsys, "train", "--config=configs/recall.py")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            "num_processes=2 process_id=0",
+            "--coordinator_address is missing: give --coordinator_add",
+        ),
+        ("coordinator_address=a:1 process_id=0", "--num_processes is missing: give --coordinator"),
+        ("coordinator_address=a:1 num_processes=2", "--process_id is missing: give --coordinator"),
+        ("distributed process_id=0", "--distributed finds out --process_id itself: give only one"),
+        ("coordinator_address=a num_processes=2 process_id=0", "=a must be HOST:PORT, as 10.0.0.1"),
+        ("coordinator_address=a:0 num_processes=2 process_id=0", "=a:0 must be HOST:PORT"),
+        ("coordinator_address=a:99999 num_processes=2 process_id=0", "=a:99999 must be HOST:PORT"),
+        ("coordinator_address=:1 num_processes=2 process_id=0", "=:1 must be HOST:PORT"),
+        (
+            "coordinator_address=a:1 num_processes=0 process_id=0",
+            "--num_processes=0 must be at lea",
+        ),
+        (
+            "coordinator_address=a:1 num_processes=2 process_id=2",
+            "--process_id=2 must lie between ",
+        ),
+        ("coordinator_address=a:1 num_processes=2 process_id=-1", "=-1 must lie between 0 and 1"),
+        ("coordinator_address=a:1 num_processes=2 process_id=x", "--process_id=x"),
+        ("distributed initialization_timeout=0", "--initialization_timeout=0 must be at least 1"),
+    ],
+)
+def test_a_mistaken_flag_is_one_line(flags, expected, command):
+    assert_one_line(command(*(f"--{flag}" for flag in flags.split())), expected)
+    assert not Path("runs").exists()
