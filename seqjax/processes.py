@@ -156,7 +156,7 @@ def is_main() -> bool:
     return num_processes() == 1 or jax.process_index() == 0
 
 
-def gather(value: float) -> list[float]:
+def gather(value: int | float) -> list[Any]:
     """The number that each process gives, a float32 or an int32, by process."""
     if num_processes() == 1:
         return [value]
