@@ -109,7 +109,7 @@ class NoCheckpoints(Checkpoints):
 
     def __init__(self) -> None: ...
     def close(self) -> None: ...
-    def prepare(self, *_: Any) -> Callable[[], None]:
+    def prepare(self, *args: Any, **options: Any) -> Callable[[], None]:
         return lambda: None
 
 
