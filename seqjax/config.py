@@ -68,7 +68,7 @@ def base_config(task: str) -> ConfigDict:
         "steps_per_call": 0,  # of the compiled program; 0 = as many as take about two seconds
         "log_every_epochs": 0,  # a line where the output is no terminal; 0 = about 20 in all
         "loop": "epoch",  # one program an epoch; "step" for data larger than the device
-        "num_devices": 0,  # 0 = all; on a CPU its cores
+        "num_devices": 0,  # of all processes; 0 = all; on a CPU its cores
         "backend": "auto",  # of the recurrence: scan, fused, cudnn; auto chooses by device
         "remat": False,  # True computes steps twice: memory grows with sqrt(T), not with T
         "compilation_cache_dir": "auto",  # in the user's cache folder; "" = off

@@ -45,6 +45,17 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(seqjax.pictures, "_save", lambda figure, path: path.touch())
 
 
+def ends(*processes: subprocess.Popen, seconds: float = 90) -> list[tuple[str, str, int]]:
+    """(stdout, stderr, exit code) of each, which ends by itself, or is killed after that time."""
+    try:
+        return [
+            (*process.communicate(timeout=seconds), process.returncode) for process in processes
+        ]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("programs")
@@ -66,10 +77,10 @@ def both(tmp_path_factory, cache) -> Path:
         )
         for number in range(2)
     ]
-    ends = [(*process.communicate(timeout=200), process.returncode) for process in processes]
-    assert [code for *_, code in ends] == [0, 0], ends
+    main, other = ends(*processes, seconds=200)
     asked = "SIGTERM: saving, then exiting; once more exits at once\n"  # by process 1 itself
-    assert [ends[0][1], *ends[1][:2]] == ["", "", asked]
+    assert other == ("", asked, 0), (main, other)
+    assert main[1:] == ("", 0)
     return directory
 
 
@@ -171,63 +182,65 @@ def start_by_slurm(workdir: Path, cache: Path) -> list[subprocess.Popen]:
 def wait_for_records(workdir: Path, number: int, processes: list[subprocess.Popen]) -> None:
     end, path = time.monotonic() + 120, workdir / "metrics.jsonl"
     while not path.exists() or path.read_text(encoding="utf-8").count("\n") < number:
-        ended = [process.communicate() for process in processes if process.poll() is not None]
-        assert not ended, ended
-        assert time.monotonic() < end
+        if time.monotonic() > end or any(process.poll() is not None for process in processes):
+            pytest.fail(str(ends(*processes, seconds=1)))
         time.sleep(0.01)
 
 
 def test_when_a_process_is_killed_the_other_ends_and_both_resume(tmp_path, cache):
     alone = start(tmp_path / "alone", cache)
-    workdir, resumed = tmp_path / "run", 0
-    for victim in (1, 0):
+    workdir = tmp_path / "run"
+    for victim, records in ((1, 140), (0, 240)):  # a checkpoint is due every 100
         processes = start_both(workdir, cache)
-        wait_for_records(workdir, resumed + 140, processes)
+        wait_for_records(workdir, records, processes)
         processes[victim].kill()
         killed = time.monotonic()
-        _, err = processes[1 - victim].communicate(timeout=60)
+        [(_, err, code)] = ends(processes[1 - victim])
         assert time.monotonic() - killed < 20
-        assert processes[1 - victim].returncode > 0 and err == f"error: {LOST}\n", err
-        out, _ = processes[victim].communicate()
-        resumed = 100
-    processes = start_by_slurm(workdir, cache)
-    (out, err, code), other = ((*p.communicate(timeout=120), p.returncode) for p in processes)
-    assert (code, err) == (0, "") and other == ("", "", 0)
-    step = re.search(r"resuming at step (\d+) ", out)
-    assert step and int(step[1]) >= 200, out
-    alone.communicate(timeout=120)
+        assert code > 0 and err == f"error: {LOST}\n", err
+        processes[victim].communicate()
+    main, other = ends(*start_by_slurm(workdir, cache))
+    assert (main[1:], other) == (("", 0), ("", "", 0))
+    step = re.search(r"resuming at step (\d+) ", main[0])
+    assert step and int(step[1]) >= 200, main
+    assert ends(alone)[0][2] == 0
     assert same_files(workdir, tmp_path / "alone")
     assert not (tmp_path / "other").exists()
 
 
 def test_processes_with_other_configs_are_told_which(tmp_path, cache):
-    main, other = start_both(tmp_path / "run", cache, "--config.seed=1")
-    _, err = other.communicate(timeout=60)
-    assert other.returncode == 2
-    assert err.startswith(
-        "error: process 1 has not the config and data of process 0 (config.seed: "
+    (_, main_err, main_code), (_, err, code) = ends(
+        *start_both(tmp_path / "run", cache, "--config.seed=1")
     )
-    assert err.count("\n") == 1
-    _, err = main.communicate(timeout=60)
-    assert main.returncode > 0 and err == f"error: {LOST}\n"
+    told = "error: process 1 has not the config and data of process 0 (config.seed: 0 -> 1"
+    assert code == 2 and err.startswith(told) and err.count("\n") == 1
+    assert main_code > 0 and main_err == f"error: {LOST}\n"
+
+
+def test_a_directory_that_process_0_cannot_use_ends_both(tmp_path, cache):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").touch()
+    (_, main_err, main_code), (_, err, code) = ends(*start_both(tmp_path / "run", cache))
+    assert main_code == 2 and main_err.count("\n") == 1
+    assert "run is not empty and no run: give a new --workdir" in main_err
+    assert code > 0 and err == f"error: {LOST}\n"
 
 
 def test_no_cluster_is_one_line(tmp_path, cache):
-    alone = start(tmp_path / "run", cache, "--distributed")
-    out, err = alone.communicate(timeout=60)
+    [(out, err, code)] = ends(start(tmp_path / "run", cache, "--distributed"))
     expected = (
         "--distributed finds no Slurm, Open MPI, Kubernetes (with jax[k8s]) or TPU pod here: "
     )
-    assert_one_line((alone.returncode, out, err), expected)
+    assert_one_line((code, out, err), expected)
 
 
-def test_nobody_at_the_address_is_one_line(tmp_path, cache):
+@pytest.mark.parametrize("number", [0, 1])
+def test_nobody_at_the_address_is_one_line(number, tmp_path, cache):
     address = free_address()
     flags = (f"--coordinator_address={address}", "--num_processes=2", "--initialization_timeout=1")
-    alone = start(tmp_path / "run", cache, *flags, "--process_id=1")
-    out, err = alone.communicate(timeout=60)
+    [(out, err, code)] = ends(start(tmp_path / "run", cache, *flags, f"--process_id={number}"))
     expected = f"not all processes met at {address} within 1 s: start them all, each with its "
-    assert_one_line((alone.returncode, out, err), expected)
+    assert_one_line((code, out, err), expected)
 
 
 @pytest.fixture
