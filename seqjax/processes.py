@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,14 @@ def _check(flags: dict[str, Any], given: list[str], detect: bool, timeout_second
         raise UserError(f"--num_processes={count} must be at least 1")
     if not 0 <= number < count:
         raise UserError(f"--process_id={number} must lie between 0 and {count - 1}")
+    if number == 0:  # where JAX is to listen, and would crash if it cannot
+        try:
+            socket.create_server(("", int(match[1] or match[2]))).close()
+        except OSError as error:
+            raise UserError(
+                f"--coordinator_address={address}: cannot listen there ({error.strerror}): choose "
+                "another port, for all processes"
+            ) from None
 
 
 def _join(timeout_seconds: int, **settings: Any) -> None:

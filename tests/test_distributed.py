@@ -280,3 +280,13 @@ def command(tmp_path, monkeypatch, capsys):
 def test_a_mistaken_flag_is_one_line(flags, expected, command):
     assert_one_line(command(*(f"--{flag}" for flag in flags.split())), expected)
     assert not Path("runs").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_port_that_is_taken_is_one_line(command):
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = (f"--coordinator_address={address}", "--num_processes=2", "--process_id=0")
+        assert_one_line(
+            command(*flags), f"={address}: cannot listen there (Address already in use)"
+        )
