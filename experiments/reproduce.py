@@ -1,0 +1,40 @@
+"""Reproduces every figure of the tutorials: what they print, ours beside it, and a verdict.
+
+python -m experiments.reproduce
+python -m experiments.reproduce --only=mnist_rows,layers --seeds=2
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from seqjax.config import base_config
+from seqjax.launch import launch, start_jax
+from seqjax.ledger.ledger import NAMES, reproduce
+from seqjax.ledger.show import save_ledger, show_ledger
+from seqjax.ledger.trials import MANY
+from seqjax.stop_signals import say
+
+ONLY = flags.DEFINE_list("only", [], f"of {', '.join(NAMES)}; by default all")
+SEEDS = flags.DEFINE_integer("seeds", MANY, "at most so many of each config")
+WORKDIR = flags.DEFINE_string("workdir", "runs/ledger", "directory of the runs and of the ledger")
+
+
+def get_config(name: str, variant: str) -> ConfigDict:
+    return import_module(f"configs.{name}").get_config(variant)
+
+
+def main() -> None:
+    directory = Path(WORKDIR.value)
+    start_jax(base_config("").train)
+    sections, study = reproduce(ONLY.value, get_config, directory, SEEDS.value, say)
+    show_ledger(sections)
+    for path in save_ledger(sections, study, directory):
+        say(str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(launch(main, "interrupted: the same command goes on from the last checkpoint"))

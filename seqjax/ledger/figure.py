@@ -1,0 +1,69 @@
+"""One line of the ledger: what was printed, how ours is measured and judged. Imports: verdict."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from seqjax.errors import UserError
+from seqjax.ledger.trials import Study
+from seqjax.ledger.verdict import OUTSIDE, UNMEASURED, UNREPRODUCIBLE, Rule
+
+Measure = Callable[[Study], list[Any]]  # our values: one a seed, or one in all
+
+
+class Explanation(NamedTuple):
+    """Why a figure is outside, and whether that was found true."""
+
+    told: str
+    is_true: bool
+    verdict: str = UNREPRODUCIBLE  # where it is true
+
+
+class Figure(NamedTuple):
+    """What a tutorial printed or fixed, and how seqjax answers it."""
+
+    source: str  # the tutorial and the line of it, as "R3:106"
+    config: str  # in configs/, by which --only finds it; or "layers"
+    what: str  # with its unit
+    printed: Any  # a number, text, tuple of them, or None
+    rule: Rule
+    faithful: Measure = lambda study: []
+    default: Measure = lambda study: []
+    default_is: str = ""  # what the default measures, where it is not the same: then not judged by
+    epochs: tuple[int, ...] = ()  # of a curve's points
+    note: str = ""
+    why: Callable[[Study], Explanation] | None = None  # asked for where the rule says outside
+
+
+class Line(NamedTuple):
+    """A figure with what was found."""
+
+    figure: Figure
+    faithful: list[Any]
+    default: list[Any]
+    verdict: str
+    note: str
+
+    @property
+    def is_explained(self) -> bool:
+        """False where ours is outside, and nothing that was tested says why."""
+        return self.verdict != OUTSIDE or self.note.startswith(TESTED)
+
+
+TESTED = "tested: "
+
+
+def judge(figure: Figure, study: Study) -> Line:
+    """Measures ours, training what is not yet trained; what needs a missing package says so."""
+    try:
+        faithful, default = figure.faithful(study), figure.default(study)
+        comparable = [] if figure.default_is else default
+        verdict, note = figure.rule(figure.printed, faithful, comparable), figure.note
+        if verdict == OUTSIDE and figure.why:
+            told, is_true, other = figure.why(study)
+            verdict = other if is_true else OUTSIDE
+            note = f"{TESTED}{told}" if is_true else f"refuted: {told}"
+    except UserError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        return Line(figure, [], [], UNMEASURED, str(error))
+    return Line(figure, faithful, default, verdict, note)

@@ -1,0 +1,183 @@
+"""R0's chatbot of a cafe, line by line. Imports: cafe, measure."""
+
+from typing import Any
+
+from seqjax.data.pairs import SHIPPED
+from seqjax.ledger import cafe
+from seqjax.ledger.cafe import DEFAULT, EPOCHS, FAITHFUL, SHAPES
+from seqjax.ledger.figure import Figure, Measure
+from seqjax.ledger.measure import curve, final, one, proved, settings, sizes
+from seqjax.ledger.verdict import Rule, higher, higher_curve, holds, lower_curve, same
+
+
+def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
+    return Figure(source, cafe.NAME, what, printed, rule, ours)
+
+
+def proof(source: str, what: str, printed: str, file: str, test: str) -> Figure:
+    return line(source, what, printed, proved(file, test), holds)
+
+
+FIGURES = [
+    line(
+        "R0:81",
+        "embeddings, LSTMs, Dense, all: parameters",
+        (1_312_768, 1_312_768, 1_026_000, 256_000, 256_000, 4_163_536),
+        sizes(SHAPES),
+    ),
+    line(
+        "R0:81",
+        "rows and width of embeddings, units",
+        (2000, 128, 512),
+        settings(SHAPES, "data.vocab_size", "model.embed_size", "model.hidden_size"),
+    ),
+    proof(
+        "R0:102",
+        "the decoder goes on from the encoder's h and c",
+        "yes",
+        "test_seq2seq",
+        "steps_reproduce_teacher_forcing",
+    ),
+    line(
+        "R0:142",
+        "share of its own tokens in the decoder's inputs in training",
+        "off",
+        settings(SHAPES, "loss.scheduled_sampling"),
+    ),
+    proof(
+        "R0:153",
+        "greedy from the start symbol to the end, 64 steps at most",
+        "yes",
+        "test_decode",
+        "every_decoder_keeps_every_promise",
+    ),
+    line(
+        "R0:153",
+        "steps of a reply at most",
+        64,
+        one(lambda study: study.pairs(SHAPES).text.options.max_length),
+    ),
+    proof(
+        "R0:179",
+        "a step is a gradient and an update",
+        "yes",
+        "test_train",
+        "a_step_is_value_and_grad_and_an_update",
+    ),
+    line(
+        "R0:181",
+        "widths of questions, decoder's inputs and labels",
+        (64, 64, 64),
+        one(cafe.tensors),
+    ),
+    line(
+        "R0:207",
+        "form of the corpus: question and answer by turns",
+        "lines",
+        one(lambda study: SHIPPED["cafe"][1]),
+    ),
+    line(
+        "R0:208",
+        "words",
+        'words(num_words=1997, unknown=False, analyzer="okt")',
+        settings(FAITHFUL, "data.source_vocabulary"),
+    ),
+    line("R0:219", "share that is held out", 0.2, settings(FAITHFUL, "data.test_share")),
+    line(
+        "R0:237",
+        "ids in all, one vocabulary, two tables",
+        (2000, "", False),
+        settings(FAITHFUL, "data.vocab_size", "data.target_vocabulary", "model.share_embeddings"),
+    ),
+    line("R0:250", "padding of questions and answers", ("pre", "post"), one(cafe.sides)),
+    line(
+        "R0:250",
+        "longest question and answer",
+        (64, 65),
+        settings(FAITHFUL, "data.max_source_length", "data.max_target_length"),
+    ),
+    line("R0:269", "steps an epoch, rows of the last", (13, 15), one(cafe.batches)),
+    line(
+        "R0:280",
+        "Keras' Adam, its rate, padding counts",
+        ("keras_adam", 0.001, False),
+        settings(FAITHFUL, "optim.name", "optim.learning_rate", "loss.mask_padding"),
+    ),
+    line(
+        "R0:290",
+        "epochs (16 of them printed, as many trained here)",
+        200,
+        settings(FAITHFUL._replace(changes=()), "train.num_epochs"),
+    ),
+    line("R0:302", "training pairs", 399, settings(FAITHFUL, "data.train_size")),
+    line(
+        "R0:302",
+        "each accuracy is a number of hits in 399 x 64 positions",
+        "yes",
+        one(lambda study: cafe.rows_of(399)),
+        holds,
+    ),
+    Figure(
+        "R0:302",
+        cafe.NAME,
+        "loss counting padding [nats]",
+        cafe.LOSS,
+        lower_curve,
+        curve(FAITHFUL, "loss", EPOCHS),
+        final(DEFAULT, "test.cross_entropy"),
+        default_is="nats a real token of unseen answers",
+        epochs=EPOCHS,
+        why=cafe.loss_is_diluted,
+    ),
+    Figure(
+        "R0:302",
+        cafe.NAME,
+        "accuracy counting padding",
+        cafe.ACCURACY,
+        higher_curve,
+        curve(FAITHFUL, "accuracy_padded", EPOCHS),
+        final(DEFAULT, "test.accuracy"),
+        default_is="of real tokens of unseen answers",
+        epochs=EPOCHS,
+        why=cafe.accuracy_is_inflated,
+    ),
+    Figure(
+        "R0:302",
+        cafe.NAME,
+        "loss of real tokens [nats], derived",
+        cafe.LOSS_OF_REAL,
+        lower_curve,
+        curve(FAITHFUL, "cross_entropy", EPOCHS[1:]),
+        epochs=EPOCHS[1:],
+        note=f"the printed loss over the {cafe.REAL:.1%} of positions that are real",
+    ),
+    Figure(
+        "R0:302",
+        cafe.NAME,
+        "accuracy of real tokens, derived",
+        cafe.ACCURACY_OF_REAL,
+        higher_curve,
+        curve(FAITHFUL, "accuracy", EPOCHS[1:]),
+        epochs=EPOCHS[1:],
+        note=f"the printed accuracy, without {1 - cafe.REAL:.1%} of padding",
+        why=cafe.accuracy_is_inflated,
+    ),
+    proof(
+        "R0:322",
+        "questions, answers and replies are shown",
+        "yes",
+        "test_text_pairs",
+        "what_is_printed_shows_replies_and_how_they_were_scored",
+    ),
+    Figure(
+        "R0:332",
+        cafe.NAME,
+        "replies that are the very answer, of unseen questions",
+        2 / 16,
+        higher,
+        final(FAITHFUL, "test.exact_match"),
+        final(DEFAULT, "test.intent_accuracy"),
+        default_is="an answer of the question's intent",
+        why=cafe.replies_are_of_later,
+    ),
+]

@@ -1,0 +1,148 @@
+"""R2's taggers of subject, verb and object. Imports: measure.
+
+The default column is `converged`: the same models at the rate of 0.1, which the tutorial defines
+and never uses.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from seqjax.data.tagging import TAGS, load_tagged_sentences
+from seqjax.ledger.figure import Explanation, Figure, Measure
+from seqjax.ledger.measure import final, first_below, one, settings, sizes
+from seqjax.ledger.trials import Spec, Study
+from seqjax.ledger.verdict import Rule, higher, lower, same
+from seqjax.parameters import layer_sizes, parameter_shapes
+
+NAME = "svo_tagging"
+LSTM, GRU = Spec(NAME), Spec(NAME, "gru")
+LONG = Spec(NAME, "gru", (("train.num_epochs", 1000),))
+CONVERGED = Spec(NAME, "converged")
+CONVERGED_GRU = Spec(NAME, "converged", (("model.cell", "gru(reset_after=False)"),))
+
+# What the tutorial prints of the right tags' probabilities.
+OF_LSTM = (0.3516856, 0.38397402, 0.3559919, 0.34340426, 0.38435557, 0.356233)
+OF_GRU = (0.8838949, 0.89175344, 0.8166431, 0.8183433, 0.8973856, 0.8688859)
+
+
+def cross_entropy(probabilities: tuple[float, ...]) -> float:
+    """Of the right tags' probabilities, in nats."""
+    return float(-np.mean(np.log(probabilities)))
+
+
+def weights(study: Study) -> tuple[Any, ...]:
+    """Shapes of the LSTM tagger's arrays, kernels first."""
+    layers = layer_sizes(parameter_shapes(study.task(LSTM).init))
+    found = [shape for part in layers for shape in part.shapes.values()]
+    return tuple(sorted(found, key=lambda shape: (-len(shape), -np.prod(shape))))
+
+
+def rows(study: Study) -> tuple[Any, ...]:
+    """Shapes of one-hot words and of tags."""
+    train = study.task(LSTM).splits["train"]
+    return (*train["word"].shape, int(train["word"].max())), train["tag"].shape
+
+
+def stale(study: Study) -> Explanation:
+    """Whether the printed loss can only come from more steps than those that are shown."""
+    printed, ends = cross_entropy(OF_GRU), final(GRU, "train.loss")(study)
+    steps = np.array(first_below(LONG, "loss", printed)(study))
+    passed = steps[np.isfinite(steps)]
+    told = (
+        f"100 steps end at {min(ends):.3f} or more; within 1,000 {len(passed)} of {len(steps)} "
+        f"seeds pass {printed:.3f}"
+    )
+    if len(passed):
+        told += f", the first at step {passed.min():.0f}, the median {np.median(steps):.0f}"
+    return Explanation(told, min(ends) > printed and len(passed) > 0 and passed.min() > 100)
+
+
+def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
+    return Figure(source, NAME, what, printed, rule, ours)
+
+
+FIGURES = [
+    line("R2:77", "shapes of one-hot words, and of tags", ((2, 3, 4), (2, 3)), one(rows)),
+    line(
+        "R2:77",
+        "sentences and their tags",
+        (("John loves Jane", "SVO"), ("Jane loves Alex", "SVO")),
+        one(
+            lambda study: tuple(
+                (" ".join(words), "".join(tags))
+                for words, tags in load_tagged_sentences("tutorial")
+            )
+        ),
+    ),
+    line("R2:111", "classes", 3, one(lambda study: len(TAGS))),
+    line(
+        "R2:137",
+        "units, rate, epochs, batch (1 step an epoch)",
+        (3, 0.001, 100, 2),
+        settings(
+            LSTM,
+            "model.hidden_size",
+            "optim.learning_rate",
+            "train.num_epochs",
+            "train.batch_size",
+        ),
+    ),
+    Figure(
+        "R2:160",
+        NAME,
+        "epochs that are logged",
+        78,
+        lambda printed, ours, _: higher(printed, ours, ()),
+        lambda study: [len(records) for records in study.trials(LSTM).records],
+        note="the log breaks off at 78 of 100",
+    ),
+    Figure(
+        "R2:251",
+        NAME,
+        "LSTM, loss after 100 epochs [nats]",
+        cross_entropy(OF_LSTM),
+        lower,
+        final(LSTM, "train.loss"),
+        final(CONVERGED, "train.loss"),
+        note="from the six printed probabilities",
+    ),
+    Figure(
+        "R2:251",
+        NAME,
+        "LSTM, share of the six tags that are right",
+        5 / 6,
+        higher,
+        final(LSTM, "train.accuracy"),
+        final(CONVERGED, "train.accuracy"),
+    ),
+    line("R2:271", "LSTM tagger: parameters by layer, and all", (96, 12, 108), sizes(LSTM)),
+    line(
+        "R2:285",
+        "LSTM tagger: shapes of its arrays",
+        ((4, 12), (3, 12), (3, 3), (12,), (3,)),
+        one(weights),
+    ),
+    line("R2:415", "GRU tagger: cell", "gru(reset_after=False)", settings(GRU, "model.cell")),
+    Figure(
+        "R2:531",
+        NAME,
+        "GRU, loss after 100 epochs [nats]",
+        cross_entropy(OF_GRU),
+        lower,
+        final(GRU, "train.loss"),
+        final(CONVERGED_GRU, "train.loss"),
+        why=stale,
+    ),
+    Figure(
+        "R2:531",
+        NAME,
+        "GRU, share of the six tags that are right",
+        1.0,
+        higher,
+        final(GRU, "train.accuracy"),
+        final(CONVERGED_GRU, "train.accuracy"),
+        why=stale,
+    ),
+    line("R2:551", "GRU tagger: parameters by layer, and all", (72, 12, 84), sizes(GRU)),
+]

@@ -1,0 +1,147 @@
+"""R1's chatbot of general knowledge; of its training nothing was printed. Imports: measure."""
+
+from typing import Any
+
+from seqjax.data.pairs import COLUMNS, SHIPPED
+from seqjax.ledger.figure import Explanation, Figure, Measure
+from seqjax.ledger.layers import count
+from seqjax.ledger.measure import final, lints, one, proved, settings
+from seqjax.ledger.trials import Spec, Study
+from seqjax.ledger.verdict import OUTSIDE, Rule, fixed, holds, same
+
+NAME = "wiki_chatbot"
+DEFAULT, FAITHFUL = Spec(NAME), Spec(NAME, "faithful")
+
+
+def shifted(study: Study) -> tuple[bool, ...]:
+    """Whether the decoder's input begins with the start symbol, and its labels hold the end."""
+    text, rows = study.pairs(FAITHFUL).text, study.task(FAITHFUL).splits["train"]
+    inputs, labels = rows["target"][:, :-1], rows["target"][:, 1:]
+    return bool((inputs[:, 0] == text.target.bos_id).all()), bool(
+        (labels == text.target.eos_id).any(axis=1).all()
+    )
+
+
+def widths(study: Study) -> tuple[int, int]:
+    """To how many tokens questions and answers are padded: without start or end."""
+    text = study.pairs(FAITHFUL).text
+    return text.max_source_length, text.max_target_length - 1
+
+
+def longest(study: Study) -> tuple[int, int]:
+    """Tokens of the longest training question, and of the longest answer with its end."""
+    pairs = study.pairs(FAITHFUL)
+    train, text = pairs.parts["train"], pairs.text
+    return (
+        max(len(text.source.encode(question)) for question in train.sources),
+        max(len(text.target.encode(answer)) for answer in train.targets) + 1,
+    )
+
+
+def other_corpus(study: Study) -> Explanation:
+    """Whether our widths are those of our own texts."""
+    told = f"its corpus is not published; ours are {longest(study)}, the longest of our texts"
+    return Explanation(told, widths(study) == longest(study))
+
+
+def not_printed(study: Study) -> Explanation:
+    """Nothing was printed that ours could be compared with."""
+    return Explanation("no figure of training was printed, and the corpus is not published", True)
+
+
+def held_out(study: Study) -> bool:
+    """Whether no test question is one of training or validation."""
+    parts = study.pairs(DEFAULT).parts
+    seen = {*parts["train"].sources, *parts["valid"].sources}
+    return bool(parts["test"].sources) and not seen & set(parts["test"].sources)
+
+
+def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
+    return Figure(source, NAME, what, printed, rule, ours)
+
+
+FIGURES = [
+    line(
+        "R1:39",
+        "form and columns of the corpus",
+        ("csv", ("q", "a")),
+        one(lambda study: (SHIPPED["wiki"][1], COLUMNS[0])),
+    ),
+    line("R1:53", "start begins the decoder's inputs, end its labels", (True, True), one(shifted)),
+    line(
+        "R1:53",
+        "two vocabularies, unlimited, no unknown word",
+        ("words(unknown=False)",) * 2,
+        settings(FAITHFUL, "data.source_vocabulary", "data.target_vocabulary"),
+    ),
+    Figure(
+        "R1:66",
+        NAME,
+        "widths of questions and answers, the longest",
+        (117, 128),
+        same,
+        one(widths),
+        why=other_corpus,
+    ),
+    line("R1:66", "padding of questions", "post", settings(FAITHFUL, "data.source_padding")),
+    Figure(
+        "R1:78",
+        NAME,
+        "rows that are test and validation at once",
+        2500,
+        fixed,
+        one(lambda study: len(study.pairs(FAITHFUL).parts["test"].sources)),
+        one(held_out),
+        default_is="no test question is one of training or validation",
+    ),
+    line(
+        "R1:102",
+        "encoder: embedding, units",
+        (50, 50),
+        settings(FAITHFUL, "model.embed_size", "model.hidden_size"),
+    ),
+    line(
+        "R1:105",
+        "LSTM(50) on 50 features: parameters",
+        20_200,
+        one(lambda s: count("lstm", 50, 50)),
+    ),
+    line(
+        "R1:114",
+        "decoder starts at the encoder's state; its own embedding",
+        ("none", False),
+        settings(FAITHFUL, "model.attention", "model.share_embeddings"),
+    ),
+    line(
+        "R1:129",
+        "optimizer, batch, epochs",
+        ("rmsprop", 128, 100),
+        settings(FAITHFUL, "optim.name", "train.batch_size", "train.num_epochs"),
+    ),
+    Figure(
+        "R1:129",
+        NAME,
+        "accuracy after training, counting padding",
+        None,
+        lambda *values: OUTSIDE,
+        final(FAITHFUL, "train.accuracy_padded"),
+        final(DEFAULT, "test.intent_accuracy"),
+        default_is="an answer of the question's intent, unseen questions",
+        why=not_printed,
+    ),
+    line(
+        "R1:140",
+        "one step of the decoder is its training, step by step",
+        "yes",
+        proved("test_seq2seq", "steps_reproduce_teacher_forcing"),
+        holds,
+    ),
+    line(
+        "R1:161",
+        "a chat replies to every line",
+        "yes",
+        proved("test_chat", "each_line_of_input_gets_one_line"),
+        holds,
+    ),
+    line("R1:37", "imports that nothing uses are refused (printed: 1)", "no", lints("F"), holds),
+]

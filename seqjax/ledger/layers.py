@@ -1,0 +1,105 @@
+"""What single layers return, and how many parameters they have. Imports: layers, stack, measure.
+
+Numbers that come from weights and inputs drawn without a seed can be compared only by their size,
+their root mean square, with ours over many draws.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.layers import Bidirectional, Dense, Recurrent, functional
+from seqjax.ledger.figure import Measure
+from seqjax.ledger.measure import one
+from seqjax.ledger.verdict import root_mean_square
+from seqjax.parameters import count_parameters, parameter_shapes
+from seqjax.stack import Stack
+
+NUM_DRAWS = 512
+SENTENCES = ((0, 1, 2), (2, 1, 3))  # John loves Jane, Jane loves Alex
+
+Draw = Callable[[Any, tuple[int, ...]], jax.Array]  # (key, shape) -> inputs
+
+
+def normal(key: Any, shape: tuple[int, ...]) -> jax.Array:
+    """As `np.random.randn`."""
+    return jax.random.normal(key, shape)
+
+
+def uniform(key: Any, shape: tuple[int, ...]) -> jax.Array:
+    """As `tf.random.uniform`: in [0, 1)."""
+    return jax.random.uniform(key, shape)
+
+
+def sentences(key: Any, shape: tuple[int, ...]) -> jax.Array:
+    """The tagger's one-hot words, the same for every key."""
+    return jnp.eye(shape[-1])[jnp.array(SENTENCES)]
+
+
+def returned(cell: str, hidden_size: int, draw: Draw, shape: tuple[int, ...], **flags: Any) -> Any:
+    """The arrays that a layer returns, each `[draws, ...]`: of many weights and inputs."""
+    kind = Bidirectional if flags.pop("bidirectional", False) else Recurrent
+    init, bind = functional(lambda rngs: kind(cell, shape[-1], hidden_size, rngs=rngs, **flags))
+
+    def run(key):
+        weights, inputs = jax.random.split(key)
+        return bind(init(weights))(draw(inputs, shape))
+
+    found = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), NUM_DRAWS))
+    return jax.device_get(found if isinstance(found, tuple) else (found,))
+
+
+def shapes(*args: Any, **flags: Any) -> Measure:
+    """Shapes of what a layer returns: of one array, or of each."""
+
+    def find(study: Any) -> Any:
+        found = tuple(x.shape[1:] for x in returned(*args, **flags))
+        return found if len(found) > 1 else found[0]
+
+    return one(find)
+
+
+def magnitude(which: int, *args: Any, last: bool = False, **flags: Any) -> Measure:
+    """Root mean square of one of the arrays, or of its last step, for each draw."""
+
+    def measure(study: Any) -> list[float]:
+        values = returned(*args, **flags)[which]
+        return [root_mean_square(x[:, -1] if last else x) for x in values]
+
+    return measure
+
+
+def last_is_state(*args: Any) -> Measure:
+    """Whether the last output of the sequence is the state, to the last bit, in every draw."""
+
+    def check(study: Any) -> bool:
+        sequence, state, *_ = returned(*args, return_sequences=True, return_state=True)
+        return bool(np.array_equal(sequence[:, :, -1], state))
+
+    return one(check)
+
+
+def count(cell: str, input_size: int, hidden_size: int, kind: Any = Recurrent) -> int:
+    """A layer's parameters, without allocating one."""
+    return _count(lambda rngs: kind(cell, input_size, hidden_size, rngs=rngs))
+
+
+def counts(*cells: tuple[str, int, int], num_classes: int) -> tuple[int, ...]:
+    """Parameters of each layer of a stack, of the dense one on top, and of all."""
+    layers = [count(*cell) for cell in cells]
+    dense = _count(lambda rngs: Dense(cells[-1][-1], num_classes, rngs=rngs))
+    whole = _count(lambda rngs: Stack([Recurrent(*cell, rngs=rngs) for cell in cells]))
+    return (*layers, dense, whole + dense)
+
+
+def follows(cell: str, num_gates: int) -> bool:
+    """Whether layers of several sizes have gates x (units + inputs + 1) x units parameters."""
+    pairs = ((1, 1), (4, 3), (5, 7), (10, 2))
+    return all(count(cell, i, h) == num_gates * (h + i + 1) * h for i, h in pairs)
+
+
+def _count(make: Callable[[Any], Any]) -> int:
+    return count_parameters(parameter_shapes(functional(make)[0]))

@@ -1,0 +1,143 @@
+"""The runs that the ledger reads, trained when they are first asked for. Imports: fit, tasks.
+
+Everything is computed from finished run directories, `NAME-VARIANT/seed-N`; what is there is never
+trained again.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from seqjax.array_types import Params
+from seqjax.config import as_json
+from seqjax.files import read_json
+from seqjax.fit import fit, restore_best
+from seqjax.report import Record, read_records
+from seqjax.run_directory import CONFIG, RESULT
+from seqjax.setup import make_setup
+from seqjax.stop_signals import say
+from seqjax.task import Task
+from seqjax.tasks import make_task
+from seqjax.tasks.text_pairs import task_of_pairs
+from seqjax.text_pairs import TextPairs, load_text_pairs
+
+FEW = {"mnist_rows": 5, "cafe_chatbot": 5, "wiki_chatbot": 5}  # seeds of what takes a minute each
+MANY = 32
+
+GetConfig = Callable[[str, str], ConfigDict]  # (name, variant) -> config
+
+
+class Spec(NamedTuple):
+    """A config, its variant, and the fields that are set otherwise."""
+
+    config: str
+    variant: str = "default"
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What trains one seed of it."""
+        variant = "" if self.variant == "default" else f":{self.variant}"
+        fields = [f" --config.{name}={value!r}" for name, value in self.changes]
+        command = f"python -m experiments.train --config=configs/{self.config}.py{variant}"
+        return f"{command}{''.join(fields)} --config.seed=0"
+
+    @property
+    def directory(self) -> str:
+        """The name of the directory of its trials."""
+        parts = [self.config, self.variant, *(f"{value}" for _, value in self.changes)]
+        return re.sub(r"[^\w=.-]+", "_", "-".join(parts))
+
+
+def train_trials(configs: Sequence[ConfigDict], directory: Path) -> list[Path]:
+    """A finished run directory for each config, in order; they differ in their seeds only.
+
+    What is finished is not trained again, and what was begun is resumed. Raises as `fit` does.
+    """
+    workdirs = [directory / f"seed-{config.seed}" for config in configs]
+    left = [pair for pair in zip(configs, workdirs, strict=True) if not _is_finished(*pair)]
+    if left:
+        directory.mkdir(parents=True, exist_ok=True)
+        task = make_task(*left[0])  # one for all: the seed changes no data
+    for number, (config, workdir) in enumerate(left, 1):
+        say(f"{directory.name}: seed {config.seed}, {number} of {len(left)}")
+        with (
+            (directory / "log.txt").open("a", encoding="utf-8") as log,
+            contextlib.redirect_stdout(log),
+        ):
+            fit(task, config, workdir)
+    return workdirs
+
+
+def _is_finished(config: ConfigDict, workdir: Path) -> bool:
+    """Whether the directory holds the result of this very config."""
+    there = (workdir / RESULT).exists() and (workdir / CONFIG).exists()
+    return there and read_json(workdir / CONFIG) == as_json(config)
+
+
+class Trials:
+    """The finished trials of one config, by seed."""
+
+    def __init__(self, configs: Sequence[ConfigDict], workdirs: Sequence[Path]):
+        self.configs, self.workdirs = configs, workdirs
+
+    @cached_property
+    def results(self) -> list[dict[str, Any]]:
+        """Each one's result.json."""
+        return [read_json(workdir / RESULT) for workdir in self.workdirs]
+
+    @cached_property
+    def records(self) -> list[list[Record]]:
+        """Each one's metrics.jsonl."""
+        return [read_records(workdir / "metrics.jsonl") for workdir in self.workdirs]
+
+    @cached_property
+    def pairs(self) -> TextPairs:
+        """Texts and model of trials of text pairs, alike for all seeds."""
+        return load_text_pairs(self.configs[0], self.workdirs[0])
+
+    @cached_property
+    def params(self) -> list[Params]:
+        """Each one's best weights."""
+        first = self.configs[0]
+        of_texts = first.task == "text_pairs"
+        task = task_of_pairs(self.pairs, first) if of_texts else make_task(first, self.workdirs[0])
+        both = zip(self.configs, self.workdirs, strict=True)
+        return [restore_best(make_setup(task, config), workdir)[0] for config, workdir in both]
+
+
+class Study:
+    """Configs, tasks and trials, each made once, when a figure first asks for it."""
+
+    def __init__(self, get_config: GetConfig, directory: Path, most_seeds: int = MANY):
+        self.directory, self.most_seeds = directory, most_seeds
+        self._get_config = get_config
+        self.used: list[Spec] = []  # of which there are trials
+        # Caches of this study's own, not of the class.
+        self.task: Callable[[Spec], Task] = cache(lambda spec: make_task(self.config(spec)))
+        self.pairs: Callable[[Spec], TextPairs] = cache(
+            lambda spec: load_text_pairs(self.config(spec))
+        )
+        self.trials: Callable[[Spec], Trials] = cache(self._train)
+
+    def config(self, spec: Spec, seed: int = 0) -> ConfigDict:
+        """The locked config of a spec."""
+        config = self._get_config(spec.config, spec.variant)
+        config.update_from_flattened_dict(dict(spec.changes))
+        config.seed = seed
+        return config.lock()
+
+    def num_seeds(self, spec: Spec) -> int:
+        """How many trials a spec has."""
+        return min(self.most_seeds, FEW.get(spec.config, MANY))
+
+    def _train(self, spec: Spec) -> Trials:
+        configs = [self.config(spec, seed) for seed in range(self.num_seeds(spec))]
+        workdirs = train_trials(configs, self.directory / spec.directory)
+        self.used.append(spec)
+        return Trials(configs, workdirs)
