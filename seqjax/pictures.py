@@ -167,23 +167,23 @@ def draw_scaling(
     save_figure(figure, path)
 
 
-def draw_bands(panels: Sequence[tuple[str, Sequence[int], Any, Any]], path: Path) -> None:
-    """A panel for each (title, epochs, printed curve, bands by name), three a row.
+def draw_bands(panels: Sequence[tuple[Any, ...]], path: Path) -> None:
+    """A panel for each (title, axis, epochs, printed curve, bands by name), three a row.
 
     A band is (low, median, high), curves all; losses have a logarithmic axis.
     """
-    rows = -(-len(panels) // 3)
-    figure, axes = _figure(rows, 3, width=15.0, height=3.6 * rows)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(rows, columns, width=5.0 * columns, height=3.6 * rows)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, (title, epochs, printed, bands) in zip(axes.flat, panels, strict=False):
+    for axis, (title, unit, epochs, printed, bands) in zip(axes.flat, panels, strict=False):
         for name, (low, median, high) in bands.items():
             (line,) = axis.plot(epochs, median, label=_label(name))
             axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axis.plot(epochs, printed, label="printed", color="black", marker="o", markersize=3)
-        axis.set(title=_label(title), xlabel="epoch")
-        if max(printed) > 1:  # no accuracy
-            axis.set_yscale("log")
+        axis.set(title=_label(title), xlabel="epoch", ylabel=_label(unit))
+        axis.set_yscale("log" if max(printed) > 1 else "linear")  # a loss, or an accuracy
         axis.grid(alpha=0.3)
         axis.legend()
     _save(figure, path)

@@ -17,7 +17,9 @@ from toys import CONFIGS
 from seqjax.launch import launch
 
 ROOT = CONFIGS.parent
-KINDS = {kind: getattr(flags, f"DEFINE_{kind}") for kind in ("string", "bool", "enum", "integer")}
+KINDS = {
+    kind: getattr(flags, f"DEFINE_{kind}") for kind in ("string", "bool", "enum", "integer", "list")
+}
 define_config = config_flags.DEFINE_config_file
 
 

@@ -24,6 +24,7 @@ ROWS = [
     ["chunks", "worker", "ray_tasks", "executors", "sweep_report", "sweep", "optuna_search"],
     ["load_run", "chat", "page", "exchange"],
     ["benchmark"],
+    ["ledger"],
 ]
 ORDER = [name for row in ROWS for name in row]
 DATA = (

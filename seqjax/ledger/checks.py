@@ -10,13 +10,15 @@ from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
 from seqjax.ledger.cafe import SHAPES
 from seqjax.ledger.figure import Measure
-from seqjax.ledger.layers import returned, sentences
+from seqjax.ledger.layers import CASES, returned
 from seqjax.ledger.measure import final, one
 from seqjax.ledger.trials import Spec, Study
 from seqjax.metrics import Average, summarize
 from seqjax.text_model import TextModel
 
-# The cafe's default model with the same two pairs.
+# The cafe's two models with two pairs, made small.
+SMALL = (("model.embed_size", 8), ("model.hidden_size", 16), ("data.vocab_size", 0))
+READS_PADDING = SHAPES._replace(changes=SHAPES.changes + SMALL)
 MASKED = Spec(
     "cafe_chatbot",
     changes=(
@@ -24,6 +26,7 @@ MASKED = Spec(
         ("data.source_vocabulary", "whitespace"),
         ("data.valid_share", 0.0),
         ("data.test_share", 0.0),
+        *SMALL,
     ),
 )
 MORE = 7  # columns of padding
@@ -35,9 +38,8 @@ def moved_by_padding(spec: Spec) -> Measure:
     def find(study: Study) -> float:
         text, params, source, _ = _fresh(study, spec)
         wider = np.pad(source, ((0, 0), (MORE, 0)), constant_values=text.source.pad_id)
-        states = [
-            text.encode(text.bind(params), jnp.asarray(ids)).states for ids in (source, wider)
-        ]
+        encode = jax.jit(lambda params, ids: text.encode(text.bind(params), ids).states)
+        states = [encode(params, ids) for ids in (source, wider)]
         moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *states)
         return max(jax.tree.leaves(moved))
 
@@ -50,7 +52,8 @@ def learnt_of_padding(spec: Spec) -> Measure:
     def find(study: Study) -> float:
         text, params, source, target = _fresh(study, spec)
         batch = {"source": jnp.asarray(source), "target": jnp.asarray(target)}
-        gradient = jax.grad(lambda params: jnp.sum(text.logits(params, batch) ** 2))(params)
+        square = jax.grad(lambda params: jnp.sum(text.logits(params, batch) ** 2))
+        gradient = jax.jit(square)(params)
         table = gradient.get("source_embed", gradient["target_embed"])["embedding"]
         return float(jnp.abs(table[text.source.pad_id]).max())
 
@@ -123,7 +126,7 @@ def refused(spec: Spec) -> Measure:
 def views_agree(study: Study) -> bool:
     """Whether the four ways to call one layer of one set of weights show the same numbers."""
     views = [
-        returned("lstm", 3, sentences, (2, 3, 4), return_sequences=sequences, return_state=state)
+        returned(*CASES, return_sequences=sequences, return_state=state)
         for sequences in (False, True)
         for state in (False, True)
     ]
@@ -164,4 +167,4 @@ def _fresh(study: Study, spec: Spec) -> tuple[TextModel, Any, np.ndarray, np.nda
     pairs = study.pairs(spec)
     train = pairs.parts["train"]
     ids = pairs.text.encode_sources(train.sources), pairs.text.encode_targets(train.targets)
-    return pairs.text, pairs.text.init(jax.random.key(0)), *ids
+    return pairs.text, jax.jit(pairs.text.init)(jax.random.key(0)), *ids

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from seqjax.errors import UserError
 from seqjax.ledger.trials import Study
-from seqjax.ledger.verdict import OUTSIDE, UNMEASURED, UNREPRODUCIBLE, Rule
+from seqjax.ledger.verdict import OUTSIDE, UNMEASURED, UNREPRODUCIBLE, Rule, fixed, same
 
 Measure = Callable[[Study], list[Any]]  # our values: one a seed, or one in all
 
@@ -25,13 +25,34 @@ class Figure(NamedTuple):
     config: str  # in configs/, by which --only finds it; or "layers"
     what: str  # with its unit
     printed: Any  # a number, text, tuple of them, or None
-    rule: Rule
-    faithful: Measure = lambda study: []
+    faithful: Measure
+    rule: Rule = same
     default: Measure = lambda study: []
     default_is: str = ""  # what the default measures, where it is not the same: then not judged by
     epochs: tuple[int, ...] = ()  # of a curve's points
     note: str = ""
     why: Callable[[Study], Explanation] | None = None  # asked for where the rule says outside
+
+
+def lines_of(config: str) -> Callable[..., Figure]:
+    """`Figure` for one config: the other fields in their order."""
+    return lambda source, *fields, **more: Figure(source, config, *fields, **more)
+
+
+def weaknesses_of(config: str) -> Callable[..., Figure]:
+    """(where, what is wrong, how ours shows that it is mended, ...) -> figure."""
+
+    def weakness(
+        source: str,
+        what: str,
+        default: Measure,
+        faithful: Measure = lambda study: [],
+        rule: Rule = fixed,
+        **more: Any,
+    ) -> Figure:
+        return Figure(source, config, what, None, faithful, rule, default, **more)
+
+    return weakness
 
 
 class Line(NamedTuple):

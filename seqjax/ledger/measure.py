@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seqjax.abstain import load_abstention
+from seqjax.argmax import argmax
+from seqjax.dropout import row_keys
 from seqjax.ledger.figure import Measure
 from seqjax.ledger.trials import Spec, Study
 from seqjax.nearest import nearest_text
@@ -75,6 +78,29 @@ def first_below(spec: Spec, metric: str, bound: float) -> Measure:
 def replies(spec: Spec, question: str) -> Measure:
     """What each trial's model says, by the config's decoder."""
     return lambda study: [text for text, _ in _said(study, spec, question)]
+
+
+def under_dropout(spec: Spec, question: str) -> Measure:
+    """What each trial's model says with dropout alive, fed the start and then padding as long as
+    the question: R3's `translate`."""
+
+    def measure(study: Study) -> list[str]:
+        trials = study.trials(spec)
+        text = trials.pairs.text
+        target = np.full((1, len(question) + 2), text.target.pad_id)
+        target[:, 0] = text.target.bos_id
+        batch = {"source": text.encode_sources([question]), "target": target}
+        batch = jax.tree.map(jnp.asarray, batch)
+
+        @jax.jit
+        def say(params, keys):
+            return argmax(text.known(text.logits(params, batch, keys))) + text.first_id
+
+        keys = [row_keys(jax.random.key(config.seed), 1) for config in trials.configs]
+        said = list(map(say, trials.params, keys))
+        return [text.target.decode(tokens[0]) for tokens in jax.device_get(said)]
+
+    return measure
 
 
 def given(spec: Spec, question: str) -> Measure:

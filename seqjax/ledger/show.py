@@ -25,8 +25,9 @@ HEAD = """\
 
 Every figure of the five tutorials beside ours, by `python -m experiments.reproduce`. R0 to R4 are
 the tutorials, each with the line of it; R5 lists their weaknesses. Ours is the median over seeds
-with its 5 % and 95 % quantiles; of curves the median at the printed epochs (the quantiles are in
-`ledger.json`). Where the default measures something else it says what, and is not judged by.
+with its 5 % and 95 % quantiles, of few seeds nearly the least and the greatest; of curves the
+median at the printed epochs (the quantiles are in `ledger.json`). Where the default measures
+something else it says what, and is not judged by.
 
 - *met*: what was printed is what ours is; or it lies within the band of `faithful`, or of the
   default where there is no other. A curve is judged as one, losses by the mean of their logarithms.
@@ -43,7 +44,7 @@ def cells(line: Line) -> tuple[str, ...]:
     printed = "" if figure.printed is None else show_values([figure.printed], is_curve)
     default = show_values(line.default, is_curve and not figure.default_is)
     if default and figure.default_is:
-        default = f"{default} {figure.default_is}"
+        default = f"{default}: {figure.default_is}"
     ours = show_values(line.faithful, is_curve)
     return figure.source, figure.what, printed, ours, default, line.verdict, line.note
 
@@ -131,12 +132,12 @@ def save_ledger(sections: Sections, study: Study, directory: Path) -> list[Path]
     return paths if panels else paths[:2]
 
 
-def _panel(line: Line) -> tuple[str, Sequence[int], Sequence[float], dict[str, Any]]:
-    """Title, epochs, what was printed, and bands by name, of a curve."""
+def _panel(line: Line) -> tuple[Any, ...]:
+    """Title, axis, epochs, what was printed, and bands by name, of a curve."""
     figure = line.figure
     ours = {"faithful": line.faithful} | ({} if figure.default_is else {"default": line.default})
     bands = {name: band(values) for name, values in ours.items() if values}
-    return f"{figure.config}: {figure.what}", figure.epochs, figure.printed, bands
+    return f"{figure.config} ({figure.source})", figure.what, figure.epochs, figure.printed, bands
 
 
 def _as_json(line: Line) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _show(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return f"({', '.join(map(_show, value))})"
+        return f"({', '.join(map(_show, value))}{',' * (len(value) == 1)})"
     return _number(value) if isinstance(value, int | float) else str(value) or "nothing"
 
 

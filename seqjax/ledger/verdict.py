@@ -58,6 +58,11 @@ def vanishes(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> s
     return BETTERED if np.all(there > 0) and np.mean(gone > 0) <= 0.05 else OUTSIDE
 
 
+def none_left(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """Bettered: the default has none of it."""
+    return BETTERED if not any(default) else OUTSIDE
+
+
 def occurs(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
     """Met: at least 5 % of the seeds of `faithful` give what was printed."""
     return MET if sum(value == printed for value in faithful) >= 0.05 * len(faithful) else OUTSIDE

@@ -8,7 +8,8 @@ from seqjax.ledger.figures import (
     rows,
     sentences,
     tagging,
-    weaknesses,
+    weak_chatbots,
+    weak_models,
     wiki,
     words,
 )
@@ -22,5 +23,5 @@ SECTIONS: dict[str, list[Figure]] = {
     "Translation of sentences (R4)": sentences.FIGURES,
     "Chatbot of a cafe (R0)": cafe.FIGURES,
     "Chatbot of general knowledge (R1)": wiki.FIGURES,
-    "Weaknesses (R5)": weaknesses.FIGURES,
+    "Weaknesses (R5)": weak_chatbots.FIGURES + weak_models.FIGURES,
 }

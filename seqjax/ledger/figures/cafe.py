@@ -1,17 +1,13 @@
 """R0's chatbot of a cafe, line by line. Imports: cafe, measure."""
 
-from typing import Any
-
 from seqjax.data.pairs import SHIPPED
 from seqjax.ledger import cafe
 from seqjax.ledger.cafe import DEFAULT, EPOCHS, FAITHFUL, SHAPES
-from seqjax.ledger.figure import Figure, Measure
+from seqjax.ledger.figure import Figure, lines_of
 from seqjax.ledger.measure import curve, final, one, proved, settings, sizes
-from seqjax.ledger.verdict import Rule, higher, higher_curve, holds, lower_curve, same
+from seqjax.ledger.verdict import higher, higher_curve, holds, lower_curve
 
-
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, cafe.NAME, what, printed, rule, ours)
+line = lines_of(cafe.NAME)
 
 
 def proof(source: str, what: str, printed: str, file: str, test: str) -> Figure:
@@ -85,9 +81,9 @@ FIGURES = [
     line("R0:219", "share that is held out", 0.2, settings(FAITHFUL, "data.test_share")),
     line(
         "R0:237",
-        "ids in all, one vocabulary, two tables",
-        (2000, "", False),
-        settings(FAITHFUL, "data.vocab_size", "data.target_vocabulary", "model.share_embeddings"),
+        "ids in all, one vocabulary for both sides, two tables",
+        (2000, True, True),
+        one(cafe.vocabulary),
     ),
     line("R0:250", "padding of questions and answers", ("pre", "post"), one(cafe.sides)),
     line(
@@ -117,47 +113,43 @@ FIGURES = [
         one(lambda study: cafe.rows_of(399)),
         holds,
     ),
-    Figure(
+    line(
         "R0:302",
-        cafe.NAME,
         "loss counting padding [nats]",
         cafe.LOSS,
-        lower_curve,
         curve(FAITHFUL, "loss", EPOCHS),
-        final(DEFAULT, "test.cross_entropy"),
+        lower_curve,
+        default=final(DEFAULT, "test.cross_entropy"),
         default_is="nats a real token of unseen answers",
         epochs=EPOCHS,
         why=cafe.loss_is_diluted,
     ),
-    Figure(
+    line(
         "R0:302",
-        cafe.NAME,
         "accuracy counting padding",
         cafe.ACCURACY,
-        higher_curve,
         curve(FAITHFUL, "accuracy_padded", EPOCHS),
-        final(DEFAULT, "test.accuracy"),
+        higher_curve,
+        default=final(DEFAULT, "test.accuracy"),
         default_is="of real tokens of unseen answers",
         epochs=EPOCHS,
         why=cafe.accuracy_is_inflated,
     ),
-    Figure(
+    line(
         "R0:302",
-        cafe.NAME,
         "loss of real tokens [nats], derived",
         cafe.LOSS_OF_REAL,
-        lower_curve,
         curve(FAITHFUL, "cross_entropy", EPOCHS[1:]),
+        lower_curve,
         epochs=EPOCHS[1:],
         note=f"the printed loss over the {cafe.REAL:.1%} of positions that are real",
     ),
-    Figure(
+    line(
         "R0:302",
-        cafe.NAME,
         "accuracy of real tokens, derived",
         cafe.ACCURACY_OF_REAL,
-        higher_curve,
         curve(FAITHFUL, "accuracy", EPOCHS[1:]),
+        higher_curve,
         epochs=EPOCHS[1:],
         note=f"the printed accuracy, without {1 - cafe.REAL:.1%} of padding",
         why=cafe.accuracy_is_inflated,
@@ -169,15 +161,14 @@ FIGURES = [
         "test_text_pairs",
         "what_is_printed_shows_replies_and_how_they_were_scored",
     ),
-    Figure(
+    line(
         "R0:332",
-        cafe.NAME,
         "replies that are the very answer, of unseen questions",
         2 / 16,
-        higher,
         final(FAITHFUL, "test.exact_match"),
-        final(DEFAULT, "test.intent_accuracy"),
+        higher,
+        default=final(DEFAULT, "test.intent_accuracy"),
         default_is="an answer of the question's intent",
-        why=cafe.replies_are_of_later,
+        why=cafe.replies_come_later,
     ),
 ]

@@ -3,10 +3,10 @@
 from typing import Any
 
 from seqjax.data.words import encode_words, load_words
-from seqjax.ledger.figure import Figure, Measure
+from seqjax.ledger.figure import lines_of
 from seqjax.ledger.measure import curve, final, one, settings, sizes
 from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import Rule, higher, lower_curve, same
+from seqjax.ledger.verdict import higher, lower_curve
 from seqjax.tasks.word_completion import LETTERS
 
 NAME = "word_completion"
@@ -20,8 +20,7 @@ def first_row(study: Study) -> tuple[Any, ...]:
     return tuple(rows["letters"][0].tolist()), int(rows["target"][0])
 
 
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, NAME, what, printed, rule, ours)
+line = lines_of(NAME)
 
 
 FIGURES = [
@@ -63,27 +62,25 @@ FIGURES = [
         sizes(FAITHFUL),
     ),
     line("R3:195", "Adam of TF1", "keras_adam(eps=1e-8)", settings(FAITHFUL, "optim.name")),
-    Figure(
+    line(
         "R3:213",
-        NAME,
         "cost under dropout [nats]",
         (
             *(3.248800, 1.919196, 0.800599, 0.524708, 0.752066),
             *(0.287689, 0.306339, 0.412427, 0.211083, 0.107284),
         ),
-        lower_curve,
         curve(FAITHFUL, "loss", EPOCHS),
-        curve(DEFAULT, "loss", EPOCHS),
+        lower_curve,
+        default=curve(DEFAULT, "loss", EPOCHS),
         epochs=EPOCHS,
     ),
-    Figure(
+    line(
         "R3:251",
-        NAME,
         "accuracy on the ten training words, dropout alive",
         1.0,
-        higher,
         final(FAITHFUL, "train.accuracy_dropout"),
-        final(DEFAULT, "train.accuracy"),
+        higher,
+        default=final(DEFAULT, "train.accuracy"),
         default_is="dropout off",
     ),
 ]

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from seqjax.layers import Bidirectional
-from seqjax.ledger.figure import Explanation, Figure, Measure
+from seqjax.ledger.figure import Explanation, Figure, Measure, lines_of
 from seqjax.ledger.layers import (
+    CASES,
     NUM_DRAWS,
     count,
     counts,
@@ -21,19 +22,17 @@ from seqjax.ledger.layers import (
 )
 from seqjax.ledger.measure import one
 from seqjax.ledger.trials import Study
-from seqjax.ledger.verdict import Rule, alike, holds, root_mean_square, same
+from seqjax.ledger.verdict import alike, holds, root_mean_square
 
 GRU = "gru(reset_after=False)"  # the form of the paper
 SEQUENCE, STATE = {"return_sequences": True}, {"return_state": True}
 BOTH = SEQUENCE | STATE
-CASES = ("lstm", 3, normal, (1, 4, 5))
 EIGHT = ("lstm", 8, uniform, (1, 3, 4))
 TAGGER, GRUS = ("lstm", 3, sentences, (2, 3, 4)), ("gru", 3, sentences, (2, 3, 4))
 DRAWN = "root mean square; no seed was set, so ours is of 512 draws of weights and inputs"
 
 
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, "layers", what, printed, rule, ours)
+line = lines_of("layers")
 
 
 def size_of(source: str, what: str, values: tuple[float, ...], ours: Measure) -> Figure:
@@ -45,7 +44,15 @@ def size_of(source: str, what: str, values: tuple[float, ...], ours: Measure) ->
         told = f"no seed was set, and {larger:.1%} of our {NUM_DRAWS} draws are larger"
         return Explanation(told, bool(0.005 < larger < 0.995))
 
-    return Figure(source, "layers", what, printed, alike, ours, note=DRAWN, why=unseeded)
+    return line(
+        source,
+        what,
+        printed,
+        ours,
+        alike,
+        note=DRAWN,
+        why=unseeded,
+    )
 
 
 def number(source: str, what: str, printed: Any, ours: Any) -> Figure:

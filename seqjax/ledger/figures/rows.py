@@ -1,15 +1,13 @@
 """R3's first model: MNIST, one row of pixels a step. Imports: measure."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
 from seqjax.data.batches import steps_per_epoch
-from seqjax.ledger.figure import Figure, Measure
+from seqjax.ledger.figure import Measure, lines_of
 from seqjax.ledger.measure import curve, final, one, settings, sizes
-from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import Rule, alike, higher, lower_curve, same
+from seqjax.ledger.trials import MANY, Spec, Study
+from seqjax.ledger.verdict import alike, higher, lower_curve
 from seqjax.tasks.mnist_rows import brightness
 
 NAME = "mnist_rows"
@@ -43,12 +41,11 @@ def steps(spec: Spec) -> Measure:
 def readout_spread(study: Study) -> list[float]:
     """Standard deviation of the readout's first weights, by seed."""
     init = jax.jit(study.task(FAITHFUL).init)
-    params = [init(jax.random.key(seed)) for seed in range(study.num_seeds(FAITHFUL))]
+    params = [init(jax.random.key(seed)) for seed in range(MANY)]
     return [float(np.std(tree["output"]["kernel"])) for tree in params]
 
 
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, NAME, what, printed, rule, ours)
+line = lines_of(NAME)
 
 
 FIGURES = [
@@ -79,23 +76,21 @@ FIGURES = [
         "R3:81", "Adam of TF1, its rate", ("keras_adam(eps=1e-8)", 0.001), settings(FAITHFUL, *ADAM)
     ),
     line("R3:88", "steps an epoch", 107, steps(FAITHFUL)),
-    Figure(
+    line(
         "R3:106",
-        NAME,
         "average cost of an epoch [nats]",
         (1.004, 0.210, 0.140, 0.113, 0.098, 0.084, 0.072),
-        lower_curve,
         curve(FAITHFUL, "loss", EPOCHS),
-        curve(DEFAULT, "loss", EPOCHS),
+        lower_curve,
+        default=curve(DEFAULT, "loss", EPOCHS),
         epochs=EPOCHS,
     ),
-    Figure(
+    line(
         "R3:125",
-        NAME,
         "accuracy on the test images",
         0.9719,
-        higher,
         final(FAITHFUL, "test.accuracy"),
-        final(DEFAULT, "test.accuracy"),
+        higher,
+        default=final(DEFAULT, "test.accuracy"),
     ),
 ]

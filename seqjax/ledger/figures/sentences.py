@@ -1,11 +1,9 @@
 """R4: five sentences into Korean, letter by letter. Imports: measure."""
 
-from typing import Any
-
-from seqjax.ledger.figure import Figure, Measure
+from seqjax.ledger.figure import Measure, lines_of
 from seqjax.ledger.measure import final, lints, one, proved, settings, sizes
 from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import Rule, alike, holds, same
+from seqjax.ledger.verdict import alike, holds
 from seqjax.parameters import named_arrays, parameter_shapes
 
 NAME = "sentence_translation"
@@ -47,8 +45,7 @@ def kernels(*names: str) -> Measure:
     return one(find)
 
 
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, NAME, what, printed, rule, ours)
+line = lines_of(NAME)
 
 
 FIGURES = [
@@ -96,14 +93,13 @@ FIGURES = [
         ("train.loss", 5),
         settings(FAITHFUL, "train.monitor", "train.patience"),
     ),
-    Figure(
+    line(
         "R4:185",
-        NAME,
         "epoch of the early stop",
         68,
-        alike,
         final(FAITHFUL, "num_epochs"),
-        final(DEFAULT, "train.exact_match"),
+        alike,
+        default=final(DEFAULT, "train.exact_match"),
         default_is="share of the five sentences decoded exactly",
         note="200 where it never stops",
     ),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from seqjax.data.tagging import TAGS, load_tagged_sentences
-from seqjax.ledger.figure import Explanation, Figure, Measure
+from seqjax.ledger.figure import Explanation, lines_of
 from seqjax.ledger.measure import final, first_below, one, settings, sizes
 from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import Rule, higher, lower, same
+from seqjax.ledger.verdict import higher, lower
 from seqjax.parameters import layer_sizes, parameter_shapes
 
 NAME = "svo_tagging"
@@ -58,8 +58,7 @@ def stale(study: Study) -> Explanation:
     return Explanation(told, min(ends) > printed and len(passed) > 0 and passed.min() > 100)
 
 
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, NAME, what, printed, rule, ours)
+line = lines_of(NAME)
 
 
 FIGURES = [
@@ -88,33 +87,30 @@ FIGURES = [
             "train.batch_size",
         ),
     ),
-    Figure(
+    line(
         "R2:160",
-        NAME,
         "epochs that are logged",
         78,
-        lambda printed, ours, _: higher(printed, ours, ()),
         lambda study: [len(records) for records in study.trials(LSTM).records],
+        higher,
         note="the log breaks off at 78 of 100",
     ),
-    Figure(
+    line(
         "R2:251",
-        NAME,
         "LSTM, loss after 100 epochs [nats]",
         cross_entropy(OF_LSTM),
-        lower,
         final(LSTM, "train.loss"),
-        final(CONVERGED, "train.loss"),
+        lower,
+        default=final(CONVERGED, "train.loss"),
         note="from the six printed probabilities",
     ),
-    Figure(
+    line(
         "R2:251",
-        NAME,
         "LSTM, share of the six tags that are right",
         5 / 6,
-        higher,
         final(LSTM, "train.accuracy"),
-        final(CONVERGED, "train.accuracy"),
+        higher,
+        default=final(CONVERGED, "train.accuracy"),
     ),
     line("R2:271", "LSTM tagger: parameters by layer, and all", (96, 12, 108), sizes(LSTM)),
     line(
@@ -124,24 +120,22 @@ FIGURES = [
         one(weights),
     ),
     line("R2:415", "GRU tagger: cell", "gru(reset_after=False)", settings(GRU, "model.cell")),
-    Figure(
+    line(
         "R2:531",
-        NAME,
         "GRU, loss after 100 epochs [nats]",
         cross_entropy(OF_GRU),
-        lower,
         final(GRU, "train.loss"),
-        final(CONVERGED_GRU, "train.loss"),
+        lower,
+        default=final(CONVERGED_GRU, "train.loss"),
         why=stale,
     ),
-    Figure(
+    line(
         "R2:531",
-        NAME,
         "GRU, share of the six tags that are right",
         1.0,
-        higher,
         final(GRU, "train.accuracy"),
-        final(CONVERGED_GRU, "train.accuracy"),
+        higher,
+        default=final(CONVERGED_GRU, "train.accuracy"),
         why=stale,
     ),
     line("R2:551", "GRU tagger: parameters by layer, and all", (72, 12, 84), sizes(GRU)),

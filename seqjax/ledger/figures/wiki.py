@@ -3,11 +3,11 @@
 from typing import Any
 
 from seqjax.data.pairs import COLUMNS, SHIPPED
-from seqjax.ledger.figure import Explanation, Figure, Measure
+from seqjax.ledger.figure import Explanation, lines_of
 from seqjax.ledger.layers import count
 from seqjax.ledger.measure import final, lints, one, proved, settings
 from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import OUTSIDE, Rule, fixed, holds, same
+from seqjax.ledger.verdict import OUTSIDE, fixed, holds
 
 NAME = "wiki_chatbot"
 DEFAULT, FAITHFUL = Spec(NAME), Spec(NAME, "faithful")
@@ -44,6 +44,11 @@ def other_corpus(study: Study) -> Explanation:
     return Explanation(told, widths(study) == longest(study))
 
 
+def incomparable(printed: Any, faithful: Any, default: Any) -> str:
+    """There is nothing that ours could be judged by."""
+    return OUTSIDE
+
+
 def not_printed(study: Study) -> Explanation:
     """Nothing was printed that ours could be compared with."""
     return Explanation("no figure of training was printed, and the corpus is not published", True)
@@ -56,8 +61,7 @@ def held_out(study: Study) -> bool:
     return bool(parts["test"].sources) and not seen & set(parts["test"].sources)
 
 
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, NAME, what, printed, rule, ours)
+line = lines_of(NAME)
 
 
 FIGURES = [
@@ -74,24 +78,21 @@ FIGURES = [
         ("words(unknown=False)",) * 2,
         settings(FAITHFUL, "data.source_vocabulary", "data.target_vocabulary"),
     ),
-    Figure(
+    line(
         "R1:66",
-        NAME,
         "widths of questions and answers, the longest",
         (117, 128),
-        same,
         one(widths),
         why=other_corpus,
     ),
     line("R1:66", "padding of questions", "post", settings(FAITHFUL, "data.source_padding")),
-    Figure(
+    line(
         "R1:78",
-        NAME,
         "rows that are test and validation at once",
         2500,
-        fixed,
         one(lambda study: len(study.pairs(FAITHFUL).parts["test"].sources)),
-        one(held_out),
+        fixed,
+        default=one(held_out),
         default_is="no test question is one of training or validation",
     ),
     line(
@@ -118,14 +119,13 @@ FIGURES = [
         ("rmsprop", 128, 100),
         settings(FAITHFUL, "optim.name", "train.batch_size", "train.num_epochs"),
     ),
-    Figure(
+    line(
         "R1:129",
-        NAME,
         "accuracy after training, counting padding",
         None,
-        lambda *values: OUTSIDE,
         final(FAITHFUL, "train.accuracy_padded"),
-        final(DEFAULT, "test.intent_accuracy"),
+        incomparable,
+        default=final(DEFAULT, "test.intent_accuracy"),
         default_is="an answer of the question's intent, unseen questions",
         why=not_printed,
     ),

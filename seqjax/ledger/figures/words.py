@@ -1,11 +1,9 @@
 """R3's third model: six words into Korean, letter by letter. Imports: measure."""
 
-from typing import Any
-
-from seqjax.ledger.figure import Figure, Measure
-from seqjax.ledger.measure import curve, final, one, replies, settings, sizes
+from seqjax.ledger.figure import Explanation, Figure, lines_of
+from seqjax.ledger.measure import curve, final, one, replies, settings, sizes, under_dropout
 from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import Rule, lower_curve, occurs, same
+from seqjax.ledger.verdict import lower_curve, occurs
 from seqjax.parameters import parameter_shapes
 
 NAME = "word_translation"
@@ -36,21 +34,27 @@ def symbols(study: Study) -> tuple[int, int]:
     return encoder, decoder
 
 
-def line(source: str, what: str, printed: Any, ours: Measure, rule: Rule = same) -> Figure:
-    return Figure(source, NAME, what, printed, rule, ours)
+line = lines_of(NAME)
 
 
 def translation(word: str, printed: str) -> Figure:
-    return Figure(
+    ours = under_dropout(FAITHFUL, word)
+
+    def arbitrary(study: Study) -> Explanation:
+        said = ours(study)
+        told = f"{len(said)} seeds give {len(set(said))} different replies, none of them often"
+        return Explanation(told, 2 * max(map(said.count, said)) < len(said))
+
+    return line(
         "R3:411",
-        NAME,
         f"translation of {word}",
         printed,
+        ours,
         occurs,
-        replies(FAITHFUL, word),
-        replies(DEFAULT, word),
+        default=replies(DEFAULT, word),
         default_is="decoded with its own letters",
-        note="the most frequent reply, and of how many seeds",
+        note=f"{printed} of at least 5 % of the seeds",
+        why=arbitrary,
     )
 
 
@@ -93,28 +97,25 @@ FIGURES = [
         sizes(FAITHFUL),
     ),
     line("R3:339", "Adam of TF1", "keras_adam(eps=1e-8)", settings(FAITHFUL, "optim.name")),
-    Figure(
+    line(
         "R3:357",
-        NAME,
         "cost under dropout [nats]",
         (
             *(3.789763, 0.275871, 0.171605, 0.067686, 0.025324, 0.007600, 0.002211),
             *(0.005184, 0.001348, 0.000941, 0.024831, 0.001072, 0.000815, 0.000429),
             *(0.001309, 0.000507, 0.001037, 0.000600, 0.000123, 0.000368),
         ),
-        lower_curve,
         curve(FAITHFUL, "loss", EPOCHS),
-        curve(DEFAULT, "loss", EPOCHS),
+        lower_curve,
+        default=curve(DEFAULT, "loss", EPOCHS),
         epochs=EPOCHS,
     ),
-    Figure(
+    line(
         "R3:389",
-        NAME,
         "decoder",
         "fed_padding",
-        same,
         settings(FAITHFUL, "decode.decoder"),
-        final(DEFAULT, "train.exact_match"),
+        default=final(DEFAULT, "train.exact_match"),
         default_is="share of the six words decoded right, greedily",
     ),
     *(translation(word, printed) for word, printed in SAID.items()),
