@@ -59,7 +59,7 @@ def vocabulary(study: Study) -> tuple[int, bool, bool]:
     return config.data.vocab_size, both, tables
 
 
-def tensors(study: Study) -> tuple[tuple[int, ...], ...]:
+def tensors(study: Study) -> tuple[int, int, int]:
     """Widths of questions, of the decoder's inputs and of its labels."""
     rows = study.task(SHAPES).splits["train"]
     target = rows["target"]

@@ -44,26 +44,38 @@ CASES = ("lstm", 3, normal, (1, 4, 5))  # R0's layer and input: of the four retu
 
 
 @cache
-def returned(cell: str, hidden_size: int, draw: Draw, shape: tuple[int, ...], **flags: Any) -> Any:
-    """The arrays that a layer returns, each `[draws, ...]`: of many weights and inputs."""
+def returned(*args: Any, **flags: Any) -> Any:
+    """The arrays that `call` returns, each `[draws, ...]`: of many weights and inputs."""
+    # Not vmap: on a CPU, XLA can wait for ever for the batched QR of orthogonal weights.
+    draws = jax.jit(lambda keys: jax.lax.map(call(*args, **flags), keys))
+    return jax.device_get(draws(jax.random.split(jax.random.key(0), NUM_DRAWS)))
+
+
+def call(
+    cell: str, hidden_size: int, draw: Draw, shape: tuple[int, ...], **flags: Any
+) -> Callable[[Any], tuple[jax.Array, ...]]:
+    """A function from a key to the arrays that a layer of random weights returns."""
     kind = Bidirectional if flags.pop("bidirectional", False) else Recurrent
     init, bind = functional(lambda rngs: kind(cell, shape[-1], hidden_size, rngs=rngs, **flags))
 
     def run(key):
         weights, inputs = jax.random.split(key)
-        return bind(init(weights))(draw(inputs, shape))
+        found = bind(init(weights))(draw(inputs, shape))
+        return found if isinstance(found, tuple) else (found,)
 
-    # Not vmap: on a CPU, XLA can wait for ever for the batched QR of orthogonal weights.
-    draws = jax.jit(lambda keys: jax.lax.map(run, keys))
-    found = draws(jax.random.split(jax.random.key(0), NUM_DRAWS))
-    return jax.device_get(found if isinstance(found, tuple) else (found,))
+    return run
+
+
+def shapes_of(*args: Any, **flags: Any) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the arrays that `call` returns."""
+    return tuple(x.shape for x in jax.eval_shape(call(*args, **flags), jax.random.key(0)))
 
 
 def shapes(*args: Any, **flags: Any) -> Measure:
-    """Shapes of what a layer returns: of one array, or of each."""
+    """The same as a measure: one shape where it is one array."""
 
     def find(study: Any) -> Any:
-        found = tuple(x.shape[1:] for x in returned(*args, **flags))
+        found = shapes_of(*args, **flags)
         return found if len(found) > 1 else found[0]
 
     return one(find)

@@ -70,7 +70,7 @@ def first_below(spec: Spec, metric: str, bound: float) -> Measure:
 
     def of(records: Sequence[Record]) -> float:
         below = (record["epoch"] for record in records if record["train"][metric] < bound)
-        return next(below, float("inf"))
+        return float(next(below, "inf"))
 
     return lambda study: [of(records) for records in study.trials(spec).records]
 
@@ -92,13 +92,10 @@ def under_dropout(spec: Spec, question: str) -> Measure:
         batch = {"source": text.encode_sources([question]), "target": target}
         batch = jax.tree.map(jnp.asarray, batch)
 
-        @jax.jit
-        def say(params, keys):
-            return argmax(text.known(text.logits(params, batch, keys))) + text.first_id
-
         keys = [row_keys(jax.random.key(config.seed), 1) for config in trials.configs]
-        said = list(map(say, trials.params, keys))
-        return [text.target.decode(tokens[0]) for tokens in jax.device_get(said)]
+        both = zip(trials.params, keys, strict=True)
+        logits = [trials.logits(params, batch, key)[0] for params, key in both]
+        return [text.target.decode(argmax(text.known(x)) + text.first_id) for x in logits]
 
     return measure
 
@@ -123,8 +120,8 @@ def _said(study: Study, spec: Spec, question: str) -> list[tuple[str, float]]:
     """Reply and score, in nats, of each trial."""
     trials = study.trials(spec)
     text = trials.pairs.text
-    reply, source = jax.jit(text.replies), text.encode_sources([question])
-    found = [jax.device_get(reply(params, {"source": source})) for params in trials.params]
+    batch = {"source": text.encode_sources([question])}
+    found = [jax.device_get(trials.reply(params, batch)) for params in trials.params]
     return [(text.target.decode(said.tokens[0]), float(said.scores[0])) for said in found]
 
 

@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from seqjax.array_types import Params
@@ -101,6 +102,16 @@ class Trials:
     def pairs(self) -> TextPairs:
         """Texts and model of trials of text pairs, alike for all seeds."""
         return load_text_pairs(self.configs[0], self.workdirs[0])
+
+    @cached_property
+    def reply(self) -> Callable[..., Any]:
+        """`TextModel.replies`, compiled once for all trials and questions."""
+        return jax.jit(self.pairs.text.replies)
+
+    @cached_property
+    def logits(self) -> Callable[..., Any]:
+        """`TextModel.logits`, likewise."""
+        return jax.jit(self.pairs.text.logits)
 
     @cached_property
     def params(self) -> list[Params]:

@@ -15,9 +15,9 @@ from seqjax.ledger.layers import (
     last_is_state,
     magnitude,
     normal,
-    returned,
     sentences,
     shapes,
+    shapes_of,
     uniform,
 )
 from seqjax.ledger.measure import one
@@ -105,7 +105,7 @@ FIGURES = [
         "arrays that SimpleRNN, GRU and LSTM return",
         (2, 2, 3),
         lambda: tuple(
-            len(returned(cell, *EIGHT[1:], **BOTH)) for cell in ("simple_rnn", "gru", "lstm")
+            len(shapes_of(cell, *EIGHT[1:], **BOTH)) for cell in ("simple_rnn", "gru", "lstm")
         ),
     ),
     line("R2:64", "Bidirectional(LSTM(8)): shape", (1, 16), shapes(*EIGHT, bidirectional=True)),
@@ -173,9 +173,7 @@ FIGURES = [
         "R2:569",
         "GRU(9), every output of 2 steps and of 5: shapes",
         ((1, 2, 9), (1, 5, 9)),
-        lambda: tuple(
-            returned(GRU, 9, normal, (1, steps, 10), **SEQUENCE)[0].shape[1:] for steps in (2, 5)
-        ),
+        lambda: tuple(shapes_of(GRU, 9, normal, (1, steps, 10), **SEQUENCE)[0] for steps in (2, 5)),
     ),
     number("R2:590", "GRU: 3 x (units + inputs + 1) x units", True, lambda: follows(GRU, 3)),
 ]
