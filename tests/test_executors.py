@@ -136,7 +136,7 @@ def test_the_same_sweep_finds_its_directories_again():
 
 def test_a_killed_process_is_replaced_and_all_end_as_in_one(through, tmp_path):
     chunks = divide(make_trials(tmp_path), 2, tmp_path / "groups")
-    told = run(processes, chunks, num_workers=2, until=10)
+    told = run(processes, chunks, num_workers=1, until=10)
     assert sorted(told) == [(name, epoch) for name in NAMES for epoch in range(1, 11)]
     assert not any(chunk.has_ended for chunk in chunks)
     killer = kill_once(chunks[0])
