@@ -174,19 +174,19 @@ def draw_bands(panels: Sequence[tuple[Any, ...]], path: Path) -> None:
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = _figure(rows, columns, width=5.0 * columns, height=3.6 * rows)
+    figure, axes = make_figure(rows, columns, width=5.0 * columns, height=3.6 * rows)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, (title, unit, epochs, printed, bands) in zip(axes.flat, panels, strict=False):
         for name, (low, median, high) in bands.items():
-            (line,) = axis.plot(epochs, median, label=_label(name))
+            (line,) = axis.plot(epochs, median, label=make_label(name))
             axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axis.plot(epochs, printed, label="printed", color="black", marker="o", markersize=3)
-        axis.set(title=_label(title), xlabel="epoch", ylabel=_label(unit))
+        axis.set(title=make_label(title), xlabel="epoch", ylabel=make_label(unit))
         axis.set_yscale("log" if max(printed) > 1 else "linear")  # a loss, or an accuracy
         axis.grid(alpha=0.3)
         axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _labels(texts: Sequence[str]) -> list[str]:
