@@ -200,7 +200,8 @@ def test_the_gru_needs_more_steps_than_are_shown():
 
 
 @pytest.mark.parametrize(
-    ("real", "factor", "is_true"), [(0.2, 1, True), (0.2, 2, False), (0.3, 1, False)]
+    ("real", "factor", "is_true"),
+    [(0.2, 1, True), (0.2, 2, False), (0.2, 0.5, False), (0.3, 1, False)],
 )
 def test_padding_explains_the_cafes_loss_only_if_it_does(real, factor, is_true):
     masked = [10.0, *(factor * loss for loss in cafe.LOSS_OF_REAL)]
