@@ -12,11 +12,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from seqjax.config import base_config
-from seqjax.launch import launch, start_jax
+from seqjax.launch import launch, num_cores
 from seqjax.ledger.ledger import NAMES, reproduce
 from seqjax.ledger.show import save_ledger, show_ledger
 from seqjax.ledger.trials import MANY
 from seqjax.stop_signals import say
+from seqjax.worker import start_devices
 
 ONLY = flags.DEFINE_list("only", [], f"of {', '.join(NAMES)}; by default all")
 SEEDS = flags.DEFINE_integer("seeds", MANY, "at most so many of each config")
@@ -29,7 +30,7 @@ def get_config(name: str, variant: str) -> ConfigDict:
 
 def main() -> None:
     directory = Path(WORKDIR.value)
-    start_jax(base_config("").train)
+    start_devices(base_config("").train, num_cores())
     sections, study = reproduce(ONLY.value, get_config, directory, SEEDS.value, say)
     show_ledger(sections)
     for path in save_ledger(sections, study, directory):

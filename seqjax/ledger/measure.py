@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.abstain import load_abstention
 from seqjax.argmax import argmax
 from seqjax.dropout import row_keys
 from seqjax.ledger.figure import Measure
 from seqjax.ledger.trials import Spec, Study
-from seqjax.nearest import nearest_text
 from seqjax.parameters import count_parameters, layer_sizes, parameter_shapes
 from seqjax.report import Record
+from seqjax.respond import Responder
 
 TESTS = Path(__file__).parents[2] / "tests"  # of the checkout, where there is one
 
@@ -77,7 +76,15 @@ def first_below(spec: Spec, metric: str, bound: float) -> Measure:
 
 def replies(spec: Spec, question: str) -> Measure:
     """What each trial's model says, by the config's decoder."""
-    return lambda study: [text for text, _ in _said(study, spec, question)]
+
+    def measure(study: Study) -> list[str]:
+        trials = study.trials(spec)
+        text = trials.pairs.text
+        batch = {"source": text.encode_sources([question])}
+        said = [jax.device_get(trials.reply(params, batch)) for params in trials.params]
+        return [text.target.decode(own.tokens[0]) for own in said]
+
+    return measure
 
 
 def under_dropout(spec: Spec, question: str) -> Measure:
@@ -101,28 +108,21 @@ def under_dropout(spec: Spec, question: str) -> Measure:
 
 
 def given(spec: Spec, question: str) -> Measure:
-    """Whether each trial's chat would give its reply, or rather says that it does not know."""
+    """Whether each trial's chat would give its reply, or rather says that it does not know; it is
+    calibrated on the training texts, of models that have no others."""
 
     def measure(study: Study) -> list[bool]:
         trials = study.trials(spec)
-        match = nearest_text(tuple(trials.pairs.parts["train"].sources))(question)
-        surely = map(load_abstention, trials.workdirs)
-        said = zip(surely, _said(study, spec, question), strict=True)
-        return [
-            bool(sure.confidence(score, match.similarity) >= sure.threshold)
-            for sure, (_, score) in said
-        ]
+        pairs, found = trials.pairs, []
+        source = pairs.text.encode_sources(pairs.parts["train"].sources)
+        responder = Responder(pairs, trials.params[0])
+        for params in trials.params:
+            responder.params = params
+            responder.calibrate("train", jax.device_get(trials.reply(params, {"source": source})))
+            found.append(not responder.answer(question).abstains)
+        return found
 
     return measure
-
-
-def _said(study: Study, spec: Spec, question: str) -> list[tuple[str, float]]:
-    """Reply and score, in nats, of each trial."""
-    trials = study.trials(spec)
-    text = trials.pairs.text
-    batch = {"source": text.encode_sources([question])}
-    found = [jax.device_get(trials.reply(params, batch)) for params in trials.params]
-    return [(text.target.decode(said.tokens[0]), float(said.scores[0])) for said in found]
 
 
 def proved(file: str, test: str) -> Measure:

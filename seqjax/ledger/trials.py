@@ -1,11 +1,12 @@
-"""The runs that the ledger reads, trained when they are first asked for. Imports: fit, tasks.
+"""The runs that the ledger reads, trained when they are first asked for: all seeds of a config by
+one program. Imports: chunks, fit, group, sweep_tables, tasks.
 
 Everything is computed from finished run directories, `NAME-VARIANT/seed-N`; what is there is never
 trained again.
 """
 
-import contextlib
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,21 +16,28 @@ import jax
 from ml_collections import ConfigDict
 
 from seqjax.array_types import Params
+from seqjax.chunks import divide
 from seqjax.config import as_json
+from seqjax.errors import UserError
 from seqjax.files import read_json
-from seqjax.fit import fit, restore_best
+from seqjax.fit import restore_best
+from seqjax.group import train_group
 from seqjax.report import Record, read_records
 from seqjax.run_directory import CONFIG, RESULT
 from seqjax.setup import make_setup
 from seqjax.stop_signals import say
+from seqjax.sweep import GROUPS
+from seqjax.sweep_tables import LiveTable
 from seqjax.task import Task
 from seqjax.tasks import make_task
 from seqjax.tasks.text_pairs import task_of_pairs
 from seqjax.text_pairs import TextPairs, load_text_pairs
+from seqjax.trial import Trial
 
 # Seeds: fewer of what takes minutes each, and fewest where nothing was printed to compare with.
 FEW = {"mnist_rows": 5, "cafe_chatbot": 5, "wiki_chatbot": 2}
 MANY = 32
+REMEDY = "remove it, or give a new --workdir"
 
 GetConfig = Callable[[str, str], ConfigDict]  # (name, variant) -> config
 
@@ -59,27 +67,24 @@ class Spec(NamedTuple):
 def train_trials(configs: Sequence[ConfigDict], directory: Path) -> list[Path]:
     """A finished run directory for each config, in order; they differ in their seeds only.
 
-    What is finished is not trained again, and what was begun is resumed. Raises as `fit` does.
+    What is finished is not trained again; the others are trained together, or go on. Raises as
+    `train_group` does, and UserError for a trial that failed or a directory of another config.
     """
     workdirs = [directory / f"seed-{config.seed}" for config in configs]
-    left = [pair for pair in zip(configs, workdirs, strict=True) if not _is_finished(*pair)]
-    if left:
-        directory.mkdir(parents=True, exist_ok=True)
-        task = make_task(*left[0])  # one for all: the seed changes no data
-    for number, (config, workdir) in enumerate(left, 1):
-        say(f"{directory.name}: seed {config.seed}, {number} of {len(left)}")
-        with (
-            (directory / "log.txt").open("a", encoding="utf-8") as log,
-            contextlib.redirect_stdout(log),
-        ):
-            fit(task, config, workdir)
+    trials = [Trial(*pair) for pair in zip(configs, workdirs, strict=True)]
+    for trial in trials:
+        if trial.has_ended and read_json(trial.directory / CONFIG) != as_json(trial.config):
+            raise UserError(f"{trial.directory} holds a run of another config: {REMEDY}")
+    if left := [trial for trial in trials if not trial.has_ended]:
+        say(f"{directory.name}: {len(left)} of {len(trials)} seeds to train, in one program")
+        with LiveTable(left) as table:
+            for chunk in divide(left, 1, directory / GROUPS):
+                train_group(*chunk, table.watch)
+        shutil.rmtree(directory / GROUPS)
+    for trial in trials:
+        if reason := trial.failure():
+            raise UserError(f"{trial.directory} failed: {reason}; {REMEDY}")
     return workdirs
-
-
-def _is_finished(config: ConfigDict, workdir: Path) -> bool:
-    """Whether the directory holds the result of this very config."""
-    there = (workdir / RESULT).exists() and (workdir / CONFIG).exists()
-    return there and read_json(workdir / CONFIG) == as_json(config)
 
 
 class Trials:
