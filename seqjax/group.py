@@ -114,7 +114,7 @@ class Group:
             self.workdir / CHECKPOINTS, self.now, self._identity(), self.members.mesh
         )
         for i, trial in enumerate(self.trials):
-            if trial in dropped:
+            if any(trial.directory == other.directory for other in dropped):
                 self.now.progress[i] = self.now.progress[i]._replace(stopped=True)
         last = train.num_epochs if until is None else min(until, train.num_epochs)
         pace, self.saved_step = Pace(train.steps_per_call), self.now.step

@@ -276,7 +276,7 @@ def test_figures_are_those_of_the_runs(small):
 
 def test_what_is_finished_is_not_trained_again(small, monkeypatch):
     _, study, directory = small
-    monkeypatch.setattr(seqjax.ledger.trials, "fit", None)
+    monkeypatch.setattr(seqjax.ledger.trials, "train_group", None)
     again = Study(small_config, directory, 1)
     for spec in study.used:
         assert again.trials(spec).results == study.trials(spec).results
@@ -289,6 +289,19 @@ def test_trials_of_other_configs_are_left_alone(small):
     config = study.config(words.FAITHFUL._replace(changes=(("optim.learning_rate", 0.5),)))
     with pytest.raises(UserError, match="holds a run of another config"):
         train_trials([config], directory / words.FAITHFUL.directory)
+
+
+def test_a_trial_that_fails_is_named(small, tmp_path):
+    _, study, _ = small
+    config = study.config(words.FAITHFUL).copy_and_resolve_references()
+    with config.unlocked():
+        config.optim.learning_rate = float("inf")
+        config.train.num_epochs = 2
+    with pytest.raises(UserError, match=r"seed-0 failed: .* the loss is nan .*; remove it") as info:
+        train_trials([config.lock()], tmp_path)
+    with pytest.raises(UserError) as again:  # and is not trained again
+        train_trials([config.lock()], tmp_path)
+    assert str(again.value) == str(info.value)
 
 
 def test_table_markdown_and_json_agree(small, tmp_path):
