@@ -194,12 +194,13 @@ def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
 
 
 def fed_padding_decoder() -> Decoder:
-    """R3's `translate`: start, then padding as long as the source, all in one pass; the most
-    probable token at each step, up to the first end."""
+    """R3's `translate`: start, then padding as long as the sources are wide, all in one pass; the
+    most probable token at each step, up to the first end."""
 
     def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
-        inputs = jnp.full_like(batch["source"], text.target.pad_id)
-        inputs = inputs.at[:, 0].set(text.target.bos_id)
+        padding = jnp.full_like(batch["source"], text.target.pad_id)
+        start = jnp.full_like(padding[:, :1], text.target.bos_id)
+        inputs = jnp.concatenate([start, padding], axis=1)
         model = text.bind(params)
         run = model.decode(text.encode(model, batch["source"]), inputs)
         return _most_probable(text, model.logits(run.hidden), jnp.ones(inputs.shape, bool))

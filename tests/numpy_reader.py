@@ -279,7 +279,7 @@ class Translator:
     def reply(self, source: str) -> tuple[list[int], float]:
         """The likeliest token after each that was emitted, the end included, and their nats."""
         banned = [] if self.blind else [PAD, START] + [UNKNOWN] * self.rules["ban_unknown"]
-        bound = self.source_length if self.blind else self.target_length - 1
+        bound = self.source_length + 1 if self.blind else self.target_length - 1
         state, token, tokens, score = self.start(source), START, [], 0.0
         while len(tokens) < bound and END not in tokens:
             state, logits = self.read(state, PAD if self.blind and tokens else token)

@@ -190,8 +190,7 @@ def test_fed_padding_reads_start_and_then_padding_whatever_it_says():
     said = set()
     for seed in range(3):
         text, params, batch, got = decoded("fed_padding", seed, cell="simple_rnn", embed_size=0)
-        fed = np.zeros_like(batch["source"])
-        fed[:, 0] = BOS
+        fed = np.pad(np.zeros_like(batch["source"]), ((0, 0), (1, 0)), constant_values=BOS)
         tokens, odds = by_steps(text, params, batch, fed)
         ended = np.cumsum(tokens == EOS, axis=1) - (tokens == EOS) > 0
         assert_same(got.tokens, np.where(ended, PAD, tokens))

@@ -92,6 +92,18 @@ def unfit_tokens(spec: Spec) -> Measure:
     return one(find)
 
 
+def ends_flagged(spec: Spec) -> Measure:
+    """Whether of replies of random weights those are flagged that do not end, and no others."""
+
+    def find(study: Study) -> bool:
+        text, params, source, _ = _fresh(study, spec)
+        replies = jax.device_get(jax.jit(text.replies)(params, {"source": jnp.asarray(source)}))
+        ends = (replies.tokens == text.target.eos_id).any(axis=1)
+        return bool(np.array_equal(ends, replies.finished) and not ends.all())
+
+    return one(find)
+
+
 def cut_symbols(spec: Spec) -> Measure:
     """How many of start and end are lost when an answer is too long."""
 

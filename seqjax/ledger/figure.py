@@ -67,10 +67,10 @@ class Line(NamedTuple):
     @property
     def is_explained(self) -> bool:
         """False where ours is outside, and nothing that was tested says why."""
-        return self.verdict != OUTSIDE or self.note.startswith(TESTED)
+        return self.verdict != OUTSIDE or TESTED in self.note
 
 
-TESTED = "tested: "
+TESTED, REFUTED = "tested: ", "refuted: "
 
 
 def judge(figure: Figure, study: Study) -> Line:
@@ -82,7 +82,8 @@ def judge(figure: Figure, study: Study) -> Line:
         if verdict == OUTSIDE and figure.why:
             told, is_true, other = figure.why(study)
             verdict = other if is_true else OUTSIDE
-            note = f"{TESTED}{told}" if is_true else f"refuted: {told}"
+            told = f"{TESTED if is_true else REFUTED}{told}"
+            note = f"{note}; {told}" if note else told
     except UserError as error:
         if not isinstance(error.__cause__, ImportError):
             raise

@@ -4,6 +4,7 @@ Numbers that come from weights and inputs drawn without a seed can be compared o
 their root mean square, with ours over many draws.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ from seqjax.layers import Bidirectional, Dense, Recurrent, functional
 from seqjax.ledger.figure import Measure
 from seqjax.ledger.measure import one
 from seqjax.ledger.verdict import root_mean_square
-from seqjax.parameters import count_parameters, parameter_shapes
+from seqjax.parameters import count_parameters, named_arrays, parameter_shapes
 from seqjax.stack import Stack
 
 NUM_DRAWS = 512
@@ -99,6 +100,31 @@ def last_is_state(*args: Any) -> Measure:
         return bool(np.array_equal(sequence[:, :, -1], state))
 
     return one(check)
+
+
+def output_is_state(*args: Any) -> Measure:
+    """Whether the last output is the state, to the last bit, in every draw."""
+
+    def check(study: Any) -> bool:
+        output, state, *_ = returned(*args, return_state=True)
+        return bool(np.array_equal(output, state))
+
+    return one(check)
+
+
+def first_weights(study: Any) -> tuple[bool, bool, float]:
+    """Of a new LSTM(3) on 5 features: whether its kernel is Glorot's, whether each gate's recurrent
+    kernel is orthogonal, and the forget gate's bias, where all others are 0."""
+    init, _ = functional(lambda rngs: Recurrent("lstm", 5, 3, rngs=rngs))
+    arrays = {name[-3:]: np.asarray(x) for name, x in named_arrays(init(jax.random.key(0)))}
+    w_x, w_h, b = arrays["w_x"], arrays["w_h"], arrays["s.b"]
+    bound = math.sqrt(6 / (5 + 12))
+    is_glorot = 0.9 * bound < np.abs(w_x).max() <= bound
+    blocks = np.split(w_h, 4, axis=1)
+    is_orthogonal = all(np.allclose(block @ block.T, np.eye(3), atol=1e-6) for block in blocks)
+    forget, others = b[3:6], np.delete(b, slice(3, 6))
+    same = np.ptp(forget) == 0 and not others.any()
+    return bool(is_glorot), bool(is_orthogonal), float(forget[0]) if same else math.nan
 
 
 def count(cell: str, input_size: int, hidden_size: int, kind: Any = Recurrent) -> int:

@@ -10,6 +10,8 @@ from seqjax.ledger.trials import MANY, GetConfig, Study
 
 NAMES = tuple(dict.fromkeys(f.config for figures in SECTIONS.values() for f in figures))
 
+NUM_FIGURES = sum(map(len, SECTIONS.values()))
+
 Sections = dict[str, list[Line]]  # by title
 
 
@@ -38,6 +40,8 @@ def reproduce(
     if most_seeds < 1:
         raise UserError(f"--seeds={most_seeds} must be at least 1")
     study = Study(get_config, directory, most_seeds)
+    study.flags = f" --only={','.join(names)}" * bool(names)
+    study.flags += f" --seeds={most_seeds}" * (most_seeds < MANY)
     sections: Sections = {}
     for title, part in figures.items():
         say(title)

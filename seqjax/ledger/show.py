@@ -1,5 +1,6 @@
 """The ledger as a table, Markdown, JSON and a page of plots. Imports: ledger, pictures, files."""
 
+import html
 import math
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from seqjax.files import write_json, write_text
 from seqjax.ledger.figure import Line
-from seqjax.ledger.ledger import Sections
+from seqjax.ledger.ledger import NUM_FIGURES, Sections
 from seqjax.ledger.trials import Study
 from seqjax.ledger.verdict import VERDICTS, band
 from seqjax.pictures import draw_bands
@@ -23,17 +24,19 @@ COLUMNS = ("where", "figure", "printed", "`faithful`", "default", "verdict", "no
 HEAD = """\
 # Ledger
 
-Every figure of the five tutorials beside ours, by `python -m experiments.reproduce`. R0 to R4 are
-the tutorials, each with the line of it; R5 lists their weaknesses. Ours is the median over seeds
-with its 5 % and 95 % quantiles, of few seeds nearly the least and the greatest; of curves the
-median at the printed epochs (the quantiles are in `ledger.json`). Where the default measures
-something else it says what, and is not judged by.
+Figures of the five tutorials beside ours, by `python -m experiments.reproduce{flags}`. R0 to R4
+are the tutorials, each with the line of it; the last section lists their weaknesses. Ours is the
+median over seeds with its 5 % and 95 % quantiles, of few seeds nearly the least and the greatest;
+of curves the median at the printed epochs (the quantiles are in `ledger.json`). Where the default
+measures something else it says what, and is not judged by. A line that names a test says where
+the project's tests prove it; they are not run here.
 
 - *met*: what was printed is what ours is; or it lies within the band of `faithful`, or of the
   default where there is no other. A curve is judged as one, losses by the mean of their logarithms.
 - *bettered*: a whole band lies on the better side; or, of a weakness, the default has it no more.
 - *not reproducible as printed*: ours is outside, for a reason that was tested.
 - *outside*: ours is outside, and no reason was found true.
+- *not measured*: a package is missing. *nothing was printed*: there is nothing to compare.
 """
 
 
@@ -83,17 +86,18 @@ def make_summary(sections: Sections) -> str:
     counts = Counter(line.verdict for line in lines)
     unexplained = sum(not line.is_explained for line in lines)
     parts = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
-    return f"{len(lines)} figures: {', '.join(parts)}; {unexplained} unexplained"
+    of_all = f" of {NUM_FIGURES}" if len(lines) < NUM_FIGURES else ""
+    return f"{len(lines)}{of_all} figures: {', '.join(parts)}; {unexplained} unexplained"
 
 
 def make_markdown(sections: Sections, study: Study) -> str:
     """ledger.md."""
-    parts = [HEAD, f"{make_summary(sections)}.\n"]
+    parts = [HEAD.format(flags=study.flags), f"{make_summary(sections)}.\n"]
     if any(line.figure.epochs for part in sections.values() for line in part):
         parts.append("![the tutorials' curves over our bands](ledger.png)\n")
     for title, lines in sections.items():
         rows = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, lines)]
-        table = (f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
+        table = (f"| {' | '.join(map(_as_markdown, row))} |" for row in rows)
         parts.append(f"## {title}\n\n" + "\n".join(table) + "\n")
     if study.used:
         rows = [f"- `{spec.command}`, {study.num_seeds(spec)} seeds" for spec in study.used]
@@ -103,7 +107,14 @@ def make_markdown(sections: Sections, study: Study) -> str:
 
 def as_json(sections: Sections, study: Study) -> dict[str, Any]:
     """ledger.json: every value, of every seed, and what it was found with."""
-    runs = [{"command": spec.command, "seeds": study.num_seeds(spec)} for spec in study.used]
+    runs = [
+        {
+            "command": spec.command,
+            "seeds": study.num_seeds(spec),
+            "commits": study.trials(spec).commits,
+        }
+        for spec in study.used
+    ]
     return {
         "environment": environment(),
         "summary": make_summary(sections),
@@ -126,6 +137,7 @@ def save_ledger(sections: Sections, study: Study, directory: Path) -> list[Path]
     paths = [directory / f"ledger.{kind}" for kind in ("md", "json", "png")]
     write_text(paths[0], make_markdown(sections, study))
     write_json(paths[1], as_json(sections, study))
+    paths[2].unlink(missing_ok=True)  # of other figures
     panels = [_panel(line) for part in sections.values() for line in part if line.figure.epochs]
     if panels:
         draw_bands(panels, paths[2])
@@ -169,6 +181,11 @@ def _column(values: Sequence[Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """For JSON, which knows no infinity."""
     return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _as_markdown(cell: str) -> str:
+    """As it stands: no column, no tag, no emphasis; the one code span is ours."""
+    return html.escape(cell, quote=False).replace("|", "&#124;").replace("*", "&#42;")
 
 
 def _show(value: Any) -> str:

@@ -23,7 +23,7 @@ from seqjax.files import read_json
 from seqjax.fit import restore_best
 from seqjax.group import train_group
 from seqjax.report import Record, read_records
-from seqjax.run_directory import CONFIG, RESULT
+from seqjax.run_directory import CONFIG, ENVIRONMENT, RESULT
 from seqjax.setup import make_setup
 from seqjax.stop_signals import say
 from seqjax.sweep import GROUPS
@@ -34,8 +34,8 @@ from seqjax.tasks.text_pairs import task_of_pairs
 from seqjax.text_pairs import TextPairs, load_text_pairs
 from seqjax.trial import Trial
 
-# Seeds: fewer of what takes minutes each, and fewest where nothing was printed to compare with.
-FEW = {"mnist_rows": 5, "cafe_chatbot": 5, "wiki_chatbot": 2}
+# Seeds: fewer of what takes minutes each.
+FEW = {"mnist_rows": 5, "cafe_chatbot": 5, "wiki_chatbot": 5}
 MANY = 32
 REMEDY = "remove it, or give a new --workdir"
 
@@ -77,8 +77,10 @@ def train_trials(configs: Sequence[ConfigDict], directory: Path) -> list[Path]:
             raise UserError(f"{trial.directory} holds a run of another config: {REMEDY}")
     if left := [trial for trial in trials if not trial.has_ended]:
         say(f"{directory.name}: {len(left)} of {len(trials)} seeds to train, in one program")
+        whole = divide(trials, 1, directory / GROUPS)  # goes on also where it began to end
+        chunks = whole if whole[0].workdir.exists() else divide(left, 1, directory / GROUPS)
         with LiveTable(left) as table:
-            for chunk in divide(left, 1, directory / GROUPS):
+            for chunk in chunks:
                 train_group(*chunk, table.watch)
         shutil.rmtree(directory / GROUPS)
     for trial in trials:
@@ -102,6 +104,12 @@ class Trials:
     def records(self) -> list[list[Record]]:
         """Each one's metrics.jsonl."""
         return [read_records(workdir / "metrics.jsonl") for workdir in self.workdirs]
+
+    @cached_property
+    def commits(self) -> list[str]:
+        """Of seqjax, where they were trained in a checkout."""
+        found = (read_json(workdir / ENVIRONMENT).get("commit") for workdir in self.workdirs)
+        return sorted({commit for commit in found if commit})
 
     @cached_property
     def pairs(self) -> TextPairs:
@@ -135,6 +143,7 @@ class Study:
         self.directory, self.most_seeds = directory, most_seeds
         self._get_config = get_config
         self.used: list[Spec] = []  # of which there are trials
+        self.flags = ""  # what the command chose, in words
         # Caches of this study's own, not of the class.
         self.task: Callable[[Spec], Task] = cache(lambda spec: make_task(self.config(spec)))
         self.pairs: Callable[[Spec], TextPairs] = cache(

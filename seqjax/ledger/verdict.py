@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MET, BETTERED, OUTSIDE = "met", "bettered", "outside"
-UNREPRODUCIBLE, UNMEASURED = "not reproducible as printed", "not measured"
-VERDICTS = (MET, BETTERED, OUTSIDE, UNREPRODUCIBLE, UNMEASURED)
+UNREPRODUCIBLE = "not reproducible as printed"
+UNMEASURED, UNPRINTED = "not measured", "nothing was printed"
+VERDICTS = (MET, BETTERED, OUTSIDE, UNREPRODUCIBLE, UNMEASURED, UNPRINTED)
 
 # (printed, our values of `faithful`, of the default) -> verdict
 Rule = Callable[[Any, Sequence[Any], Sequence[Any]], str]
@@ -49,7 +50,24 @@ def holds(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
 
 def fixed(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
     """Bettered: `faithful` has the weakness, where it is asked, and the default has not."""
-    return BETTERED if all((*faithful, *default)) else OUTSIDE
+    values = (*faithful, *default)
+    return BETTERED if values and all(values) else OUTSIDE
+
+
+def reported(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """Bettered: the figure that was missing is there, of every seed, beside what was shown."""
+    there = len(default) > 0 and np.all(np.isfinite(np.asarray(default, float)))
+    return BETTERED if all(faithful) and there else OUTSIDE
+
+
+def varies(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """Bettered: what was told of one run is told of several, which differ."""
+    return BETTERED if len(set(default)) > 1 else OUTSIDE
+
+
+def nearly_all(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """Bettered: with at least 95 % of the seeds the share is 1."""
+    return BETTERED if default and np.mean(np.asarray(default, float) == 1) >= 0.95 else OUTSIDE
 
 
 def vanishes(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
@@ -66,6 +84,26 @@ def none_left(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> 
 def occurs(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
     """Met: at least 5 % of the seeds of `faithful` give what was printed."""
     return MET if sum(value == printed for value in faithful) >= 0.05 * len(faithful) else OUTSIDE
+
+
+def usually(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """Met: at least half of the seeds of `faithful` give what was printed."""
+    return MET if sum(value == printed for value in faithful) >= 0.5 * len(faithful) else OUTSIDE
+
+
+def at_least(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """Met: every value is what was printed, or more."""
+    return MET if all(value >= printed for value in faithful) else OUTSIDE
+
+
+def in_size(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """Met: of numbers drawn without a seed, what was printed is none of the 1 % most extreme."""
+    return MET if 0.005 <= np.mean(np.asarray(faithful) > printed) <= 0.995 else OUTSIDE
+
+
+def unprinted(printed: Any, faithful: Sequence[Any], default: Sequence[Any]) -> str:
+    """There is nothing that ours could be judged by."""
+    return UNPRINTED
 
 
 def within(better: str = "", score: Callable[[Any], float] = float) -> Rule:

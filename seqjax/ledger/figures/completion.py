@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import numpy as np
+
 from seqjax.data.words import encode_words, load_words
 from seqjax.ledger.figure import lines_of
 from seqjax.ledger.measure import curve, final, one, settings, sizes
@@ -18,6 +21,14 @@ def first_row(study: Study) -> tuple[Any, ...]:
     """The letters that are read of the first word, and the one to be found."""
     rows = study.task(FAITHFUL).splits["train"]
     return tuple(rows["letters"][0].tolist()), int(rows["target"][0])
+
+
+def forget_bias(study: Study) -> float:
+    """Of the first layer as it is first made: the only part of its bias that is not 0."""
+    params = jax.jit(study.task(FAITHFUL).init)(jax.random.key(0))
+    bias = np.asarray(params["stack"]["layer_0"]["weights"]["b"])
+    [value] = set(bias[bias != 0].tolist())
+    return value
 
 
 line = lines_of(NAME)
@@ -61,6 +72,7 @@ FIGURES = [
         (33_024, 23_296, 1_690, 58_010),
         sizes(FAITHFUL),
     ),
+    line("R3:179", "forget bias", 1.0, one(forget_bias)),
     line("R3:195", "Adam of TF1", "keras_adam(eps=1e-8)", settings(FAITHFUL, "optim.name")),
     line(
         "R3:213",

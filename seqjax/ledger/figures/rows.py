@@ -22,6 +22,12 @@ def images(study: Study) -> tuple[int, ...]:
     return tuple(len(splits[name]["label"]) for name in ("train", "valid", "test"))
 
 
+def image_shape(study: Study) -> tuple[int, ...]:
+    """Rows of an image, pixels of a row, and classes."""
+    train = study.task(FAITHFUL).splits["train"]
+    return *train["image"].shape[1:], int(train["label"].max()) + 1
+
+
 def pixels(study: Study) -> tuple[float, float]:
     """The least and the greatest brightness that the model reads."""
     read = brightness(study.task(FAITHFUL).splits["train"]["image"][:1000])
@@ -63,11 +69,12 @@ FIGURES = [
             "model.hidden_size",
         ),
     ),
+    line("R3:45", "rows, pixels of each, classes", (28, 28, 10), one(image_shape)),
     line(
         "R3:61",
-        "readout, first weights",
-        "normal(1)",
-        settings(FAITHFUL, "model.output_kernel_init"),
+        "readout, first weights and biases",
+        ("normal(1)", "normal(1)"),
+        settings(FAITHFUL, "model.output_kernel_init", "model.output_bias_init"),
     ),
     line("R3:61", "readout, standard deviation", 1.0, readout_spread, alike),
     line("R3:64", "cell", "simple_rnn", settings(FAITHFUL, "model.cell")),

@@ -1,7 +1,7 @@
 """R4: five sentences into Korean, letter by letter. Imports: measure."""
 
 from seqjax.ledger.figure import Measure, lines_of
-from seqjax.ledger.measure import final, lints, one, proved, settings, sizes
+from seqjax.ledger.measure import final, lints, one, settings, sizes
 from seqjax.ledger.trials import Spec, Study
 from seqjax.ledger.verdict import alike, holds
 from seqjax.parameters import named_arrays, parameter_shapes
@@ -10,10 +10,19 @@ NAME = "sentence_translation"
 DEFAULT, FAITHFUL = Spec(NAME), Spec(NAME, "faithful")
 
 
-def pairs(study: Study) -> tuple[int, str, str]:
-    """How many there are, and the first."""
+def pairs(study: Study) -> str:
+    """What is translated into what."""
     part = study.pairs(FAITHFUL).parts["train"]
-    return len(part.sources), part.sources[0], part.targets[0]
+    return " · ".join(map("/".join, zip(part.sources, part.targets, strict=True)))
+
+
+def shifted(study: Study) -> bool:
+    """Whether each label is the input of the step after it, of texts from their first character."""
+    text, rows = study.pairs(FAITHFUL).text, study.task(FAITHFUL).splits["train"]
+    targets = study.pairs(FAITHFUL).parts["train"].targets
+    first = [text.target.decode(row[:1]) for row in rows["target"]]
+    labels = [text.target.decode(row[1:]) for row in rows["target"]]
+    return first == [t[0] for t in targets] and labels == [t[1:] for t in targets]
 
 
 def alphabets(study: Study) -> tuple[int, int]:
@@ -49,7 +58,13 @@ line = lines_of(NAME)
 
 
 FIGURES = [
-    line("R4:36", "pairs, and the first", (5, "Hello.", "안녕하세요."), one(pairs)),
+    line(
+        "R4:36",
+        "pairs",
+        "Hello./안녕하세요. · How are you?/잘 지내니? · What is your name?/너의 이름이 뭐니? · "
+        "I'm hungry./나 배고파. · How old are you?/너는 몇 살이니?",
+        one(pairs),
+    ),
     line("R4:50", "characters of sources and targets", (23, 24), one(alphabets)),
     line("R4:57", "longest source and target", (18, 10), one(lengths)),
     line(
@@ -60,12 +75,9 @@ FIGURES = [
     ),
     line(
         "R4:88",
-        "labels are the decoder's inputs one step earlier",
+        "the decoder reads the target from its first character, its labels are from the second",
         "yes",
-        proved(
-            "test_text_model",
-            "teacher_forced_shows_the_given_token_and_the_guess_after_each_right_one",
-        ),
+        one(shifted),
         holds,
     ),
     line(
@@ -81,6 +93,12 @@ FIGURES = [
         kernels("decoder.layer_0.weights.w_x", "decoder.layer_0.weights.w_h", "output.kernel"),
     ),
     line("R4:162", "parameters by layer, and all", (7_296, 7_168, 792, 15_256), sizes(FAITHFUL)),
+    line(
+        "R4:162",
+        "their size in float32 [KB of 1,024 bytes]",
+        59.59,
+        one(lambda study: round(sizes(FAITHFUL)(study)[0][-1] * 4 / 1024, 2)),
+    ),
     line(
         "R4:190",
         "optimizer, batch, epochs at most",

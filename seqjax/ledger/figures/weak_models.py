@@ -5,14 +5,14 @@ Imports: checks, measure.
 
 from operator import gt, ne
 
-from seqjax.ledger.checks import ratio, refused
+from seqjax.ledger.checks import ends_flagged, ratio, refused
 from seqjax.ledger.figure import Explanation, Measure, lines_of, weaknesses_of
 from seqjax.ledger.figures import completion, rows, sentences, tagging, words
 from seqjax.ledger.layers import last_is_state
 from seqjax.ledger.layers import sentences as two_sentences
 from seqjax.ledger.measure import compared, final, given, one, proved, replies, settings
 from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import to_two_digits, vanishes
+from seqjax.ledger.verdict import nearly_all, reported, to_two_digits, vanishes, varies
 from seqjax.tasks.word_completion import LETTERS
 
 of_tags, of_layers = weaknesses_of(tagging.NAME), weaknesses_of("layers")
@@ -34,15 +34,15 @@ def left_out(spec: Spec) -> Measure:
 
 
 def prompt(study: Study) -> str:
-    """The first word as the task shows it."""
+    """The first word as the task shows it, in quotes."""
     letters = study.task(completion.FAITHFUL).splits["train"]["letters"][0]
-    return "".join(LETTERS[i] for i in letters) + " "
+    return repr("".join(LETTERS[i] for i in letters) + " ")
 
 
 def other_code(study: Study) -> Explanation:
     """Whether the code that is shown would print something else."""
-    shown = "word"[:-1] + " "
-    return Explanation(f"the code that is shown gives {shown!r}", shown == prompt(study))
+    shown = repr("word"[:-1] + " ")
+    return Explanation(f"the code that is shown gives {shown}", shown == prompt(study))
 
 
 FIGURES = [
@@ -50,7 +50,9 @@ FIGURES = [
         "R2:160",
         "evaluated on the two sentences of training only",
         final(tagging.LSTM, "held_out.accuracy"),
-        default_is="of words of sentences never seen",
+        final(tagging.LSTM, "train.accuracy"),
+        reported,
+        note="accuracy of those, and of words of sentences never seen",
     ),
     of_tags("R2:114", "a setting that nothing reads", refused(UNREAD)),
     of_layers(
@@ -62,7 +64,8 @@ FIGURES = [
         "R2:531",
         "the GRU's loss is of one run, of other code [nats]",
         final(tagging.GRU, "train.loss"),
-        default_is="over seeds, of `gru`",
+        rule=varies,
+        note="over seeds, of `gru`",
     ),
     of_completion(
         "R3:181",
@@ -78,13 +81,14 @@ FIGURES = [
         "padding tells the decoder how long to speak",
         final(words.DEFAULT, "train.exact_match"),
         settings(words.FAITHFUL, "decode.decoder"),
-        default_is="of the six words, decoded with its own letters",
+        nearly_all,
+        note="share of the six words that are right, decoded with its own letters",
     ),
     of_words(
         "R3:398",
         "an error where no end is said",
-        final(words.DEFAULT, "train.finished"),
-        default_is="of replies end; one that does not is flagged",
+        ends_flagged(words.DEFAULT),
+        note="replies of random weights: flagged are those, and only those, that do not end",
     ),
     of_words(
         "R3:415",
@@ -97,10 +101,12 @@ FIGURES = [
         "R3:251",
         "accuracy of training words only",
         final(completion.DEFAULT, "held_out.accuracy"),
-        default_is="of 566 words never seen",
+        final(completion.DEFAULT, "train.accuracy"),
+        reported,
+        note="accuracy of those, and of 566 words never seen",
     ),
     lines_of(completion.NAME)(
-        "R3:244", "prompt of the first word", "w ", one(prompt), why=other_code
+        "R3:244", "prompt of the first word", repr("w "), one(prompt), why=other_code
     ),
     of_rows(
         "R3:72",
@@ -124,7 +130,8 @@ FIGURES = [
         "nothing can be generated",
         final(sentences.DEFAULT, "train.exact_match"),
         settings(sentences.FAITHFUL, "decode.decoder"),
-        default_is="of the five sentences, decoded from start to end",
+        nearly_all,
+        note="share of the five sentences that are right, decoded from start to end",
     ),
     lines_of(sentences.NAME)(
         "R4:190",
@@ -138,7 +145,8 @@ FIGURES = [
         "accuracy counts rows of zeros",
         final(sentences.DEFAULT, "train.accuracy"),
         compared(sentences.FAITHFUL, "train.accuracy_padded", "train.accuracy", ne),
-        default_is="of real characters",
+        reported,
+        note="of real characters",
     ),
     of_sentences(
         "R4:185",

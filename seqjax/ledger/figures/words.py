@@ -3,7 +3,7 @@
 from seqjax.ledger.figure import Explanation, Figure, lines_of
 from seqjax.ledger.measure import curve, final, one, replies, settings, sizes, under_dropout
 from seqjax.ledger.trials import Spec, Study
-from seqjax.ledger.verdict import lower_curve, occurs
+from seqjax.ledger.verdict import lower_curve, occurs, usually
 from seqjax.parameters import parameter_shapes
 
 NAME = "word_translation"
@@ -38,6 +38,7 @@ line = lines_of(NAME)
 
 
 def translation(word: str, printed: str) -> Figure:
+    taught = word in ("word", "love")
     ours = under_dropout(FAITHFUL, word)
 
     def arbitrary(study: Study) -> Explanation:
@@ -50,16 +51,23 @@ def translation(word: str, printed: str) -> Figure:
         f"translation of {word}",
         printed,
         ours,
-        occurs,
+        usually if taught else occurs,
         default=replies(DEFAULT, word),
         default_is="decoded with its own letters",
-        note=f"{printed} of at least 5 % of the seeds",
+        note=f"met: {printed} of at least {'half' if taught else '5 %'} of the seeds"
+        f"{', which all read b and c as one unknown letter' * (word == 'abcd')}",
         why=arbitrary,
     )
 
 
 FIGURES = [
-    line("R3:282", "symbols of encoder and decoder", (41, 41), one(symbols)),
+    line(
+        "R3:282",
+        "symbols of encoder and decoder",
+        (41, 41),
+        one(symbols),
+        note="of 41 rows ours uses 29: letters of no word are one unknown letter",
+    ),
     line(
         "R3:288",
         "pairs",
@@ -107,7 +115,8 @@ FIGURES = [
         ),
         curve(FAITHFUL, "loss", EPOCHS),
         lower_curve,
-        default=curve(DEFAULT, "loss", EPOCHS),
+        default=final(DEFAULT, "train.loss"),
+        default_is="after all epochs, without dropout",
         epochs=EPOCHS,
     ),
     line(
