@@ -39,6 +39,7 @@ def main() -> None:
     config, sweep = CONFIG.value, load_sweep(SWEEP.value)
     name = f"{default_workdir().name}-{Path(SWEEP.value.partition(':')[0]).stem}"
     directory = Path(WORKDIR.value or Path("runs/sweeps") / name)
+    _check_flags(isinstance(sweep, Search))
     start_devices(config.train, num_cores())
     options: dict[str, Any] = {}
     if EXECUTOR.value != "local":
@@ -48,14 +49,29 @@ def main() -> None:
     executor = partial(EXECUTORS[EXECUTOR.value], **options)
     num_workers = 1 if EXECUTOR.value == "local" else WORKERS.value or num_cores()
     if isinstance(sweep, Search):
-        if HALVING.value:
-            raise UserError("--halving is for sweeps of fixed trials: leave it out with Optuna")
         study = STUDY.value or name
         run_search(
             config, sweep, directory, executor, num_workers, storage=STORAGE.value, study=study
         )
     else:
         run_sweep(config, sweep, directory, executor, num_workers, halving=HALVING.value)
+
+
+def _check_flags(is_search: bool) -> None:
+    """Raises UserError for flags that nothing would read."""
+    if EXECUTOR.value == "local" and WORKERS.value:
+        raise UserError("--num_workers is for --executor=processes or ray: leave it out, or add it")
+    if WORKERS.value < 0:
+        raise UserError(f"--num_workers={WORKERS.value} must be at least 0")
+    if ADDRESS.value and EXECUTOR.value != "ray":
+        raise UserError("--address is for --executor=ray: add it")
+    if ADDRESS.value and not WORKERS.value:
+        raise UserError("--address needs --num_workers: how many groups the cluster trains at once")
+    if is_search and HALVING.value:
+        raise UserError("--halving is for sweeps of fixed trials: leave it out with Optuna")
+    for flag in () if is_search else (STORAGE, STUDY):
+        if flag.value:
+            raise UserError(f"--{flag.name} is for a sweep that is a Search: leave it out")
 
 
 if __name__ == "__main__":

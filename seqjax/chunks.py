@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from seqjax.config import as_json
 from seqjax.errors import UserError
-from seqjax.group import MEMORY_SHARE, Watch, train_group
+from seqjax.group import MEMORY_SHARE, NONE_DROPPED, Dropped, Watch, train_group
 from seqjax.members import group_key
-from seqjax.memory import memory_bytes
+from seqjax.memory import device_bytes
 from seqjax.plain_text import brief
 from seqjax.run_directory import InUse
 from seqjax.stop_signals import Stopped, StopSignals
@@ -61,25 +61,30 @@ def divide(trials: Sequence[Trial], num_workers: int, directory: Path) -> list[C
 
 
 def train_chunk(
-    chunk: Chunk, watch: Watch, until: int | None, dropped: Collection[Trial], num_workers: int = 1
+    chunk: Chunk,
+    watch: Watch,
+    until: int | None = None,
+    dropped: Dropped = NONE_DROPPED,
+    num_workers: int = 1,
 ) -> str:
     """Trains a chunk on a machine that so many share; why it failed, "" if it did not.
 
-    Raises UserError where another process trains it, and Stopped after a signal.
+    Raises UserError where it is not for the trials that it cannot go on, as on a full disk or where
+    another process trains it; and Stopped after a signal.
     """
     end = time.monotonic() + IN_USE_SECONDS
     while True:
         try:
-            max_bytes = MEMORY_SHARE * memory_bytes() / num_workers
-            options = {"until": until, "dropped": dropped, "max_bytes": max_bytes}
+            max_bytes = MEMORY_SHARE * device_bytes() / num_workers
+            options: Any = {"until": until, "dropped": dropped, "max_bytes": max_bytes}
             train_group(chunk.trials, chunk.workdir, watch, **options)
             return ""
         except InUse:
             if time.monotonic() > end:
                 raise
             time.sleep(1)
-        except UserError as error:
-            return str(error)
+        except UserError:
+            raise
         except Exception as error:  # one chunk's end is not the sweep's
             return brief(f"{type(error).__name__}: {error}", MAX_REASON)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -32,10 +32,9 @@ from seqjax.chunks import (
     train_chunk,
     unwatched,
 )
-from seqjax.group import Watch
+from seqjax.group import NONE_DROPPED, Dropped, Watch
 from seqjax.launch import num_cores
 from seqjax.ray_tasks import on_ray
-from seqjax.trial import Trial
 from seqjax.worker import make_job
 
 __all__ = ["EXECUTORS", "Chunk", "divide", "local", "on_ray", "processes"]
@@ -45,7 +44,7 @@ def local(
     chunks: Sequence[Chunk],
     *,
     until: int | None = None,
-    dropped: Collection[Trial] = (),
+    dropped: Dropped = NONE_DROPPED,
     watch: Watch = unwatched,
 ) -> Iterator[Chunk]:
     """One after the other in this process, on the devices of `worker.start_devices`."""
@@ -58,7 +57,7 @@ def processes(
     chunks: Sequence[Chunk],
     *,
     until: int | None = None,
-    dropped: Collection[Trial] = (),
+    dropped: Dropped = NONE_DROPPED,
     watch: Watch = unwatched,
     num_workers: int = 0,
 ) -> Iterator[Chunk]:

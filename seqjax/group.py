@@ -5,15 +5,15 @@ fitted to the training data, which all share. Imports: members, fit, trial.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import as_json
@@ -22,10 +22,10 @@ from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.fingerprint import arrays_digest
 from seqjax.group_position import begin, load_position, save_position
-from seqjax.members import Members, all_finite, choose, share_config, stack
-from seqjax.memory import memory_bytes
+from seqjax.members import Members, all_finite, choose, share_config
+from seqjax.memory import device_bytes
 from seqjax.mesh import SPLIT, make_mesh, put
-from seqjax.optim import Optimizer, make_optimizer
+from seqjax.optim import make_optimizer
 from seqjax.progress import Pace, advance
 from seqjax.report import Record
 from seqjax.run_directory import CHECKPOINTS, held
@@ -33,15 +33,18 @@ from seqjax.setup import Setup, make_setup
 from seqjax.stop_signals import Stopped, StopSignals
 from seqjax.tasks import make_task
 from seqjax.traced import given
-from seqjax.train import init_train_state
 from seqjax.training import epoch_records
 from seqjax.trial import Trial, save_failure, save_result, sound_trials, summarize
 
 PROGRESS = "progress.json"  # the records so far, by trial, where a group waits to go on
 SAVE_SECONDS = 60.0  # of training that a kill may cost
-MEMORY_SHARE = 0.5  # of the machine's, for a group
+MEMORY_SHARE = 0.5  # of a device's, for a group
+
+HALVES = ("first", "second")  # directories of a group that is too large
+NONE_DROPPED: Mapping[Path, int] = MappingProxyType({})
 
 Watch = Callable[[Trial, Sequence[Record]], None]  # is told of every trial after each evaluation
+Dropped = Mapping[Path, int]  # after which epoch a trial is to end, by its directory
 
 
 def train_group(
@@ -50,29 +53,30 @@ def train_group(
     watch: Watch = lambda trial, records: None,
     *,
     until: int | None = None,
-    dropped: Collection[Trial] = (),
+    dropped: Dropped = NONE_DROPPED,
     max_bytes: float | None = None,
 ) -> None:
     """Trains trials of one group key to their end, or goes on with them.
 
-    With `until` only up to that epoch; the trials that are `dropped` end where they are. A group
-    that would take more than `max_bytes` of memory is trained in halves. A trial that fails ends
-    alone. Raises UserError where the directory cannot be used, and Stopped after a signal.
+    With `until` only up to that epoch; trials that are `dropped` end after theirs. A group that
+    would take more than `max_bytes` of a device's memory is trained in halves. A trial that fails
+    ends alone. Raises UserError where the directory cannot be used, and Stopped after a signal.
     """
     if all(trial.has_ended for trial in trials):
         return
-    limit = MEMORY_SHARE * memory_bytes() if max_bytes is None else max_bytes
+    limit = MEMORY_SHARE * device_bytes() if max_bytes is None else max_bytes
     with held(workdir), StopSignals() as signals:
-        sound = sound_trials(trials, workdir)
-        group = Group(sound, workdir, signals, watch) if sound else None
-        too_large = group is not None and group.num_bytes > limit and len(sound) > 1
-        if group and not too_large:
-            group.run(until, dropped)
-    if too_large:
-        half = len(trials) // 2
-        for name, part in (("first", trials[:half]), ("second", trials[half:])):
-            options = {"until": until, "dropped": dropped, "max_bytes": limit}
-            train_group(part, workdir / name, watch, **options)
+        if not (workdir / HALVES[0]).exists():
+            sound = sound_trials(trials, workdir)
+            if not sound:
+                return
+            group = Group(sound, workdir, signals, watch)
+            if len(sound) == 1 or group.num_bytes <= limit:
+                return group.run(until, dropped)
+    half = len(trials) // 2
+    for name, part in zip(HALVES, (trials[:half], trials[half:]), strict=True):
+        options: Any = {"until": until, "dropped": dropped, "max_bytes": limit}
+        train_group(part, workdir / name, watch, **options)
 
 
 class Group:
@@ -92,30 +96,30 @@ class Group:
         self.trials = [trial for trial, _ in sound]
         self.workdir, self.signals, self.watch = workdir, signals, watch
         mesh = make_mesh(0)
-        sound = [*sound, *[sound[0]] * (-len(sound) % mesh.size)]
-        self.size, configs = len(sound), [trial.config for trial, _ in sound]
+        self.sound = [*sound, *[sound[0]] * (-len(sound) % mesh.size)]
+        self.size, configs = len(self.sound), [trial.config for trial, _ in self.sound]
         self.shared = share_config(configs)
         task = make_task(self.shared.config, workdir)
         self.setup: Setup = make_setup(task, self.shared.config)
         self.files = self.setup.task.save(workdir)
-        self.optimizers = [self._make_optimizer(config) for config in configs]
+        steps, epochs = self.setup.data.steps_per_epoch, self.shared.config.train.num_epochs
+        lengths = {"steps_per_epoch": steps, "num_epochs": epochs}
+        # Each one's own, for what is asked of it on the host.
+        self.optimizers = [make_optimizer(**config.optim, **lengths) for config in configs]
         self.members = Members(self.setup, self.shared, mesh)
         seeds = np.array([config.seed for config in configs], np.uint32)
         self.keys = put(jax.vmap(jax.random.key)(seeds), mesh, SPLIT)
-        params = [init(jax.random.key(trial.config.seed)) for trial, init in sound]
-        states = [init_train_state(p, self.setup.optimizer) for p in params]
-        self.now = begin(stack(states, mesh), stack(params, mesh), len(self.trials))
-        self.num_bytes = self.members.compile(self.now.states, self.keys)
+        self.num_bytes = self.members.compile(self.setup.arrays_like()["state"], self.size)
 
-    def run(self, until: int | None, dropped: Collection[Trial]) -> None:
+    def run(self, until: int | None, dropped: Dropped) -> None:
         """To the end of every trial, or to the epoch `until`."""
         train, per_epoch = self.setup.config.train, self.setup.data.steps_per_epoch
-        self.now = load_position(
-            self.workdir / CHECKPOINTS, self.now, self._identity(), self.members.mesh
-        )
-        for i, trial in enumerate(self.trials):
-            if any(trial.directory == other.directory for other in dropped):
-                self.now.progress[i] = self.now.progress[i]._replace(stopped=True)
+        (self.workdir / PROGRESS).unlink(missing_ok=True)
+        params = [init(jax.random.key(trial.config.seed)) for trial, init in self.sound]
+        mesh, identity = self.members.mesh, self._identity()
+        first = begin(params, self.setup.optimizer, mesh, len(self.trials))
+        self.now = load_position(self.workdir / CHECKPOINTS, first, identity, mesh)
+        self.ends = [dropped.get(trial.directory, train.num_epochs) for trial in self.trials]
         last = train.num_epochs if until is None else min(until, train.num_epochs)
         pace, self.saved_step = Pace(train.steps_per_call), self.now.step
         self.saved_at = time.monotonic()
@@ -127,7 +131,8 @@ class Group:
                     started, num_steps = time.perf_counter(), pace.num_steps(left)
                     self._make_steps(num_steps)
                     pace.took(time.perf_counter() - started, num_steps)
-                    self._save_if_due()
+                    if num_steps < left:  # else after the evaluation, as `until` needs it
+                        self._save_if_due()
                 self._evaluate(epoch)
                 self._save_if_due()
             active = self._active()
@@ -146,7 +151,8 @@ class Group:
         """Which of the N are still trained."""
         active = np.zeros(self.size, bool)
         for i, progress in enumerate(self.now.progress):
-            active[i] = not progress.stopped and i not in self.now.failures
+            goes_on = not progress.stopped and self.now.epoch < self.ends[i]
+            active[i] = goes_on and i not in self.now.failures
         return active
 
     def _make_steps(self, num_steps: int) -> None:
@@ -225,13 +231,6 @@ class Group:
             save_result(
                 trial, params, self.now.progress[i], self.now.records[i], self.files, result
             )
-
-    def _make_optimizer(self, config: ConfigDict) -> Optimizer:
-        """A member's own, for what is asked of it on the host."""
-        steps = self.setup.data.steps_per_epoch
-        return make_optimizer(
-            **config.optim, steps_per_epoch=steps, num_epochs=config.train.num_epochs
-        )
 
     @staticmethod
     def _member(tree: Any, i: int) -> Any:

@@ -1,6 +1,7 @@
-"""Where a group of trials is, in memory and in checkpoints. Imports: checkpoint, mesh, progress."""
+"""Where a group of trials is, in memory and in checkpoints. Imports: checkpoint, members."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from jax.sharding import Mesh
 
 from seqjax.array_types import Params
 from seqjax.checkpoint import Checkpoints, newest, set_aside_after
+from seqjax.members import stack
 from seqjax.mesh import SPLIT, put
+from seqjax.optim import Optimizer
 from seqjax.progress import Progress
 from seqjax.stop_signals import say
-from seqjax.train import StepLog, TrainState
+from seqjax.train import StepLog, TrainState, init_train_state
 from seqjax.training import log_from_json, log_to_json
 
 
@@ -32,10 +35,14 @@ class GroupPosition:
     logs: list[StepLog]  # [N, steps] each, of the calls since the last evaluation
 
 
-def begin(states: TrainState, params: Params, num_trials: int) -> GroupPosition:
-    """Before the first step."""
+def begin(
+    params: Sequence[Params], optimizer: Optimizer, mesh: Mesh, num_trials: int
+) -> GroupPosition:
+    """Before the first step, with the initial weights of all members."""
+    states = [init_train_state(own, optimizer) for own in params]
     records: list[list[Any]] = [[] for _ in range(num_trials)]
-    return GroupPosition(states, params, 0, 0, [Progress()] * num_trials, records, {}, [])
+    progress = [Progress()] * num_trials
+    return GroupPosition(stack(states, mesh), stack(params, mesh), 0, 0, progress, records, {}, [])
 
 
 def save_position(checkpoints: Checkpoints, now: GroupPosition, identity: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
@@ -44,6 +44,7 @@ TRACED_FIELDS = (
     "model.encoder_output_dropout",
     "model.decoder_output_dropout",
 )
+COPIES = 3  # of the weights, outside the program: the best ones, those evaluated, the new best
 TRACED_OPTION = "weight_decay"  # of optim.name
 # What is read before training only.
 INITIAL_FIELDS = ("seed", *(f"model.{name}_init" for name in ("kernel", "recurrent")))
@@ -64,7 +65,7 @@ def group_key(config: ConfigDict) -> str:
     if TRACED_OPTION in options:
         options[TRACED_OPTION] = _pattern(options[TRACED_OPTION])
     fields["optim"]["name"] = [name, args, options]
-    return json.dumps(fields, sort_keys=True)
+    return json.dumps(fields, sort_keys=True, default=repr)  # of specs' own values
 
 
 class Shared(NamedTuple):
@@ -134,19 +135,27 @@ class Members:
             sharded(self._own_metrics, mesh, (SPLIT, WHOLE, SPLIT, SPLIT, WHOLE), SPLIT)
         )
 
-    def compile(self, states: TrainState, keys: Key[Array, " N"]) -> int:
-        """Makes ready to train members of these shapes; how many bytes that will take."""
+    def compile(self, state: TrainState, size: int) -> int:
+        """Makes ready to train so many members, each with such a state; how many bytes that will
+        take of each device, with the best weights and their copies."""
         specs = (SPLIT, WHOLE, SPLIT, SPLIT, SPLIT)
         program = jax.jit(
             sharded(self._own_steps, self.mesh, specs, SPLIT),
             donate_argnums=0,
             compiler_options=compiler_options(self.mesh),
         )
-        nothing = put(np.zeros(len(keys), np.int32), self.mesh, SPLIT)
-        arguments = (states, self._rows, keys, nothing, self._numbers)
+        sharding = NamedSharding(self.mesh, SPLIT)
+
+        def of_all(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=sharding)
+
+        states, keys, steps = jax.tree.map(of_all, (state, jax.random.key(0), np.int32(0)))
+        arguments = (states, self._rows, keys, steps, self._numbers)
         self._train = program.lower(*arguments).compile()
-        memory: Any = self._train.memory_analysis()
-        return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        memory: Any = self._train.memory_analysis()  # of one device
+        weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+        best = COPIES * weights * size // self.mesh.size
+        return memory.argument_size_in_bytes + memory.temp_size_in_bytes + best
 
     def train(
         self, states: TrainState, keys: Key[Array, " N"], num_steps: Int[np.ndarray, " N"]

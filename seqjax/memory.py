@@ -18,6 +18,13 @@ def check_memory(num_bytes: int, what: str, remedy: str) -> None:
         )
 
 
+def device_bytes() -> int:
+    """The memory of one device: an accelerator's own, or an equal share of the machine's."""
+    devices = jax.local_devices()
+    own = devices[0].memory_stats() or {}
+    return own.get("bytes_limit", memory_bytes() // len(devices))
+
+
 def memory_bytes() -> int:
     """The memory of the machine, or of its accelerator if that has more."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -7,7 +7,7 @@ import platform
 import re
 import socket
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from seqjax.chunks import (
     unwatched,
 )
 from seqjax.errors import UserError
-from seqjax.group import Watch
+from seqjax.group import NONE_DROPPED, Dropped, Watch
 from seqjax.launch import num_cores
 from seqjax.stop_signals import Stopped
-from seqjax.trial import Trial
 from seqjax.worker import do_job, make_job
 
 CONNECT_SECONDS = 10.0
@@ -39,7 +38,7 @@ def on_ray(
     chunks: Sequence[Chunk],
     *,
     until: int | None = None,
-    dropped: Collection[Trial] = (),
+    dropped: Dropped = NONE_DROPPED,
     watch: Watch = unwatched,
     num_workers: int = 0,
     num_cpus: int = 1,

@@ -44,26 +44,26 @@ class Distribution(NamedTuple):
 
 def uniform(low: Number, high: Number) -> Distribution:
     """Floats, all alike."""
-    return Distribution("uniform", _bounds("uniform", low, high))
+    return Distribution("uniform", _bounds("uniform", float, low, high))
 
 
 def log_uniform(low: Number, high: Number) -> Distribution:
     """Floats whose logarithm is uniform: as many below the geometric mean as above."""
     if not low > 0:
         raise UserError(f"log_uniform({low}, {high}): both bounds must be above 0")
-    return Distribution("log_uniform", _bounds("log_uniform", low, high))
+    return Distribution("log_uniform", _bounds("log_uniform", float, low, high))
 
 
-def integer(low: int, high: int) -> Distribution:
+def integer(low: Number, high: Number) -> Distribution:
     """Integers from `low` to `high`."""
-    return Distribution("integer", _bounds("integer", low, high))
+    return Distribution("integer", _bounds("integer", int, low, high))
 
 
 def choice(*values: Any) -> Distribution:
     """One of the values."""
     if not values:
         raise UserError("choice() needs at least one value")
-    return Distribution("choice", values)
+    return Distribution("choice", plain(values))
 
 
 class Search(NamedTuple):
@@ -72,6 +72,20 @@ class Search(NamedTuple):
     space: Mapping[str, Distribution]
     num_trials: int
     batch_size: int = 8  # proposals that are trained together
+
+    def tried(self, config: ConfigDict) -> list[ConfigDict]:
+        """The config with each choice and each bound, one at a time.
+
+        Raises UserError for what it does not take, and for a search that cannot be begun.
+        """
+        for name, number in (("num_trials", self.num_trials), ("batch_size", self.batch_size)):
+            if type(number) is not int or number < 1:
+                raise UserError(f"Search({name}={number!r}): give a whole number of at least 1")
+        check_number(self.num_trials)
+        if not isinstance(self.space, Mapping) or not self.space:
+            raise UserError(f"Search({self.space!r}): give a dict of at least one field's choice")
+        tries = [(n, value) for n, own in self.space.items() for value in _known(n, own).options]
+        return [apply(config, {name: value}) for name, value in tries]
 
 
 def seeds(number: int) -> list[Changes]:
@@ -108,7 +122,7 @@ def random(number: int, space: Mapping[str, Any], seed: int = 0) -> list[Changes
     """So many draws, each of all fields, by the seed alone."""
     check_number(number)
     rng = np.random.default_rng(seed)
-    return [{name: _drawn(name, d, rng) for name, d in space.items()} for _ in range(number)]
+    return [{name: _known(name, d).sample(rng) for name, d in space.items()} for _ in range(number)]
 
 
 def apply(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -118,7 +132,9 @@ def apply(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """
     changed = config.copy_and_resolve_references()
     for name, value in changes.items():
-        wanted = find_field(config, name)
+        if not isinstance(name, str):
+            raise UserError(f"the sweep sets {name!r}: write a field's path, as 'model.cell'")
+        value, wanted = plain(value), find_field(config, name)
         if isinstance(wanted, float) and type(value) is int:
             value = float(value)
         if type(value) is not type(wanted):
@@ -138,13 +154,22 @@ def _each(name: str, values: Any) -> list[Changes]:
     """One field's values, as plain Python has them."""
     if isinstance(values, str) or not hasattr(values, "__len__"):
         raise UserError(f"the sweep gives {name} {values!r}: give a list of values")
-    return [{name: value.item() if isinstance(value, np.generic) else value} for value in values]
+    if len(values) > MAX_TRIALS:
+        check_number(len(values))
+    return [{name: plain(value)} for value in values]
 
 
-def _drawn(name: str, distribution: Any, rng: np.random.Generator) -> Any:
+def plain(value: Any) -> Any:
+    """A value, or those of a tuple, as plain Python has it."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _known(name: str, distribution: Any) -> Distribution:
     if not isinstance(distribution, Distribution):
         raise UserError(f"the sweep draws {name} from {distribution!r}: give log_uniform or choice")
-    return distribution.sample(rng)
+    return distribution
 
 
 def _joined(a: Changes, b: Changes) -> Changes:
@@ -159,7 +184,9 @@ def check_number(number: int) -> None:
         raise UserError(f"a sweep of {number:,} trials: it needs between 1 and {MAX_TRIALS:,}")
 
 
-def _bounds(name: str, low: Any, high: Any) -> tuple[Any, Any]:
+def _bounds(name: str, kind: type[Number], low: Any, high: Any) -> tuple[Number, Number]:
     if not low < high:
         raise UserError(f"{name}({low}, {high}): the first bound must be below the second")
-    return low, high
+    if (kind(low), kind(high)) != (low, high):
+        raise UserError(f"{name}({low}, {high}): both bounds must be of type {kind.__name__}")
+    return kind(low), kind(high)

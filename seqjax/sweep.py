@@ -18,15 +18,17 @@ from seqjax.chunks import Chunk, divide
 from seqjax.config import as_json
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json
-from seqjax.group import PROGRESS
+from seqjax.group import NONE_DROPPED, PROGRESS, Dropped
+from seqjax.members import group_key
 from seqjax.outcomes import Entry, objective
 from seqjax.run_directory import held
-from seqjax.search_space import Changes, Search, apply, check_number
+from seqjax.search_space import Changes, Search, apply, check_number, plain
 from seqjax.sweep_report import save_report
 from seqjax.sweep_tables import LiveTable, show_table
 from seqjax.trial import Trial
 
-SWEEP, HALVING, TRIALS, GROUPS = "sweep.json", "halving.json", "trials", "groups"
+SWEEP, HALVING, DIVISION = "sweep.json", "halving.json", "division.json"
+TRIALS, GROUPS = "trials", "groups"
 
 # (chunks, *, until, dropped, watch) -> the chunks as they end
 Executor = Callable[..., Iterator[Chunk]]
@@ -48,16 +50,18 @@ def run_sweep(
     trained, for changes that the config does not take, and for a directory of another sweep.
     """
     entries = [make_entry(config, own, directory, number) for number, own in enumerate(changes)]
-    rungs = rungs_of(config, halving)
+    rungs, table = rungs_of(config, halving), LiveTable([entry.trial for entry in entries])
+    sweep = {"config": as_json(config), "trials": [entry.overrides for entry in entries]}
     with held(directory):
-        check_same(directory / SWEEP, {"config": as_json(config), "trials": list(changes)})
-        with LiveTable([entry.trial for entry in entries]) as table:
-            dropped: list[Trial] = []
+        check_same(directory / SWEEP, sweep | {"halving": halving})
+        with table:
+            dropped: dict[Path, int] = {}
             for until in (*rungs, None):
                 if until is None or not _decided(directory, until):
                     train_all(entries, directory, executor, table, num_workers, until, dropped)
                 if until is not None:
-                    dropped += _thin_out(entries, directory, until, halving, dropped)
+                    names = _thin_out(entries, directory, until, halving)
+                    dropped |= {e.trial.directory: until for e in entries if e.name in names}
         end_sweep(entries, directory)
     return entries
 
@@ -66,7 +70,10 @@ def make_entry(config: ConfigDict, changes: Changes, directory: Path, number: in
     """The trial of that number; raises UserError for changes that the config does not take."""
     name = f"{number:04}"
     try:
-        return Entry(name, dict(changes), Trial(apply(config, changes), directory / TRIALS / name))
+        own = {field: plain(value) for field, value in changes.items()}
+        trial = Trial(apply(config, own), directory / TRIALS / name)
+        group_key(trial.config)  # for its complaints
+        return Entry(name, own, trial)
     except UserError as error:
         raise UserError(f"trial {number}: {error}") from None
 
@@ -78,11 +85,17 @@ def train_all(
     table: Any,
     num_workers: int,
     until: int | None = None,
-    dropped: Sequence[Trial] = (),
+    dropped: Dropped = NONE_DROPPED,
 ) -> None:
-    """Trains the trials that have not ended, to their end or up to an epoch."""
-    trials = [entry.trial for entry in entries]
-    chunks = divide(trials, num_workers, directory / GROUPS)
+    """Trains the trials that have not ended, to their end or up to an epoch.
+
+    They stay divided for as many workers as there were at first, so that groups go on.
+    """
+    trials, division = [entry.trial for entry in entries], directory / GROUPS / DIVISION
+    if not division.exists():
+        division.parent.mkdir(exist_ok=True)
+        write_json(division, num_workers)
+    chunks = divide(trials, read_json(division), directory / GROUPS)
     for _ in executor(chunks, until=until, dropped=dropped, watch=table.watch):
         pass
 
@@ -121,6 +134,8 @@ def rungs_of(config: ConfigDict, halving: int) -> list[int]:
     if halving < 2:
         raise UserError(f"--halving={halving}: give 2 or more, or 0 for none")
     every, rungs = config.train.eval_every_epochs, []
+    if every < 1:
+        raise UserError(f"train.eval_every_epochs={every} must be at least 1")
     epochs = config.train.num_epochs // halving
     while epochs >= every:
         rungs.append(-(-epochs // every) * every)
@@ -137,28 +152,26 @@ def _decisions(directory: Path) -> dict[str, list[str]]:
     return read_json(path) if path.exists() else {}
 
 
-def _thin_out(
-    entries: Sequence[Entry], directory: Path, until: int, halving: int, dropped: Sequence[Trial]
-) -> list[Trial]:
-    """The trials that are not to go on after this epoch, once and for all."""
+def _thin_out(entries: Sequence[Entry], directory: Path, until: int, halving: int) -> Sequence[str]:
+    """The trials that are not to go on after this epoch, decided once and for all."""
     decisions = _decisions(directory)
-    left = [entry for entry in entries if entry.trial not in dropped]
     if str(until) not in decisions:
         values = _values(entries, directory)
-        ranked = sorted(
-            (entry.name for entry in left if entry.name in values), key=lambda name: -values[name]
-        )
+        ranked = sorted(sorted(values), key=lambda name: -values[name])
         decisions[str(until)] = ranked[-(-len(ranked) // halving) :]
         write_json(directory / HALVING, decisions)
-    return [entry.trial for entry in left if entry.name in decisions[str(until)]]
+    return decisions[str(until)]
 
 
 def _values(entries: Sequence[Entry], directory: Path) -> Mapping[str, float]:
-    """How good each trial that goes on has been so far; more is better."""
+    """How good each trial that has not ended has been so far; more is better."""
     by = objective(entries[0].trial.config)
+    ended = {entry.name for entry in entries if entry.trial.has_ended}
     values = {}
     for path in (directory / GROUPS).rglob(PROGRESS):
         for name, records in read_json(path).items():
+            if name in ended:
+                continue
             seen = [by.sign * r[by.split][by.metric] for r in records if by.split in r]
             values[name] = max(seen)
     return values

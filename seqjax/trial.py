@@ -53,16 +53,17 @@ class Trial(NamedTuple):
 
 def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Callable]]:
     """The trials that can be begun, with their `init`; the others end as failures."""
-    sound, inits = [], {}
+    sound, made = [], {}
     for trial in trials:
-        kind = json.dumps(as_json(trial.config) | {"seed": 0})
+        kind = json.dumps(as_json(trial.config) | {"seed": 0, "optim": {}})  # which no task reads
         try:
-            if kind not in inits:
+            if kind not in made:
                 task = make_task(trial.config, workdir)
                 task.save(workdir)  # what the first one fits to the data, the others read
-                make_setup(task, share_config([trial.config]).config)  # for its complaints
-                inits[kind] = jax.jit(task.init)
-            sound.append((trial, inits[kind]))
+                made[kind] = task, jax.jit(task.init)
+            task, init = made[kind]
+            make_setup(task, share_config([trial.config]).config)  # for its complaints
+            sound.append((trial, init))
         except UserError as error:
             save_failure(trial, str(error))
     return sound

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from seqjax.chunks import Chunk, train_chunk
 from seqjax.config import as_json, make_config
 from seqjax.errors import UserError
+from seqjax.group import Dropped
 from seqjax.launch import num_cores as available_cores
 from seqjax.launch import start_jax
 from seqjax.trial import Trial
@@ -40,19 +41,18 @@ def make_job(
     chunk: Chunk,
     *,
     until: int | None,
-    dropped: Collection[Trial],
+    dropped: Dropped,
     num_cores: int,
     num_workers: int,
 ) -> str:
     """A chunk, and how to train it, as JSON: on so many cores of a machine that so many workers
     share (0: as many as it has cores for)."""
-    gone = {trial.directory for trial in dropped}
     return json.dumps(
         {
             "trials": [[as_json(t.config), str(t.directory.absolute())] for t in chunk.trials],
             "workdir": str(chunk.workdir.absolute()),
             "until": until,
-            "dropped": [i for i, trial in enumerate(chunk.trials) if trial.directory in gone],
+            "dropped": [dropped.get(trial.directory) for trial in chunk.trials],
             "num_cores": num_cores,
             "num_workers": num_workers,
         }
@@ -77,7 +77,8 @@ def do_job(job: str, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 
     places = {trial.directory: i for i, trial in enumerate(trials)}
     chunk = Chunk(trials, Path(fields["workdir"]))
-    dropped = [trials[i] for i in fields["dropped"]]
+    ends = zip(trials, fields["dropped"], strict=True)
+    dropped = {trial.directory: epoch for trial, epoch in ends if epoch is not None}
     num_workers = fields["num_workers"] or max(1, available_cores() // fields["num_cores"])
     try:
         return {"failed": train_chunk(chunk, watch, fields["until"], dropped, num_workers)}

@@ -163,10 +163,7 @@ def test_a_chunk_whose_processes_all_die_fails_alone(through, tmp_path, monkeypa
     monkeypatch.setattr(executors, "Worker", Doomed)
     trials = make_trials(tmp_path)
     chunks = divide(trials, 2, tmp_path / "groups")
-    taken = divide(make_trials(tmp_path / "taken", 1), 1, tmp_path / "groups")
-    taken[0].workdir.mkdir(parents=True)
-    (taken[0].workdir / "thesis.tex").touch()
-    told = run(processes, [*taken, *chunks], num_workers=1)
+    told = run(processes, chunks, num_workers=1)
     assert sorted(told) == all_epochs("trial0", "trial1")
     log = tmp_path / "groups.log"
     assert trials[2].failure() == trials[3].failure()
@@ -174,10 +171,17 @@ def test_a_chunk_whose_processes_all_die_fails_alone(through, tmp_path, monkeypa
         f"3 workers died: the last by SIGKILL, as when memory is short; see {log}"
     )
     assert Doomed.deaths == 3
-    assert taken[0].trials[0].failure() == (
-        f"{taken[0].workdir} is not empty and no run: give a new --workdir"
-    )
     assert_same_runs(through, tmp_path, 2)
+
+
+@pytest.mark.parametrize("executor", [local, processes])
+def test_a_directory_that_cannot_be_used_ends_no_trial(executor, tmp_path):
+    [chunk] = divide(make_trials(tmp_path, 1), 1, tmp_path / "groups")
+    chunk.workdir.mkdir(parents=True)
+    (chunk.workdir / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty and no run: give a new --workdir"):
+        run(executor, [chunk])
+    assert not chunk.has_ended
 
 
 # A whole sweep that is disturbed

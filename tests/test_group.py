@@ -12,7 +12,8 @@ import seqjax.pictures
 from seqjax.errors import UserError
 from seqjax.fit import evaluate, fit, restore_best
 from seqjax.group import PROGRESS, train_group
-from seqjax.members import group_key
+from seqjax.members import Members, group_key, share_config
+from seqjax.mesh import make_mesh
 from seqjax.run_directory import CHECKPOINTS
 from seqjax.search_space import apply
 from seqjax.setup import make_setup
@@ -215,14 +216,48 @@ def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path):
         train_group(trials, tmp_path / "group", until=2)
         progress = read_json(tmp_path / "group" / PROGRESS)
         assert [len(records) for records in progress.values()] == [2, 2, 2]
-    train_group(trials, tmp_path / "group", dropped=[trials[0]])
+    train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
     assert read_json(trials[0].directory / "result.json")["num_epochs"] == 2
     assert_as_alone(trials[2], tmp_path / "alone")
 
 
+def test_a_dropped_member_is_trained_to_its_epoch_wherever_the_group_begins(tmp_path, monkeypatch):
+    """From nothing, or from a checkpoint as early as one can be."""
+    config = linear_config(num_epochs=6)
+    trials = make_trials(tmp_path / "trials", config, *SEEDS)
+    monkeypatch.setattr("seqjax.group.SAVE_SECONDS", 0.0)
+    train_group(trials, tmp_path / "group", until=1)
+    train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
+    again = make_trials(tmp_path / "again", config, *SEEDS)
+    train_group(again, tmp_path / "from nothing", dropped={again[0].directory: 2})
+    for one, other in zip(trials, again, strict=True):
+        for name in ("metrics.jsonl", "result.json"):
+            assert (one.directory / name).read_bytes() == (other.directory / name).read_bytes()
+    assert read_json(again[0].directory / "result.json")["num_epochs"] == 2
+
+
+def test_the_estimate_of_memory_grows_with_members_and_is_of_one_device(tmp_path):
+    config = linear_config()
+
+    def estimate(num_trials):
+        configs = [apply(config, {"seed": seed}) for seed in range(num_trials)]
+        shared = share_config(configs)
+        setup = make_setup(make_task(shared.config, tmp_path), shared.config)
+        members = Members(setup, shared, make_mesh(0))
+        return members.compile(setup.arrays_like()["state"], num_trials)
+
+    size = jax.device_count()
+    state = make_setup(make_task(config, tmp_path), config).arrays_like()["state"]
+    bytes_of = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    a, b, c = (estimate(size * n) for n in (1, 101, 201))
+    assert 100 * bytes_of <= b - a <= 100 * 8 * bytes_of  # once, and copies
+    assert c - b == pytest.approx(b - a, rel=0.1)
+
+
 def test_a_group_too_large_for_the_memory_is_trained_in_halves(tmp_path):
     trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
-    train_group(trials, tmp_path / "group", max_bytes=1.0)
+    train_group(trials, tmp_path / "group", max_bytes=1.0, until=1)
+    train_group(trials, tmp_path / "group")  # halves go on, also where there is room for more
     assert (tmp_path / "group" / "second" / "second").is_dir()
     for i, trial in enumerate(trials):
         assert_as_alone(trial, tmp_path / f"alone{i}")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import ROOT, assert_one_line, enter_empty, run_command
 from toys import CONFIGS, compiled_once, linear_config, linear_task, quick_compile, read_json
@@ -23,6 +24,7 @@ from seqjax.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 local = EXECUTORS["local"]
+SEEDS = "--sweep=configs/sweeps/seeds.py:2"
 RATES = {"optim.learning_rate": [0.003, 0.03, 0.3, 1.0]}
 
 
@@ -88,6 +90,42 @@ def test_halving_keeps_the_best(tmp_path):
     assert max(first[i] for i in set(range(8)) - dropped) < min(first[i] for i in dropped)
 
 
+@pytest.mark.parametrize("rung", [1, 2, None])
+def test_a_halved_sweep_goes_on_with_other_workers(rung, tmp_path, monkeypatch):
+    """It is broken off before and behind a rung, with a checkpoint as early as one can be."""
+    monkeypatch.setattr("seqjax.group.SAVE_SECONDS", 0.0)
+    config = linear_config(num_epochs=8, monitor="valid.loss")
+    changes = product(seeds(2), RATES)
+    run_sweep(config, changes, tmp_path / "whole", local, halving=2)
+
+    def breaks(chunks, *, until=None, **options):
+        """Trains one chunk of those of this rung."""
+        for number, chunk in enumerate(local(chunks, until=until, **options)):
+            if until == rung and number == 0:
+                raise KeyboardInterrupt
+            yield chunk
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(config, changes, tmp_path / "broken", breaks, num_workers=3, halving=2)
+    run_sweep(config, changes, tmp_path / "broken", local, num_workers=1, halving=2)
+    for name in ("trials.csv", "trials.jsonl", "halving.json"):
+        whole, broken = ((tmp_path / run / name).read_bytes() for run in ("whole", "broken"))
+        assert whole == broken
+    with pytest.raises(UserError, match="holds another sweep"):
+        run_sweep(config, changes, tmp_path / "broken", local, halving=4)
+
+
+def test_what_ends_at_a_rung_takes_no_place_at_the_next(tmp_path):
+    """Also where the failed trial's chunk has only ended ones left."""
+    config = linear_config(num_epochs=8, monitor="valid.loss")
+    changes = product({"optim.learning_rate": [0.003, 1e38, 0.03, 0.3]})
+    kept = []
+    for workers in (1, 4):
+        run_sweep(config, changes, tmp_path / f"{workers}", local, workers, halving=2)
+        kept.append(read_json(tmp_path / f"{workers}" / "halving.json"))
+    assert kept[0] == kept[1]
+
+
 def read_records(entry) -> list[dict]:
     import json
 
@@ -124,6 +162,7 @@ SWEEPS = {
     "syntax": "def get_sweep(: pass",
     "none": "x = 1",
     "other": "def get_sweep(): return 'abc'",
+    "optimizer": "def get_sweep(): return product({'optim.name': ['adam', 'adam(']})",
     "mixed": "def get_sweep(): return product({'train.monitor': ['epoch', 'train.accuracy']})",
 }
 
@@ -140,6 +179,7 @@ SWEEPS = {
         ("none", "get_sweep"),
         ("other", "get_sweep() must return what product() gives"),
         ("mixed", "cannot be compared"),
+        ("optimizer", "trial 1: cannot read optimizer 'adam('"),
         ("missing", "sweep file missing.py does not exist"),
     ],
 )
@@ -150,7 +190,7 @@ def test_a_bad_sweep_is_one_line(name, told, tmp_path, monkeypatch, capfd):
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     args = ("--config=configs/word_completion.py", f"--sweep={name}.py")
     assert_one_line(run_command(monkeypatch, capfd, "sweep", *args), told)
-    assert not (tmp_path / "runs" / "sweeps" / f"word_completion-{name}" / "trials").exists()
+    assert not (tmp_path / "runs").exists()  # the next, right one is not "another sweep"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +198,17 @@ def test_a_bad_sweep_is_one_line(name, told, tmp_path, monkeypatch, capfd):
     [
         ((), "--sweep is missing"),
         (("--sweep=configs/sweeps/seeds.py:x",), "ValueError: invalid literal for int()"),
+        (("--sweep=configs/sweeps/seeds.py:10000000000",), "a sweep of 10,000,000,000 trials"),
+        ((SEEDS, "--halving=2", "--config.train.eval_every_epochs=0"), "must be at least 1"),
+        ((SEEDS, "--num_workers=2"), "--num_workers is for --executor=processes or ray"),
+        (
+            (SEEDS, "--executor=processes", "--num_workers=-1"),
+            "--num_workers=-1 must be at least 0",
+        ),
+        ((SEEDS, "--address=here:1"), "--address is for --executor=ray"),
+        ((SEEDS, "--executor=ray", "--address=here:1"), "--address needs --num_workers"),
+        ((SEEDS, "--storage=journal:x"), "--storage is for a sweep that is a Search"),
+        ((SEEDS, "--study=x"), "--study is for a sweep that is a Search"),
         (("--sweep=configs/sweeps/seeds.py:2", "--halving=1"), "--halving=1: give 2 or more"),
         (("--sweep=configs/sweeps/mnist_search.py", "--halving=2"), "leave it out with Optuna"),
     ],
@@ -168,8 +219,50 @@ def test_bad_flags_are_one_line(args, told, tmp_path, monkeypatch, capfd):
     assert_one_line(run_command(monkeypatch, capfd, "sweep", *args), told)
 
 
+def test_a_seed_that_is_none_fails_alone(tmp_path, capsys):
+    run_sweep(linear_config(), product({"seed": [0, 1, -1]}), tmp_path / "sweep", local)
+    assert "3 trials: 2 finished, 1 failed" in capsys.readouterr().out
+
+
+def test_values_of_numpy_are_written_as_python_has_them(tmp_path):
+    rates = np.array([0.03, 0.3], np.float32)
+    changes = product({"optim.learning_rate": rates, "optim.betas": [(np.float32(0.5),)]})
+    config = linear_config()
+    with config.unlocked():
+        config.optim.betas = (0.9,)
+    assert apply(config, changes[0]).optim.betas == (0.5,)
+    assert type(apply(config, changes[0]).optim.betas[0]) is float
+
+
+def test_a_full_disk_ends_no_trial(tmp_path, monkeypatch):
+    """It ends the sweep, which goes on when there is room."""
+
+    def full(*args):
+        raise UserError("no space left: make room, and the same command goes on")
+
+    changes = seeds(2)
+    with monkeypatch.context() as patch:
+        patch.setattr("seqjax.group.save_position", full)
+        patch.setattr("seqjax.group.SAVE_SECONDS", 0.0)
+        with pytest.raises(UserError, match="make room"):
+            run_sweep(linear_config(), changes, tmp_path / "sweep", local)
+    entries = run_sweep(linear_config(), changes, tmp_path / "sweep", local)
+    assert all((entry.trial.directory / "result.json").exists() for entry in entries)
+
+
+KILLED = """
+import sys
+import seqjax.group
+from experiments import sweep
+from seqjax.launch import launch
+
+seqjax.group.SAVE_SECONDS = 0.2
+sys.exit(launch(sweep.main))
+"""
+
+
 def test_killed_five_times_it_ends_with_the_same_table(tmp_path):
-    """Real processes and SIGKILL, at random moments of a sweep of two groups."""
+    """Real processes and SIGKILL, each a random moment after a group has its first checkpoint."""
     text = """
 from seqjax.search_space import product, seeds
 def get_sweep():
@@ -178,27 +271,30 @@ def get_sweep():
     (tmp_path / "sweep.py").write_text(text, encoding="utf-8")
 
     def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "experiments.sweep", f"--workdir={tmp_path / name}"]
+        command = [sys.executable, "-c", KILLED, f"--workdir={tmp_path / name}"]
         command += ["--config=configs/word_completion.py", f"--sweep={tmp_path / 'sweep.py'}"]
-        command += ["--config.train.num_epochs=40", "--config.train.steps_per_call=1"]
+        command += ["--config.train.num_epochs=600", "--config.train.steps_per_call=1"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, **quiet)
 
-    started = time.monotonic()
-    process = start("whole")
-    assert process.wait() == 0, process.stderr.read()
-    seconds, rng = time.monotonic() - started, random.Random(0)
-    kills = 0
-    while kills < 5:
-        process = start("killed")
-        try:
-            process.wait(rng.uniform(0.4, 0.9) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        kills += 1
-    process = start("killed")
-    assert process.wait() == 0, process.stderr.read()
+    def checkpoints() -> set[Path]:
+        return set((tmp_path / "killed" / GROUPS).glob("*/checkpoints/*"))
+
+    def finish(process: subprocess.Popen) -> None:
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+
+    finish(start("whole"))
+    rng = random.Random(0)
+    for _ in range(5):
+        there, process = checkpoints(), start("killed")
+        while process.poll() is None and checkpoints() <= there:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # in the midst of training
+    finish(start("killed"))
     for name in ("trials.csv", "trials.jsonl", "summary.csv", SWEEP):
         whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
         assert whole == killed

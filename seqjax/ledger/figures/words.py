@@ -54,7 +54,7 @@ def translation(word: str, printed: str) -> Figure:
         usually if taught else occurs,
         default=replies(DEFAULT, word),
         default_is="decoded with its own letters",
-        note=f"met: {printed} of at least {'half' if taught else '5 %'} of the seeds"
+        note=f"met where at least {'half' if taught else '5 %'} of the seeds say {printed}"
         f"{', which all read b and c as one unknown letter' * (word == 'abcd')}",
         why=arbitrary,
     )
