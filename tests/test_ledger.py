@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from toys import assert_picture, get_config, quick_compile, read_json
 
 import seqjax.ledger.trials
+from seqjax.chunks import divide
 from seqjax.errors import UserError
+from seqjax.group import train_group
 from seqjax.ledger import cafe
 from seqjax.ledger.figure import TESTED, Explanation, Figure, judge
 from seqjax.ledger.figures import SECTIONS, tagging, words
@@ -26,20 +28,30 @@ from seqjax.ledger.verdict import (
     MET,
     OUTSIDE,
     UNMEASURED,
+    UNPRINTED,
     UNREPRODUCIBLE,
     VERDICTS,
     alike,
+    at_least,
     fixed,
     higher,
     holds,
+    in_size,
     lower,
     lower_curve,
+    nearly_all,
     occurs,
+    reported,
     same,
+    unprinted,
+    usually,
     vanishes,
+    varies,
     within,
 )
 from seqjax.report import read_records
+from seqjax.sweep import GROUPS
+from seqjax.trial import Trial, save_failure
 
 FIGURES = [figure for figures in SECTIONS.values() for figure in figures]
 RANK = [OUTSIDE, MET, BETTERED]
@@ -99,6 +111,17 @@ def test_rules_of_what_is_no_number():
     assert vanishes(None, [0.3], [0.0]) == BETTERED and vanishes(None, [0.0], [0.0]) == OUTSIDE
     assert vanishes(None, [True], [False] * 20 + [True]) == BETTERED
     assert vanishes(None, [True], [False] * 9 + [True]) == OUTSIDE
+    assert fixed(None, [], []) == OUTSIDE  # nothing shows it
+    assert reported(None, [0.9], [0.1, 0.2]) == BETTERED
+    assert reported(None, [0.9], []) == reported(None, [0.9], [np.nan]) == OUTSIDE
+    assert reported(None, [""], [0.1]) == OUTSIDE
+    assert varies(None, [], [1.0, 2.0]) == BETTERED and varies(None, [], [1.0] * 2) == OUTSIDE
+    assert nearly_all(None, [], [1.0] * 19 + [0.5]) == BETTERED
+    assert nearly_all(None, [], [1.0] * 9 + [0.5]) == nearly_all(None, [], []) == OUTSIDE
+    assert usually("a", ["a", "b"], []) == MET and usually("a", ["a", "b", "b"], []) == OUTSIDE
+    assert in_size(1.0, [0.5] * 99 + [1.5], []) == MET and in_size(1.0, [0.5] * 100, []) == OUTSIDE
+    assert at_least(78, [78, 100], []) == MET and at_least(78, [100, 77], []) == OUTSIDE
+    assert unprinted(None, [0.1], [0.2]) == UNPRINTED
 
 
 # Figures
@@ -200,6 +223,28 @@ def test_the_gru_needs_more_steps_than_are_shown():
 
 
 @pytest.mark.parametrize(
+    ("losses", "is_true"), [([0.95, 1.0], True), ([0.16, 1.0], False), ([1.0], True)]
+)
+def test_six_right_tags_are_lucky_only_with_another_loss(losses, is_true):
+    """The last seed has not all tags right."""
+    results = [{"train": {"loss": x, "accuracy": 1.0}} for x in losses[:-1]]
+    results.append({"train": {"loss": losses[-1], "accuracy": 0.5}})
+    late = trial([1.0] * 700 + [0.1] * 300)
+    study = FakeStudy({tagging.GRU: SimpleNamespace(results=results), tagging.LONG: late})
+    assert tagging.lucky(study).is_true == is_true
+
+
+@pytest.mark.parametrize(("shared", "is_true"), [(0, True), (4, True), (5, False), (16, False)])
+def test_dialogues_are_of_another_corpus_only_if_ours_has_few_of_them(shared, is_true):
+    questions, answers, _ = zip(*cafe.DIALOGUES, strict=True)
+    part = SimpleNamespace(sources=[*questions[:shared]], targets=[f"{x} !" for x in answers[:2]])
+    study = FakeStudy({})
+    study.pairs = {cafe.DEFAULT: SimpleNamespace(parts={"train": part})}.__getitem__
+    told, found, _ = cafe.other_dialogues(study)
+    assert found == is_true and f"{shared} are in ours" in told and "answers 2;" in told
+
+
+@pytest.mark.parametrize(
     ("real", "factor", "is_true"),
     [(0.2, 1, True), (0.2, 2, False), (0.2, 0.5, False), (0.3, 1, False)],
 )
@@ -284,6 +329,24 @@ def test_what_is_finished_is_not_trained_again(small, monkeypatch):
         Study(small_config, directory, 2).trials(words.DEFAULT)
 
 
+def test_a_group_whose_trials_have_begun_to_end_goes_on(small, tmp_path):
+    """A kill between two results costs no training."""
+    _, study, _ = small
+    configs = [study.config(words.FAITHFUL, seed) for seed in (0, 1)]
+    trials = [Trial(config, tmp_path / f"seed-{config.seed}") for config in configs]
+    [chunk] = divide(trials, 1, tmp_path / GROUPS)
+    train_group(*chunk, until=95)
+    save_failure(trials[0], "as if it had ended")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "seqjax.ledger.trials.LiveTable.watch", lambda table, *told: seen.append(told)
+        )
+        with pytest.raises(UserError, match="seed-0 failed: as if it had ended"):
+            train_trials(configs, tmp_path)
+    assert {record["epoch"] for _, records in seen for record in records} == {96, 97, 98, 99, 100}
+
+
 def test_trials_of_other_configs_are_left_alone(small):
     _, study, directory = small
     config = study.config(words.FAITHFUL._replace(changes=(("optim.learning_rate", 0.5),)))
@@ -331,6 +394,26 @@ def test_table_markdown_and_json_agree(small, tmp_path):
             )
     assert "configs/word_translation.py:faithful --config.seed=0`, 1 seeds" in text
     assert saved["runs"][0]["seeds"] == 1 and "python" in saved["environment"]
+
+
+def test_markdown_shows_symbols_as_they_stand():
+    figure = Figure("R0:1", "layers", "a|b", "<bos> *x* &amp;", one(lambda study: "<eos>"))
+    text = make_markdown({"x": [judge(figure, FakeStudy({}))]}, Study(get_config, Path("nowhere")))
+    row = "| R0:1 | a&#124;b | &lt;bos&gt; &#42;x&#42; &amp;amp; | &lt;eos&gt; |  | outside |  |"
+    assert row in text
+
+
+def test_a_part_says_that_it_is_one_and_leaves_no_curves_of_others(tmp_path):
+    (tmp_path / "ledger.png").touch()
+    study = Study(get_config, tmp_path)
+    study.flags = " --only=layers"
+    line = judge(Figure("R0:1", "layers", "x", 1, one(lambda study: 1)), study)
+    paths = save_ledger({"x": [line]}, study, tmp_path)
+    assert [path.name for path in paths] == ["ledger.md", "ledger.json"]
+    text = paths[0].read_text(encoding="utf-8")
+    assert "`python -m experiments.reproduce --only=layers`" in text
+    assert f"1 of {len(FIGURES)} figures: 1 met; 0 unexplained" in text
+    assert not (tmp_path / "ledger.png").exists()
 
 
 def test_values_are_shown_as_what_they_are():
