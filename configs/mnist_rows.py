@@ -1,9 +1,9 @@
-"""MNIST, one row of pixels a time step: SimpleRNN(128), test accuracy 0.975 in 20 epochs.
+"""MNIST, one row of pixels a time step: SimpleRNN(128), test accuracy 0.976 in 20 epochs.
 
     for seed in 0 1 2 3 4; do python -m experiments.train --config=configs/mnist_rows.py \\
         --config.seed=$seed --workdir=runs/mnist-$seed; done
 
-Test accuracy of the best weights by validation, median of 5 seeds: 0.9752 (0.9746 to 0.9759); the
+Test accuracy of the best weights by validation, median of 5 seeds: 0.9761 (0.9745 to 0.9775); the
 tutorial printed 0.9719. Median training loss at epochs 1, 4, ..., 19 and the tutorial's one run:
     ours      0.745 0.160 0.112 0.091 0.075 0.064 0.057
     tutorial  1.004 0.210 0.140 0.113 0.098 0.084 0.072

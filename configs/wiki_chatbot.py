@@ -4,13 +4,13 @@
         --config.seed=$seed --workdir=runs/wiki-$seed; done
 
 Intent accuracy, the share of replies that answer the question's fact, on 211 held-out paraphrases:
-0.882 (0.858 to 0.891; 5 seeds). Baselines on the same: the answer of the training question that is
+0.882 (0.863 to 0.910; 5 seeds). Baselines on the same: the answer of the training question that is
 nearest by TF-IDF of character n-grams 0.877, the most frequent answer 0.000. The margin over the
 nearest question is small: with thirteen paraphrases a fact, most questions have a close neighbour.
 Trains in 265 s on two CPU cores.
 
-`faithful`, seed 0: after 100 epochs no reply is right, on the training questions neither; accuracy
-counting padding 62.7 %, of real tokens 36.8 %.
+`faithful`, 5 seeds: after 100 epochs no reply is the very answer, on the training questions neither;
+accuracy on those counting padding 67.6 % (61.7 to 72.8), of real tokens 44.4 %.
 """
 
 from seqjax.config import choose_variant, text_pairs_config
