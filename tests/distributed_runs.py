@@ -87,7 +87,7 @@ def mistake(config: ConfigDict, workdir: Path) -> str:
 
 
 def main(address: str, number: int, directory: Path) -> None:
-    seqjax.pictures._save = lambda figure, path: path.touch()
+    seqjax.pictures.save_figure = lambda figure, path: path.touch()
     jax.config.update("jax_num_cpu_devices", 2)
     start_processes(address, 2, number, detect=False, timeout_seconds=60)
     clock = time.perf_counter

@@ -259,7 +259,7 @@ def test_schedules_at_known_steps(schedule):
     state = optimizer.init(PARAMS)
     for step, rate in SCHEDULES[schedule].items():
         got = optimizer.learning_rate(state, step)
-        assert type(got) is float
+        assert isinstance(got, float)
         assert got == pytest.approx(rate, rel=1e-6, abs=1e-9)  # float32
 
 
