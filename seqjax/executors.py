@@ -27,7 +27,6 @@ from seqjax.chunks import (
     STOP_SECONDS,
     Chunk,
     conclude,
-    divide,
     stoppable,
     train_chunk,
     unwatched,
@@ -36,8 +35,6 @@ from seqjax.group import NONE_DROPPED, Dropped, Watch
 from seqjax.launch import num_cores
 from seqjax.ray_tasks import on_ray
 from seqjax.worker import make_job
-
-__all__ = ["EXECUTORS", "Chunk", "divide", "local", "on_ray", "processes"]
 
 
 def local(

@@ -1,6 +1,4 @@
-"""What a sweep leaves behind at its end, and all that it shows. Imports: outcomes, sweep_files,
-sweep_pictures, sweep_tables.
-"""
+"""What a sweep leaves behind at its end. Imports: outcomes, sweep_files, sweep_pictures."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +10,6 @@ from seqjax.outcomes import (
     Objective,
     Outcome,
     best_of,
-    objective,
     read_outcome,
     shared_objective,
     told_counts,
@@ -21,9 +18,6 @@ from seqjax.outcomes import (
 )
 from seqjax.sweep_files import best_config, summary_csv, trials_csv, trials_jsonl
 from seqjax.sweep_pictures import draw_sweep
-from seqjax.sweep_tables import LiveTable, show_table
-
-__all__ = ["Entry", "LiveTable", "objective", "save_report", "show_table"]
 
 
 def save_report(entries: Sequence[Entry], directory: Path) -> list[Path]:

@@ -6,9 +6,16 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from toys import compiled_once, linear_config, linear_task, quick_compile, read_json, tiny_config
+from toys import (
+    compiled_once,
+    linear_config,
+    linear_task,
+    quick_compile,
+    read_json,
+    tiny_config,
+    use_linear_task,
+)
 
-import seqjax.pictures
 from seqjax.errors import UserError
 from seqjax.fit import evaluate, fit, restore_best
 from seqjax.group import PROGRESS, train_group
@@ -18,7 +25,7 @@ from seqjax.run_directory import CHECKPOINTS
 from seqjax.search_space import apply
 from seqjax.setup import make_setup
 from seqjax.stop_signals import Stopped, StopSignals
-from seqjax.tasks import TASKS, make_task
+from seqjax.tasks import make_task
 from seqjax.trial import Trial
 from seqjax.weights import read_weights
 
@@ -31,9 +38,7 @@ def compile_quickly(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    """A task that compiles in no time; and no pictures."""
-    monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    monkeypatch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
+    use_linear_task(monkeypatch)
 
 
 def make_trials(directory: Path, config: ConfigDict, *changes: dict) -> list[Trial]:

@@ -20,7 +20,7 @@ from seqjax.ledger import cafe
 from seqjax.ledger.figure import TESTED, Explanation, Figure, judge
 from seqjax.ledger.figures import SECTIONS, tagging, words
 from seqjax.ledger.ledger import NAMES, choose, reproduce
-from seqjax.ledger.measure import first_below, one, proved
+from seqjax.ledger.measure import arbitrary, first_below, one, proved
 from seqjax.ledger.show import cells, make_markdown, make_tables, save_ledger, show_values
 from seqjax.ledger.trials import MANY, Spec, Study, train_trials
 from seqjax.ledger.verdict import (
@@ -265,6 +265,12 @@ def test_padding_explains_the_cafes_accuracy_only_if_it_does(off, is_true):
 
 def test_the_printed_accuracies_are_of_399_rows_and_of_no_others():
     assert [n for n in range(300, 500) if cafe.rows_of(n)] == [399]
+
+
+def test_an_answer_is_arbitrary_only_if_no_other_is_that_of_half_of_the_seeds():
+    told, is_true, _ = arbitrary(lambda study: ["a", "b", "a", "c", "d"])(FakeStudy({}))
+    assert is_true and told == "5 seeds give 4 different answers, the most frequent 2 times"
+    assert not arbitrary(lambda study: ["a", "b", "a", "c"])(FakeStudy({})).is_true
 
 
 def test_what_needs_a_missing_package_says_so():

@@ -6,15 +6,18 @@ from functools import partial
 
 import pytest
 from commands import ROOT
-from toys import compiled_once, linear_config, linear_task, quick_compile, read_json
+from toys import (
+    compiled_once,
+    linear_config,
+    quick_compile,
+    read_json,
+    use_linear_task,
+)
 
 import seqjax.optuna_search
-import seqjax.pictures
-import seqjax.sweep_pictures
 from seqjax.errors import UserError
 from seqjax.executors import EXECUTORS
 from seqjax.search_space import Search, choice, integer, log_uniform, uniform
-from seqjax.tasks import TASKS
 from seqjax.trial import save_failure
 
 optuna = pytest.importorskip("optuna")
@@ -37,9 +40,7 @@ def compile_quickly(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    for module in (seqjax.pictures, seqjax.sweep_pictures):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
+    use_linear_task(monkeypatch)
 
 
 class Ends:

@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ROOT, assert_one_line, enter_empty, run_command
-from toys import CONFIGS, compiled_once, linear_config, linear_task, quick_compile, read_json
+from toys import (
+    CONFIGS,
+    compiled_once,
+    linear_config,
+    quick_compile,
+    read_json,
+    use_linear_task,
+)
 
-import seqjax.pictures
-import seqjax.sweep_pictures
 from seqjax.errors import UserError
 from seqjax.executors import EXECUTORS
 from seqjax.search_space import apply, product, seeds
 from seqjax.sweep import GROUPS, SWEEP, load_sweep, run_sweep, rungs_of
-from seqjax.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 local = EXECUTORS["local"]
@@ -36,10 +40,7 @@ def compile_quickly(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    """A task that compiles in no time; and no pictures."""
-    monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    for module in (seqjax.pictures, seqjax.sweep_pictures):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
+    use_linear_task(monkeypatch)
 
 
 def rows_of(directory: Path) -> list[dict[str, str]]:

@@ -27,10 +27,12 @@ import seqjax.sweep_report
 import seqjax.sweep_tables
 from seqjax.config import base_config
 from seqjax.errors import UserError
+from seqjax.outcomes import Entry, objective
 from seqjax.plain_text import one_line
 from seqjax.run_directory import RESULT
 from seqjax.sweep_pictures import draw_sweep, make_scale
-from seqjax.sweep_report import Entry, LiveTable, objective, save_report, show_table
+from seqjax.sweep_report import save_report
+from seqjax.sweep_tables import LiveTable, show_table
 from seqjax.trial import FAILURE, RECORDS, Trial
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.

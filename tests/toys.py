@@ -16,15 +16,25 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event
 
+import seqjax.pictures
+import seqjax.sweep_pictures
 from seqjax.config import base_config
 from seqjax.dropout import dropout
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy
 from seqjax.task import Task
+from seqjax.tasks import TASKS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NUM_FEATURES, NUM_CLASSES = 6, 3
 SIZES = {"train": 22, "valid": 9, "test": 5}
+
+
+def use_linear_task(monkeypatch) -> None:
+    """Makes `linear` a task that configs may name; and no pictures."""
+    monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
+    for module in (seqjax.pictures, seqjax.sweep_pictures):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
 
 
 def linear_task(sizes: Mapping[str, int] = SIZES) -> Task:

@@ -15,7 +15,7 @@ import numpy as np
 
 from seqjax.argmax import argmax
 from seqjax.dropout import row_keys
-from seqjax.ledger.figure import Measure
+from seqjax.ledger.figure import Explanation, Measure
 from seqjax.ledger.trials import Spec, Study
 from seqjax.parameters import count_parameters, layer_sizes, parameter_shapes
 from seqjax.report import Record
@@ -123,6 +123,18 @@ def given(spec: Spec, question: str) -> Measure:
         return found
 
     return measure
+
+
+def arbitrary(ours: Measure) -> Callable[[Study], Explanation]:
+    """Why a text is outside: whether none is that of half of the seeds."""
+
+    def explain(study: Study) -> Explanation:
+        said = ours(study)
+        most = max(map(said.count, said))
+        told = f"{len(said)} seeds give {len(set(said))} different answers"
+        return Explanation(f"{told}, the most frequent {most} times", 2 * most < len(said))
+
+    return explain
 
 
 def proved(file: str, test: str) -> Measure:

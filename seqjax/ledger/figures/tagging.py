@@ -12,7 +12,7 @@ import numpy as np
 
 from seqjax.data.tagging import TAGS, load_tagged_sentences
 from seqjax.ledger.figure import Explanation, Measure, lines_of
-from seqjax.ledger.measure import final, first_below, one, settings, sizes
+from seqjax.ledger.measure import arbitrary, final, first_below, one, settings, sizes
 from seqjax.ledger.trials import Spec, Study
 from seqjax.ledger.verdict import at_least, higher, lower, occurs
 from seqjax.parameters import layer_sizes, parameter_shapes
@@ -71,16 +71,6 @@ def lucky(study: Study) -> Explanation:
         told += f", with a loss of {seeds.min():.3f} or more"
     told += f"; the printed tags come with {cross_entropy(OF_GRU):.3f}, which is of other steps"
     return Explanation(told, is_stale and all(seeds > 2 * cross_entropy(OF_GRU)))
-
-
-def arbitrary(study: Study) -> Explanation:
-    """Whether no answer is that of many seeds."""
-    said = tags(LSTM)(study)
-    most = max(map(said.count, said))
-    told = (
-        f"{len(said)} seeds give {len(set(said))} different answers, the most frequent {most} times"
-    )
-    return Explanation(told, 2 * most < len(said))
 
 
 def tags(spec: Spec) -> Measure:
@@ -164,7 +154,7 @@ FIGURES = [
         occurs,
         default=tags(CONVERGED),
         note="met where at least 5 % of the seeds say so",
-        why=arbitrary,
+        why=arbitrary(tags(LSTM)),
     ),
     line("R2:271", "LSTM tagger: parameters by layer, and all", (96, 12, 108), sizes(LSTM)),
     line(

@@ -1,7 +1,16 @@
 """R3's third model: six words into Korean, letter by letter. Imports: measure."""
 
-from seqjax.ledger.figure import Explanation, Figure, lines_of
-from seqjax.ledger.measure import curve, final, one, replies, settings, sizes, under_dropout
+from seqjax.ledger.figure import Figure, lines_of
+from seqjax.ledger.measure import (
+    arbitrary,
+    curve,
+    final,
+    one,
+    replies,
+    settings,
+    sizes,
+    under_dropout,
+)
 from seqjax.ledger.trials import Spec, Study
 from seqjax.ledger.verdict import lower_curve, occurs, usually
 from seqjax.parameters import parameter_shapes
@@ -40,12 +49,6 @@ line = lines_of(NAME)
 def translation(word: str, printed: str) -> Figure:
     taught = word in ("word", "love")
     ours = under_dropout(FAITHFUL, word)
-
-    def arbitrary(study: Study) -> Explanation:
-        said = ours(study)
-        told = f"{len(said)} seeds give {len(set(said))} different replies, none of them often"
-        return Explanation(told, 2 * max(map(said.count, said)) < len(said))
-
     return line(
         "R3:411",
         f"translation of {word}",
@@ -56,7 +59,7 @@ def translation(word: str, printed: str) -> Figure:
         default_is="decoded with its own letters",
         note=f"met where at least {'half' if taught else '5 %'} of the seeds say {printed}"
         f"{', which all read b and c as one unknown letter' * (word == 'abcd')}",
-        why=arbitrary,
+        why=arbitrary(ours),
     )
 
 
