@@ -11,10 +11,10 @@ from pathlib import Path
 
 from absl import flags
 
-from seqjax.chat import DECODERS, Chat, piped_lines, prompted_lines, talk
+from seqjax.cli import launch
 from seqjax.errors import UserError
-from seqjax.launch import launch
-from seqjax.load_run import load_responder
+from seqjax.serving.load import load_responder
+from seqjax.serving.repl import DECODERS, Chat, piped_lines, prompted_lines, talk
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 ABSTAIN = flags.DEFINE_enum("abstain", "on", ["on", "off"], "off: answer however unsure")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
-from seqjax.launch import launch
-from seqjax.page import make_page, serve
+from seqjax.cli import launch
+from seqjax.serving.page import make_page, serve
 
 RUNS = {
     "chat": flags.DEFINE_string("chat", None, "a run of text pairs, to talk to"),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from absl import flags
 
-from seqjax.fit import evaluate
-from seqjax.launch import launch, start_jax
-from seqjax.run_directory import load_run_config
-from seqjax.stop_signals import say
-from seqjax.tasks import make_task
+from seqjax.cli import launch, start_jax
+from seqjax.runs.signals import say
+from seqjax.runs.workdir import load_run_config
+from seqjax.tasks.registry import make_task
+from seqjax.training.fit import evaluate
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from absl import flags
 
-from seqjax.exchange import export_run
-from seqjax.launch import launch
-from seqjax.weights import FILE
+from seqjax.cli import launch
+from seqjax.runs.weights import FILE
+from seqjax.serving.export import export_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors"], "of the file")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
-from seqjax.exchange import import_run
-from seqjax.launch import launch
+from seqjax.cli import launch
+from seqjax.serving.export import import_run
 
 WEIGHTS = flags.DEFINE_string("weights", None, "the file", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's new directory", required=True)

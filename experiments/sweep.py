@@ -12,13 +12,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from seqjax.cli import default_workdir, launch, num_cores
 from seqjax.errors import UserError
-from seqjax.executors import EXECUTORS
-from seqjax.launch import default_workdir, launch, num_cores
-from seqjax.optuna_search import run_search
-from seqjax.search_space import Search
-from seqjax.sweep import load_sweep, run_sweep
-from seqjax.worker import start_devices
+from seqjax.sweeps.executors import EXECUTORS
+from seqjax.sweeps.optuna import run_search
+from seqjax.sweeps.space import Search
+from seqjax.sweeps.sweep import load_sweep, run_sweep
+from seqjax.sweeps.workers import start_devices
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"

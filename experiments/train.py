@@ -16,11 +16,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from seqjax.fit import fit
-from seqjax.launch import default_workdir, launch, start_jax
+from seqjax.cli import default_workdir, launch, start_jax
+from seqjax.distributed.processes import start_processes
 from seqjax.parameters import check_parameters
-from seqjax.processes import start_processes
-from seqjax.tasks import make_task
+from seqjax.tasks.registry import make_task
+from seqjax.training.fit import fit
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"

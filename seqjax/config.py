@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, unknown_name
 from seqjax.files import read_json
-from seqjax.spec import LARGEST_INT, check_number
+from seqjax.hparams import LARGEST_INT, check_number
 
 LARGEST_SEED = 2**32 - 1
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from seqjax.array_types import Logits
+from seqjax.hparams import value_of
 from seqjax.metrics import Average
-from seqjax.traced import value_of
+from seqjax.typing import Logits
 
 
 def cross_entropy(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seqjax.argmax import argmax
+from seqjax.metrics import argmax
 
 FEW = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, np.inf])  # many ties
 

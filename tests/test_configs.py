@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from toys import (
+from support.toys import (
     CONFIGS,
     few_digits,
     get_config,
@@ -17,15 +17,16 @@ from toys import (
     tiny_config,
 )
 
-import seqjax.fingerprint
-import seqjax.pictures
+import seqjax.plots
+import seqjax.runs.identity
+from seqjax.cli import start_jax
 from seqjax.config import as_json, choose_variant, differing_fields, load_config
 from seqjax.errors import UserError
 from seqjax.files import write_json
-from seqjax.fit import fit, make_setup
-from seqjax.launch import start_jax
 from seqjax.parameters import parameter_shapes
-from seqjax.tasks import TASKS, make_task, mnist_rows
+from seqjax.tasks import mnist_rows
+from seqjax.tasks.registry import TASKS, make_task
+from seqjax.training.fit import fit, make_setup
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 VARIANTS = [
@@ -49,7 +50,7 @@ def compile_quickly():
 @pytest.fixture(autouse=True)
 def few_images_and_empty_pictures(monkeypatch):
     monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
-    monkeypatch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
 
 
 @every_config
@@ -131,7 +132,7 @@ def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, caps
         return get(self, key)
 
     # What reads every field, to write and to compare them, does not count.
-    monkeypatch.setattr(seqjax.fingerprint, "as_json", lambda config: {})
+    monkeypatch.setattr(seqjax.runs.identity, "as_json", lambda config: {})
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     monkeypatch.setattr(ConfigDict, "__getitem__", record)
     start_jax(config.train)

@@ -8,7 +8,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_layering import HOUSE, imports
+from support.house import HOUSE, imports
 
 import seqjax.files
 from seqjax.errors import UserError

@@ -68,7 +68,7 @@ def test_imports_point_up(path):
 
 def test_configs_know_configs_only():
     for path in (ROOT / "configs").rglob("*.py"):
-        known = {"seqjax.search_space" if path.parent.name == "sweeps" else "seqjax.config"}
+        known = {"seqjax.sweeps.space" if path.parent.name == "sweeps" else "seqjax.config"}
         assert {name.rpartition(".")[0] for name in imports(path)} <= known, path.name
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import assert_same, random_like, relative_error
+from support.oracles import assert_same, random_like, relative_error
 
 from seqjax.losses import cross_entropy
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import random_like
+from support.oracles import random_like
 
 from seqjax.metrics import (
     Average,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from seqjax.layers import Bidirectional, Dense, Embed, Recurrent, functional
+from seqjax.nn.layers import Bidirectional, Dense, Embed, Recurrent, functional
+from seqjax.nn.stack import Stack
 from seqjax.parameters import (
     LayerSize,
     count_parameters,
@@ -17,8 +18,7 @@ from seqjax.parameters import (
     parameter_shapes,
     parameter_table,
 )
-from seqjax.stack import Stack
-from seqjax.tasks import make_task
+from seqjax.tasks.registry import make_task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BEFORE = "gru(reset_after=False)"

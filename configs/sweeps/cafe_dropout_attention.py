@@ -1,6 +1,6 @@
 """Dropout x attention of the cafe's chatbot, for --config=configs/cafe_chatbot.py: 12 trials."""
 
-from seqjax.search_space import product, zipped
+from seqjax.sweeps.space import product, zipped
 
 
 def get_sweep():

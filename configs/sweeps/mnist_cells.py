@@ -1,6 +1,6 @@
 """Cell x hidden size x learning rate on MNIST, for --config=configs/mnist_rows.py: 18 trials."""
 
-from seqjax.search_space import product
+from seqjax.sweeps.space import product
 
 
 def get_sweep():

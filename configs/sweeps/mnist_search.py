@@ -1,6 +1,6 @@
 """What Optuna proposes for --config=configs/mnist_rows.py:lstm: 24 trials, 8 at a time."""
 
-from seqjax.search_space import Search, choice, integer, log_uniform, uniform
+from seqjax.sweeps.space import Search, choice, integer, log_uniform, uniform
 
 
 def get_sweep():

@@ -1,0 +1,1 @@
+"""Files to arrays: readers, tokenizers, vocabularies, batches and length buckets."""

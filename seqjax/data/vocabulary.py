@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from seqjax.data.pieces import KINDS, RESERVED
+from seqjax.data.tokenizers import KINDS, RESERVED
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_text
+from seqjax.hparams import from_spec
 from seqjax.metrics import Average
-from seqjax.spec import from_spec
-from seqjax.special_ids import SpecialIds
+from seqjax.typing import SpecialIds
 
 FORMAT, VERSION = "seqjax vocabulary", 1
 

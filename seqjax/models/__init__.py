@@ -1,1 +1,1 @@
-"""Models: NNX modules from sequences to logits. Imports: layers, stack, dropout."""
+"""Classifier, tagger, seq2seq and text-to-text models."""

@@ -4,9 +4,9 @@ from typing import Any
 
 from flax import nnx
 
-from seqjax.array_types import Features, Lengths, Logits, RowKeys
-from seqjax.layers import Dense
-from seqjax.stack import make_stack
+from seqjax.nn.layers import Dense
+from seqjax.nn.stack import make_stack
+from seqjax.typing import Features, Lengths, Logits, RowKeys
 
 
 class Classifier(nnx.Module):
@@ -39,3 +39,13 @@ class Classifier(nnx.Module):
     def every_step(self, xs: Features, *, lengths: Lengths | None = None) -> Logits:
         """Logits `[B, T, C]`: what the model would say if the sequence ended at each step."""
         return self.output(self.stack(xs, lengths=lengths).sequence)
+
+
+class Tagger(Classifier):
+    """A stack's output at every step, through a dense layer to logits."""
+
+    def __call__(
+        self, xs: Features, *, lengths: Lengths | None = None, keys: RowKeys | None = None
+    ) -> Logits:
+        """Logits `[B, T, C]`; those of padding mean nothing."""
+        return self.output(self.stack(xs, lengths=lengths, keys=keys).sequence)

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from seqjax.array_types import Logits, RowKeys, Tokens
-from seqjax.attention import Attention
-from seqjax.dropout import dropout, fold_keys
 from seqjax.errors import UserError
-from seqjax.layers import Dense, Embed, one_hot
-from seqjax.special_ids import SpecialIds
-from seqjax.stack import MAX_SIZE, Rates, make_stack
+from seqjax.nn.attention import Attention
+from seqjax.nn.dropout import dropout, fold_keys
+from seqjax.nn.layers import Dense, Embed, one_hot
+from seqjax.nn.stack import MAX_SIZE, Rates, make_stack
+from seqjax.typing import Logits, RowKeys, SpecialIds, Tokens
 
 
 class DecoderState(NamedTuple):

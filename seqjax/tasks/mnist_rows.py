@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from seqjax.array_types import Params
-from seqjax.data.batches import Rows, split_rows
-from seqjax.data.mnist import load_mnist
+from seqjax.data.batching import Rows, split_rows
+from seqjax.data.images import load_mnist
 from seqjax.errors import UserError
-from seqjax.layers import functional
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, confusion_matrix
 from seqjax.models.classifier import Classifier
-from seqjax.pictures import draw_confusion, draw_misread
-from seqjax.task import Predict, Task, load_data, model_options
+from seqjax.nn.layers import functional
+from seqjax.plots import draw_confusion, draw_misread
+from seqjax.tasks.base import Predict, Task, load_data, model_options
+from seqjax.typing import Params
 
 
 def make_mnist_rows(config, _directory=None) -> Task:
@@ -99,7 +99,7 @@ def load_images(
         }
         names = [str(digit) for digit in range(10)]
     elif name.startswith("tfds:"):
-        from seqjax.data.tfds import load_tfds  # heavy: only where it is asked for
+        from seqjax.data.images import load_tfds  # heavy: only where it is asked for
 
         sets = load_tfds(
             name.removeprefix("tfds:"), data_dir=tfds_data_dir, manual_dir=tfds_manual_dir

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from seqjax.data.batches import split_rows
+from seqjax.data.batching import split_rows
 from seqjax.errors import UserError
-from seqjax.layers import functional, one_hot
 from seqjax.losses import cross_entropy
-from seqjax.memory import check_memory
 from seqjax.metrics import accuracy
 from seqjax.models.classifier import Classifier
-from seqjax.task import Predict, Task, load_data, model_options
+from seqjax.nn.layers import functional, one_hot
+from seqjax.parameters import check_memory
+from seqjax.tasks.base import Predict, Task, load_data, model_options
 
 
 def make_recall(config, _directory=None) -> Task:

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from seqjax.data.batches import split_rows
-from seqjax.data.words import encode_words, load_words
+from seqjax.data.batching import split_rows
+from seqjax.data.text_files import encode_words, load_words
 from seqjax.errors import UserError
-from seqjax.layers import functional, one_hot
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, softmax, top_k_accuracy
 from seqjax.models.classifier import Classifier
-from seqjax.pictures import draw_steps
-from seqjax.task import Predict, Task, load_data, model_options, share_sizes
+from seqjax.nn.layers import functional, one_hot
+from seqjax.plots import draw_steps
+from seqjax.tasks.base import Predict, Task, load_data, model_options, share_sizes
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

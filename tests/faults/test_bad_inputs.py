@@ -19,8 +19,11 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from commands import ROOT, assert_one_line, enter_empty, launch_quietly, run_command
-from fuzz import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.errors import JaxRuntimeError
+from support.commands import ROOT, assert_one_line, enter_empty, launch_quietly, run_command
+from support.fuzz import (
     GOOD,
     HOSTILE,
     VARIANTS,
@@ -33,27 +36,23 @@ from fuzz import (
     specs,
     write_small,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.errors import JaxRuntimeError
-from texts import make_pairs, random_params
-from toys import few_digits, quick_compile
+from support.texts import make_pairs, random_params
+from support.toys import few_digits, quick_compile
 
-import seqjax.fit
-from seqjax.abstain import Abstention
-from seqjax.chat import COMMANDS, DECODERS, Chat
-from seqjax.data.batches import take_rows
-from seqjax.data.pairs import read_pairs
-from seqjax.data.tagging import load_tagged_sentences
-from seqjax.data.words import load_words
-from seqjax.errors import UserError
-from seqjax.fit import fit
-from seqjax.plain_text import one_line
-from seqjax.respond import Responder
-from seqjax.run_directory import held
-from seqjax.setup import make_setup
-from seqjax.tasks import make_task, mnist_rows
-from seqjax.train import make_train_step
+import seqjax.training.fit
+from seqjax.data.batching import take_rows
+from seqjax.data.parallel_text import read_pairs
+from seqjax.data.text_files import load_tagged_sentences, load_words
+from seqjax.errors import UserError, one_line
+from seqjax.inference.calibration import Abstention
+from seqjax.inference.responder import Responder
+from seqjax.runs.workdir import held
+from seqjax.serving.repl import COMMANDS, DECODERS, Chat
+from seqjax.tasks import mnist_rows
+from seqjax.tasks.registry import make_task
+from seqjax.training.fit import fit
+from seqjax.training.setup import make_setup
+from seqjax.training.train_step import make_train_step
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -93,7 +92,7 @@ def only_set_up(task, config, workdir, **options) -> None:
 def test_every_field_of_every_config(variant, command, empty, monkeypatch, record_property):
     write_small(empty)
     monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
-    monkeypatch.setattr(seqjax.fit, "fit", only_set_up)
+    monkeypatch.setattr(seqjax.training.fit, "fit", only_set_up)
     names, refused, valid = sorted(leaves(small_config(variant))), {}, 0
     for field in names:
         value = Random(f"{variant} {field}").choice((*HOSTILE, *specs(field)))
@@ -236,7 +235,7 @@ def test_directories_that_hold_no_run(name, command, run, monkeypatch, record_pr
     (run.parent / "other").mkdir()
     (run.parent / "other" / "letter.txt").write_text("dear", encoding="utf-8")
     (run.parent / "empty").mkdir()
-    monkeypatch.setattr(seqjax.fit, "fit", only_held)
+    monkeypatch.setattr(seqjax.training.fit, "fit", only_held)
     monkeypatch.setitem(sys.modules, "gradio", mock.MagicMock())  # leaves loops and sockets open
     before, refused = contents(run.parent), set()
     for path in PATHS if name == "train" else PATHS + NOWHERE:

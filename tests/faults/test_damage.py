@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from processes import different_bits
-from toys import compiled_once, linear_config, linear_task, quick_compile
+from support.processes import different_bits
+from support.toys import compiled_once, linear_config, linear_task, quick_compile
 
-import seqjax.pictures
-from seqjax.fit import fit
-from seqjax.launch import launch
-from seqjax.report import Report
-from seqjax.task import Task
+import seqjax.plots
+from seqjax.cli import launch
+from seqjax.tasks.base import Task
+from seqjax.training.fit import fit
+from seqjax.training.logger import Report
 
 # The checkpoints of the killed run: the latest two, and that of the best epoch.
 NEWEST, BEFORE, BEST = "checkpoints/20", "checkpoints/16", "checkpoints/12"
@@ -72,7 +72,7 @@ def run_until_the_last_epoch(workdir: Path, task: Task = TASK, **fields: Any) ->
 def quickly(tmp_path_factory):
     cache = tmp_path_factory.mktemp("programs")
     with quick_compile(), compiled_once(cache), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.pictures, "save_figure", lambda figure, path: path.touch())
+        patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
         patch.setattr(sys, "argv", ["train"])  # `launch` would read pytest's own
         yield
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import different_bits, finish, start
+from support.processes import different_bits, finish, start
 
 RUNS = {
     "mnist_rows": ("--config.train.num_epochs=3", "--config.model.hidden_size=32"),

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import ROOT, different_bits, finish, start
+from support.processes import ROOT, different_bits, finish, start
 
 # A run of many short epochs, which is saved seldom: what a signal saves is its own doing.
 LONG = (
@@ -88,7 +88,7 @@ def test_before_there_is_anything_to_lose_a_signal_exits_at_once(tmp_path):
 
 SLOW_SAVE = """
 import sys, time
-from seqjax.checkpoint import Checkpoints
+from seqjax.runs.checkpoint import Checkpoints
 Checkpoints.prepare = lambda self, *args: time.sleep(60)
 sys.argv[0] = "experiments/train.py"
 import runpy

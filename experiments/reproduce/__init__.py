@@ -1,0 +1,1 @@
+"""Every figure that the tutorials print, beside ours."""

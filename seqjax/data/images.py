@@ -1,0 +1,129 @@
+"""Image-classification sets of TensorFlow Datasets (TFDS) as NumPy arrays. Imports: errors."""
+
+import contextlib
+import difflib
+import io
+import logging
+import os
+import re
+from collections.abc import Generator
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from seqjax.errors import UserError
+
+
+def load_mnist() -> dict[str, np.ndarray]:
+    """uint8 arrays x_train [60000, 28, 28], y_train [60000], x_test [10000, 28, 28] and y_test."""
+    path = files("seqjax.data") / "corpora" / "mnist" / "mnist.npz"
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's name for it
+
+
+class ImageSets(NamedTuple):
+    """The arrays of each split, and the names of the classes that the set declares."""
+
+    splits: dict[str, dict[str, np.ndarray]]
+    class_names: list[str]
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Silence: no progress bars, banners or logs of TFDS. Errors are raised all the same."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _one_line(what: str, remedy: str) -> Generator[None, None, None]:
+    """A UserError for whatever TFDS raises: the first line of its message, and the remedy."""
+    try:
+        yield
+    except Exception as error:  # TFDS and the code of its sets raise just anything
+        if missing := re.search(r"No module named '(\w+)", str(error)):
+            once = " (once, to prepare this set; reading it needs none)"
+            remedy = f"pip install {missing[1]}{once if missing[1] == 'tensorflow' else ''}"
+        noise = r'^Failed to construct dataset .*?}": | \(Caused by .*| Here are 10 .*'
+        line = re.sub(noise, "", str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{what}: {line.rstrip('.:')}: {remedy}") from error
+
+
+@_quiet()
+def load_tfds(name: str, *, data_dir: str = "", manual_dir: str = "") -> ImageSets:
+    """Splits "train" and, if there, "test": {"image": uint8 [N, H, W, C], "label": int32 [N]}.
+
+    `name` is NAME[/CONFIG][:VERSION], as in "emnist/letters". A set that is not yet prepared in
+    `data_dir` (by default ~/tensorflow_datasets) is downloaded and prepared there. Original
+    archives found in `manual_dir` are not downloaded. The examples come in the order of TFDS.
+    """
+    where = f"tfds:{name}"
+    if manual_dir and not os.path.isdir(os.path.expanduser(manual_dir)):
+        raise UserError(f"{where}: no folder {manual_dir!r}: mend manual_dir or leave it empty")
+    builder = _find(where, name, data_dir)
+    features: Any = dict(builder.info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if (type(image).__name__, type(label).__name__) != ("Image", "ClassLabel"):
+        needs = "needs an `image` and its class `label`: choose an image-classification set"
+        raise UserError(f"{where}: has the features {', '.join(features)}, {needs}")
+    if image.np_dtype != np.uint8 or None in image.shape or image.shape[-1] not in MODES:
+        raise UserError(f"{where}: {image} is not uint8 of one fixed size: choose another set")
+    if not builder.is_prepared():
+        _prepare(builder, where, manual_dir)
+    remedy = "choose another set, or another data_dir to prepare it anew"
+    with _one_line(f"{where}: cannot read {builder.data_dir}", remedy):
+        names = ["train", *(split for split in builder.info.splits if split == "test")]
+        splits = {split: _read(builder, split, image.shape) for split in names}
+    return ImageSets(splits, label.names)
+
+
+def _find(where: str, name: str, data_dir: str) -> Any:
+    """The builder of the set: from the code in TFDS, else from the files in data_dir."""
+    with _one_line(where, "install it anew"):
+        import tensorflow_datasets as tfds
+
+        base, known = re.split("[:/]", name)[0], tfds.list_builders(with_community_datasets=False)
+        if base in known:  # then a mistake can only be in the config or the version
+            known = [f"{base}/{config}" for config in tfds.builder_cls(base).builder_configs]
+    near = " or ".join(difflib.get_close_matches(name.split(":")[0], known))
+    remedy = "give NAME[/CONFIG][:VERSION] of tensorflow.org/datasets/catalog or of data_dir"
+    with _one_line(where, f"did you mean {near}? else {remedy}" if near else remedy):
+        return tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
+
+
+def _prepare(builder: Any, where: str, manual_dir: str) -> None:
+    """Writes the set into its data_dir, in the format that is read without TensorFlow."""
+    from tensorflow_datasets import download
+
+    downloader: Any = download.download_manager.downloader
+    downloader.MAX_RETRIES = 2  # its 10 are 3.5 minutes of silence where there is no network
+    # These, unless the user has set them, keep TensorFlow's C++ code from printing as it starts.
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "1", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
+    config = download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
+    remedy = "it needs the network, or the archives in manual_dir, and a writable data_dir"
+    with _one_line(f"{where}: cannot prepare {builder.data_dir}", remedy):
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+
+
+def _read(builder: Any, split: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """The images and labels of one split, in the order in which they are stored."""
+    import tensorflow_datasets as tfds
+
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    images, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32)
+    for row, example in enumerate(source.__getitems__(range(len(source)))):  # 5x faster than [row]
+        # Not decoded by TFDS: without TensorFlow it takes palette indices for brightness.
+        image = Image.open(io.BytesIO(example["image"])).convert(MODES[shape[-1]])
+        images[row] = np.asarray(image).reshape(image.height, image.width, -1)
+        labels[row] = example["label"]
+    return {"image": images, "label": labels}

@@ -1,0 +1,1 @@
+"""Constraints, sampling and beam search over any `decode_step`."""

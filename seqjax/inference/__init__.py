@@ -1,0 +1,1 @@
+"""Replies of a trained model: responders, calibration, the retrieval baseline, text metrics."""

@@ -1,0 +1,240 @@
+"""A Seq2Seq between texts: a vocabulary on either side, the model between them, its replies.
+
+Imports: data, layers, models, decode, beam, scheduled_sampling.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from seqjax.data.vocabulary import Vocabulary, encode_batch
+from seqjax.decoding.beam_search import beam_search
+from seqjax.decoding.constraints import LARGEST, DecodeOptions, DecodeStep, check
+from seqjax.decoding.sampling import greedy
+from seqjax.errors import UserError
+from seqjax.hparams import from_spec
+from seqjax.metrics import argmax
+from seqjax.models.scheduled_sampling import make_probability, sampled_logits
+from seqjax.models.seq2seq import DecoderState, Seq2Seq
+from seqjax.nn.layers import functional
+from seqjax.typing import Batch, Logits, Params, RowKeys
+
+MAX_BEAM = 1000  # every hypothesis keeps a state of its own
+
+
+class Replies(NamedTuple):
+    """The best sequence of each row."""
+
+    tokens: Int[Array, "B T"]  # the end included, padding after it
+    scores: Float[Array, " B"]  # nats: the model's own log-probability of these tokens
+    finished: Bool[Array, " B"]  # False: cut off at the bound
+
+
+class TextModel:
+    """All between texts and logits. Parameters come from outside, as everywhere.
+
+    - `max_source_length`, `max_target_length`: tokens to which texts are padded, or cut; of a
+      target start and end count, and stay.
+    - `source_padding`: "post" or "pre".
+    - `vocab_size`: rows of embeddings and outputs at least; spare ones are never emitted.
+    - `boundaries=False` leaves out start, end and all other reserved ids, as R4 does: such a model
+      can be taught, but cannot begin or end a text.
+    - `mask_padding=False` lets the encoder read padding as if it were text, as the tutorials do.
+    """
+
+    def __init__(
+        self,
+        source: Vocabulary,
+        target: Vocabulary,
+        model: Mapping[str, Any],
+        *,
+        max_source_length: int,
+        max_target_length: int,
+        source_padding: str,
+        vocab_size: int,
+        boundaries: bool,
+        mask_padding: bool,
+        scheduled_sampling: str,
+        decoder: str,
+        **constraints: Any,  # the other fields of DecodeOptions
+    ):
+        if source_padding not in ("post", "pre"):
+            raise UserError(f"data.source_padding={source_padding!r} must be 'post' or 'pre'")
+        if not boundaries and model["embed_size"]:
+            raise UserError("data.boundaries=False leaves padding no id: set model.embed_size=0")
+        self.source, self.target = source, target
+        self.max_source_length, self.max_target_length = max_source_length, max_target_length
+        self.source_padding: Literal["post", "pre"] = "post" if source_padding == "post" else "pre"
+        self.boundaries, self.mask_padding = boundaries, mask_padding
+        # Without reserved ids the first piece has number 0, and padding becomes a row of zeros.
+        self.first_id = 0 if boundaries else source.num_reserved
+        sizes = [max(v.size - self.first_id, vocab_size) for v in (source, target)]
+        self.init, self.bind = functional(
+            lambda rngs: Seq2Seq(
+                source_vocab_size=sizes[0], target_vocab_size=sizes[1], rngs=rngs, **model
+            )
+        )
+        self.probability = make_probability(scheduled_sampling)
+        self.decoder = from_spec("decode.decoder", decoder, DECODERS)
+        self.options = DecodeOptions(max_length=max_target_length - 1, **constraints)
+
+    def encode_sources(self, texts: Iterable[str]) -> np.ndarray:
+        """Ids `[N, S]`."""
+        ids, _ = encode_batch(
+            self.source,
+            texts,
+            self.max_source_length,
+            add_bos=False,
+            add_eos=False,
+            padding=self.source_padding,
+        )
+        return ids
+
+    def encode_targets(self, texts: Iterable[str]) -> np.ndarray:
+        """Ids `[N, T + 1]`: the decoder's inputs are all but the last column, its labels all but
+        the first."""
+        both = self.boundaries
+        ids, _ = encode_batch(
+            self.target, texts, self.max_target_length, add_bos=both, add_eos=both
+        )
+        return ids if self.boundaries else np.pad(ids, ((0, 0), (0, 1)))
+
+    def lengths(self, rows: Batch) -> dict[str, np.ndarray]:
+        """By field, how many columns hold a token; of what `encode_*` gave."""
+        last = {"source": self.source.pad_id, "target": self.target.pad_id}
+        ids = {name: np.asarray(rows[name]) != pad_id for name, pad_id in last.items()}
+        counts = {name: x.shape[1] - np.argmax(x[:, ::-1], axis=1) for name, x in ids.items()}
+        return {name: np.where(ids[name].any(axis=1), counts[name], 1) for name in ids}
+
+    def encode(
+        self, model: Seq2Seq, source: Int[Array, "B S"], keys: RowKeys | None = None
+    ) -> DecoderState:
+        """The decoder's state before its first token."""
+        mask = source != self.source.pad_id
+        if not self.mask_padding:
+            mask = jnp.ones_like(mask)
+        return model.encode(source - self.first_id, mask, keys=keys)
+
+    def logits(self, params: Params, batch: Batch, keys: RowKeys | None = None) -> Logits:
+        """Logits `[B, T, V]` for the label after each input, under teacher forcing.
+
+        In training, and only if the config asks for it, some inputs are the model's own.
+        """
+        model = self.bind(params)
+        state = self.encode(model, batch["source"], keys)
+        inputs = batch["target"][:, :-1] - self.first_id
+        if self.probability is None or keys is None or "step" not in batch:
+            return model.logits(model.decode(state, inputs, keys=keys).hidden)
+        return sampled_logits(model, state, inputs, self.probability(batch["step"]), keys)
+
+    def decode_step(self, params: Params) -> DecodeStep:
+        """The step that decoders take; ids without a text are banned."""
+        model = self.bind(params)
+
+        def step(state, token):
+            state, logits = model.decode_step(state, token)
+            return state, self.known(logits)
+
+        return step
+
+    def known(self, logits: Logits) -> Logits:
+        """The logits, those of spare ids, which stand for no text, as low as can be."""
+        known = jnp.arange(logits.shape[-1]) < self.target.size - self.first_id
+        return jnp.where(known, logits, -LARGEST)
+
+    def replies(self, params: Params, batch: Batch) -> Replies:
+        """What the config's decoder makes of each source."""
+        return self.decoder(self, params, batch)
+
+    def attention(
+        self, params: Params, source: Int[Array, "B S"], tokens: Int[Array, "B T"]
+    ) -> Float[Array, "B T S"] | None:
+        """Where the decoder looked before each of the tokens, or None without attention."""
+        model = self.bind(params)
+        start = jnp.full_like(tokens[:, :1], self.target.bos_id)
+        inputs = jnp.concatenate([start, tokens[:, :-1]], axis=1)
+        return model.decode(self.encode(model, source), inputs).weights
+
+
+Decoder = Callable[[TextModel, Params, Batch], Replies]
+
+
+def greedy_decoder() -> Decoder:
+    """At every step the most probable token."""
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        state = text.encode(text.bind(params), batch["source"])
+        found = greedy(text.decode_step(params), state, text.options)
+        return Replies(found.tokens, found.scores, found.finished)
+
+    return decode
+
+
+def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
+    """The best of a beam; raises UserError for a number out of its range, before any training."""
+    check("decode.decoder: beam_size", beam_size, 1 <= beam_size <= MAX_BEAM, f"1 to {MAX_BEAM}")
+    check("decode.decoder: length_penalty", length_penalty, length_penalty >= 0, "at least 0")
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        state = text.encode(text.bind(params), batch["source"])
+        found = beam_search(
+            text.decode_step(params),
+            state,
+            text.options,
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+        )
+        return Replies(found.tokens[:, 0], found.scores[:, 0], found.finished[:, 0])
+
+    return decode
+
+
+def fed_padding_decoder() -> Decoder:
+    """R3's `translate`: start, then padding as long as the sources are wide, all in one pass; the
+    most probable token at each step, up to the first end."""
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        padding = jnp.full_like(batch["source"], text.target.pad_id)
+        start = jnp.full_like(padding[:, :1], text.target.bos_id)
+        inputs = jnp.concatenate([start, padding], axis=1)
+        model = text.bind(params)
+        run = model.decode(text.encode(model, batch["source"]), inputs)
+        return _most_probable(text, model.logits(run.hidden), jnp.ones(inputs.shape, bool))
+
+    return decode
+
+
+def teacher_forced_decoder() -> Decoder:
+    """The first token of the right answer, as given, and the most probable one after each of its
+    tokens: no generation. R4 has none."""
+
+    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+        given, real = batch["target"][:, :-1], batch["target"][:, 1:] > 0
+        replies = _most_probable(text, text.logits(params, batch), real)
+        tokens = jnp.concatenate([given[:, :1], replies.tokens[:, :-1]], axis=1)
+        return replies._replace(tokens=jnp.where(given > 0, tokens, text.target.pad_id))
+
+    return decode
+
+
+DECODERS = {
+    "greedy": greedy_decoder,
+    "beam": beam_decoder,
+    "fed_padding": fed_padding_decoder,
+    "teacher_forced": teacher_forced_decoder,
+}
+
+
+def _most_probable(text: TextModel, logits: Logits, real: Bool[Array, "B T"]) -> Replies:
+    """The most probable token of each step up to the first end; only real steps are scored."""
+    logits = text.known(logits)
+    tokens = argmax(logits) + text.first_id
+    is_end = tokens == text.target.eos_id
+    after_end = jnp.cumsum(is_end, axis=1) - is_end > 0
+    best = jnp.where(real & ~after_end, jnp.max(jax.nn.log_softmax(logits), axis=-1), 0.0)
+    tokens = jnp.where(after_end, text.target.pad_id, tokens).astype(jnp.int32)
+    return Replies(tokens, jnp.sum(best, axis=1), jnp.any(is_end, axis=1))

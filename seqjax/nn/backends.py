@@ -1,0 +1,97 @@
+"""The ways to run a cell over time, by name: equal results, other speed and memory.
+
+Imports: unroll, fused, cudnn.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+
+from seqjax.errors import unknown_name
+from seqjax.nn.cudnn import has_cudnn, unroll_cudnn, why_not_cudnn
+from seqjax.nn.fused import unroll_fused
+from seqjax.nn.unroll import unroll
+
+# (cell, params, state, xs, *, mask, reverse, state_scale) -> (last state, outputs), as `unroll`
+Unroll = Callable[..., tuple[Any, Any]]
+
+
+@cache
+def find_unroll(backend: str = "auto", remat: bool = False) -> Unroll:
+    """The backend of that name; with `remat` in windows whose steps are computed twice.
+
+    Raises UserError for an unknown name.
+    """
+    if backend not in BACKENDS:
+        raise unknown_name("train.backend", backend, BACKENDS)
+    return in_windows(BACKENDS[backend]) if remat else BACKENDS[backend]
+
+
+def unroll_auto(cell, params, state, xs, *, state_scale=None, **options):
+    """cuDNN where it is and can do it, else the fused pass, else, for a cell that gives no
+    products, the scan."""
+    run = unroll_fused if cell.products else unroll
+    if has_cudnn():
+        if reason := why_not_cudnn(params, xs, state_scale):
+            _say_once(f"not on cuDNN: {reason}")
+        else:
+            run = unroll_cudnn
+    return run(cell, params, state, xs, state_scale=state_scale, **options)
+
+
+BACKENDS: dict[str, Unroll] = {
+    "auto": unroll_auto,
+    "scan": unroll,
+    "fused": unroll_fused,
+    "cudnn": unroll_cudnn,
+}
+
+
+def in_windows(run: Unroll) -> Unroll:
+    """The same run in windows of sqrt(T) steps, of which only the states between them are kept.
+
+    Differentiating computes each window once more (Chen et al., 2016, "Training deep nets with
+    sublinear memory cost"): beside inputs and outputs, memory grows with sqrt(T), not with T.
+    """
+
+    def unroll_windows(cell, params, state, xs, *, mask=None, reverse=False, state_scale=None):
+        num_steps = xs.shape[0]
+        if not num_steps:
+            return run(cell, params, state, xs, mask=mask, reverse=reverse, state_scale=state_scale)
+        size = math.isqrt(num_steps - 1) + 1
+        whole = num_steps - num_steps % size
+
+        def window(state, steps):
+            xs, mask = steps
+            options = {"mask": mask, "reverse": reverse, "state_scale": state_scale}
+            return run(cell, params, state, xs, **options)
+
+        def windows(state, steps):
+            split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), steps)
+            # A loop's body cannot be merged with its repetition, so nothing need prevent it.
+            body = jax.checkpoint(window, prevent_cse=False)
+            state, ys = jax.lax.scan(body, state, split, reverse=reverse)
+            return state, ys.reshape(whole, *ys.shape[2:])
+
+        first, rest = (
+            jax.tree.map(lambda x, s=s: x[s], (xs, mask))
+            for s in (slice(whole), slice(whole, None))
+        )
+        parts = [(windows, first), (jax.checkpoint(window), rest)]
+        outputs = []
+        for part, steps in reversed(parts) if reverse else parts:
+            if len(steps[0]):
+                state, ys = part(state, steps)
+                outputs.append(ys)
+        return state, jax.numpy.concatenate(outputs[::-1] if reverse else outputs)
+
+    return unroll_windows
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,46 @@
+"""Dropout as a function of explicit keys, one a row. Imports: array_types, traced.
+
+`keys=None` evaluates. With a key of its own, a row is dropped alike whatever its batch mates, its
+padding and the device it lies on.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from seqjax.hparams import value_of
+from seqjax.typing import RowKeys
+
+
+def row_keys(key: Key[Array, ""], num_rows: int, first_row: Any = 0) -> RowKeys:
+    """One key for each of the rows `first_row, first_row + 1, ...` of a batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(num_rows))
+
+
+def fold_keys(keys: RowKeys | None, data: int) -> RowKeys | None:
+    """Keys for another use, told apart by `data`; None stays None."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def dropout(
+    keys: RowKeys | None, x: Float[Array, "..."], rate: float, axis: int = 0
+) -> Float[Array, "..."]:
+    """`x` with a share `rate` of its elements zeroed and the rest scaled up; rows lie on `axis`."""
+    if keys is None or rate == 0.0:
+        return x
+    share = 1.0 - value_of(rate)
+    kept = jax.vmap(
+        lambda key, row: jax.random.bernoulli(key, share, row.shape),
+        in_axes=(0, axis),
+        out_axes=axis,
+    )(keys, x)
+    return jnp.where(kept, x * (1 / share), 0)
+
+
+def dropout_scale(
+    keys: RowKeys | None, like: Float[Array, "B H"], rate: float
+) -> Float[Array, "B H"] | None:
+    """The factors of one dropout mask, to be used many times; None where nothing is dropped."""
+    return None if keys is None or rate == 0.0 else dropout(keys, jnp.ones_like(like), rate)

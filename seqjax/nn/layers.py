@@ -1,0 +1,241 @@
+"""Flax NNX containers around cells. Imports: cells, backends, dropout, initializers.
+
+NNX holds parameters and nothing else: every transform is `jax.*`, and parameters leave as a nested
+dict (`functional`). Layers are batch-major, `[B, T, ...]`, with Keras' words and their meaning.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from seqjax.errors import UserError, unknown_name
+from seqjax.nn.backends import find_unroll
+from seqjax.nn.cells import Cell, make_cell
+from seqjax.nn.dropout import dropout_scale, fold_keys
+from seqjax.nn.initializers import make_initializer
+from seqjax.nn.unroll import length_mask, unroll_bidirectional
+from seqjax.typing import Features, Lengths, Mask, Params
+
+one_hot = jax.nn.one_hot
+
+
+def functional(
+    make_module: Callable[[nnx.Rngs], nnx.Module],
+) -> tuple[Callable[[Key[Array, ""]], Params], Callable[[Params], Any]]:
+    """`init(key) -> params` and `bind(params) -> module` of a module, allocating nothing yet."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_module(nnx.Rngs(params=0))))
+
+    def init(key: Key[Array, ""]) -> Params:
+        return nnx.to_pure_dict(nnx.state(make_module(nnx.Rngs(params=key)), nnx.Param))
+
+    def bind(params: Params) -> Any:
+        return nnx.merge(graphdef, params)
+
+    return init, bind
+
+
+class Dense(nnx.Linear):
+    """`x W + b` on the last axis, with initialisers by name."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        kernel_init: str = "glorot_uniform",
+        bias_init: str = "zeros",
+        rngs: nnx.Rngs,
+    ):
+        kernel, bias = make_initializer(kernel_init), make_initializer(bias_init, num_axes=1)
+        super().__init__(input_size, output_size, kernel_init=kernel, bias_init=bias, rngs=rngs)
+
+
+class Embed(nnx.Embed):
+    """One row of a `[V, E]` table for each id. Padding has a row too: mask by id, not by row."""
+
+    def __init__(
+        self, vocab_size: int, embed_size: int, *, init: str = "uniform(0.05)", rngs: nnx.Rngs
+    ):
+        super().__init__(vocab_size, embed_size, embedding_init=make_initializer(init), rngs=rngs)
+
+
+class CellWeights(nnx.Module):
+    """The parameters of one cell of known sizes, one attribute for each field."""
+
+    def __init__(self, cell: Cell, input_size: int, hidden_size: int, *, rngs: nnx.Rngs):
+        params = cell.init(rngs.params(), input_size, hidden_size)
+        self.params_type = type(params)
+        for name, value in params._asdict().items():
+            setattr(self, name, nnx.Param(value))
+
+    def __call__(self) -> Any:
+        """The parameters as the cell's own NamedTuple."""
+        return self.params_type(*(getattr(self, name)[...] for name in self.params_type._fields))
+
+
+class LayerRun(NamedTuple):
+    """What one run of a layer gives, time-major. Outputs are pairs for merge="none"."""
+
+    sequence: Any  # [T, B, O], the output at every step
+    last: Any  # [B, O], the output at the last valid step
+    states: tuple[Any, ...]  # the cell's last state; forward and backward for Bidirectional
+
+
+def time_major(
+    xs: Features, mask: Mask | None, lengths: Lengths | None
+) -> tuple[Array, Array | None]:
+    """`xs` and its mask (given as such, or by lengths) with the time axis first."""
+    if lengths is not None:
+        if mask is not None:
+            raise UserError("give either mask or lengths, not both")
+        mask = length_mask(lengths, xs.shape[1])
+    return jnp.swapaxes(xs, 0, 1), None if mask is None else mask.T
+
+
+class Layer(nnx.Module):
+    """What Recurrent and Bidirectional share: Keras' return flags over their own `run`.
+
+    Calling gives `last [B, O]`, or with `return_sequences` the output at every step, `[B, T, O]`;
+    `return_state` appends the states' fields, as in `sequence, h, c = layer(x)`.
+    """
+
+    num_directions: int
+    output_size: int
+    # (xs [T, B, I], mask [T, B] | None, states, keys=None, state_dropout=0.0) -> LayerRun
+    run: Callable[..., LayerRun]
+
+    def __init__(
+        self,
+        cell: Cell | str,
+        hidden_size: int,
+        return_sequences: bool,
+        return_state: bool,
+        **backend: Any,  # the options of find_unroll
+    ):
+        self.cell = make_cell(cell) if isinstance(cell, str) else cell
+        self.unroll = find_unroll(**backend)
+        self.hidden_size = hidden_size
+        self.return_sequences, self.return_state = return_sequences, return_state
+
+    def initial_states(self, batch_size: int, dtype: Any) -> tuple[Any, ...]:
+        """States of zeros, one for each direction."""
+        size = (batch_size, self.hidden_size, dtype)
+        return tuple(self.cell.initial_state(*size) for _ in range(self.num_directions))
+
+    def __call__(
+        self,
+        xs: Features,
+        *,
+        initial_state: Sequence[Float[Array, "B H"]] | None = None,
+        mask: Mask | None = None,
+        lengths: Lengths | None = None,
+    ) -> Any:
+        states = self.initial_states(xs.shape[0], xs.dtype)
+        if initial_state is not None:
+            treedef = jax.tree.structure(states)
+            if len(initial_state) != treedef.num_leaves:
+                raise UserError(
+                    f"initial_state has {len(initial_state)} arrays, not {treedef.num_leaves}"
+                )
+            states = jax.tree.unflatten(treedef, initial_state)
+        run = self.run(*time_major(xs, mask, lengths), states)
+        output = run.last
+        if self.return_sequences:
+            output = jax.tree.map(lambda ys: jnp.swapaxes(ys, 0, 1), run.sequence)
+        return (output, *jax.tree.leaves(run.states)) if self.return_state else output
+
+
+class Recurrent(Layer):
+    """One cell over time. `go_backwards` reads the sequence reversed, and returns it so."""
+
+    num_directions = 1
+
+    def __init__(
+        self,
+        cell: Cell | str,
+        input_size: int,
+        hidden_size: int,
+        *,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        backend: str = "auto",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        flags = (return_sequences, return_state)
+        super().__init__(cell, hidden_size, *flags, backend=backend, remat=remat)
+        self.output_size, self.go_backwards = hidden_size, go_backwards
+        self.weights = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
+
+    def run(self, xs, mask, states, keys=None, state_dropout=0.0) -> LayerRun:
+        """The time-major run; state dropout draws one mask for the whole sequence."""
+        (state,) = states
+        scale = dropout_scale(keys, state.h, state_dropout)
+        state, ys = self.unroll(
+            self.cell,
+            self.weights(),
+            state,
+            xs,
+            mask=mask,
+            reverse=self.go_backwards,
+            state_scale=scale,
+        )
+        return LayerRun(ys[::-1] if self.go_backwards else ys, state.h, (state,))
+
+
+_MERGES: dict[str, Callable[[Array, Array], Any]] = {
+    "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
+    "sum": lambda forward, backward: forward + backward,
+    "mul": lambda forward, backward: forward * backward,
+    "ave": lambda forward, backward: (forward + backward) / 2,
+    "none": lambda forward, backward: (forward, backward),
+}
+
+
+class Bidirectional(Layer):
+    """A cell over time from each end, merged by concat, sum, mul, ave or none.
+
+    The backward outputs stand at their inputs' positions. States come forward first.
+    """
+
+    num_directions = 2
+
+    def __init__(
+        self,
+        cell: Cell | str,
+        input_size: int,
+        hidden_size: int,
+        *,
+        merge: str = "concat",
+        return_sequences: bool = False,
+        return_state: bool = False,
+        backend: str = "auto",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if merge not in _MERGES:
+            raise unknown_name("merge", merge, _MERGES)
+        flags = (return_sequences, return_state)
+        super().__init__(cell, hidden_size, *flags, backend=backend, remat=remat)
+        self.output_size = 2 * hidden_size if merge == "concat" else hidden_size
+        self.merge = merge
+        self.forward = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
+        self.backward = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
+
+    def run(self, xs, mask, states, keys=None, state_dropout=0.0) -> LayerRun:
+        """The time-major run; state dropout draws one mask a direction for the whole sequence."""
+        scales = tuple(
+            dropout_scale(fold_keys(keys, direction), state.h, state_dropout)
+            for direction, state in enumerate(states)
+        )
+        params = (self.forward(), self.backward())
+        states, ys = unroll_bidirectional(
+            self.cell, params, states, xs, mask=mask, state_scales=scales, run=self.unroll
+        )
+        merge = _MERGES[self.merge]
+        return LayerRun(merge(*ys), merge(states[0].h, states[1].h), states)

@@ -1,0 +1,102 @@
+"""What a run may not change while it goes on: its config, its data, its devices. Imports: files,
+processes.
+
+Two runs of the same identity end with the same bits, so a run is resumed, and a checkpoint used,
+only where the identities agree.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from seqjax.config import as_json, differing_fields
+from seqjax.files import sha256
+from seqjax.distributed.processes import num_processes
+
+# How a run gets to its result, but not what the result is: these may change when it is resumed.
+# What `train.num_devices` comes to, which does change sums in their last bits, is compared itself.
+FREE_FIELDS = {
+    "train": (
+        "steps_per_call",
+        "log_every_epochs",
+        "checkpoint_every_epochs",
+        "checkpoint_every_minutes",
+        "compilation_cache_dir",
+        "num_devices",
+    )
+}
+
+
+class Identity(NamedTuple):
+    """A run's config and fingerprint, as JSON has them."""
+
+    config: dict[str, Any]
+    fingerprint: dict[str, Any]
+
+
+def make_identity(
+    config: ConfigDict,
+    splits: Mapping[str, Mapping[str, np.ndarray]],
+    mesh: jax.sharding.Mesh,
+    files: Iterable[Path],
+) -> Identity:
+    """The identity of a run on these splits and devices that has fitted these files."""
+    kinds = {device.device_kind for device in mesh.devices.flat}
+    count = num_processes()  # who adds up first what its own devices found, then with the others
+    fingerprint = {
+        "data": {split: arrays_digest(rows) for split, rows in splits.items()},
+        "devices": f"{mesh.size} x {', '.join(sorted(kinds))}"
+        + (f" in {count} processes" if count > 1 else ""),
+        "files": {path.name: sha256(path) if path.is_file() else "" for path in files},
+    }
+    return Identity(as_json(config), fingerprint)
+
+
+def is_identity(identity: Identity) -> bool:
+    """Whether what was read has the form of an identity, and no file's name leads elsewhere."""
+    config, fingerprint = identity
+    if not (isinstance(config, dict) and isinstance(fingerprint, dict)):
+        return False
+    files = fingerprint.get("files")
+    return isinstance(files, dict) and all(Path(name).name == name for name in files)
+
+
+def differences(old: Identity, new: Identity) -> list[str]:
+    """What is not the same in both and should be: `field: old -> new`, or what changed."""
+    lines = differing_fields(_bound_fields(old.config), _bound_fields(new.config))
+    for part, what in (("data", "the rows of"), ("files", "the file"), ("devices", "")):
+        before, now = old.fingerprint.get(part), new.fingerprint.get(part)
+        if part == "devices" and before != now:
+            lines.append(f"devices: {before} -> {now}")
+        elif before != now:
+            before, now = before or {}, now or {}
+            names = sorted({*before, *now})
+            changed = [name for name in names if before.get(name) != now.get(name)]
+            lines += [f"{what} {name}" for name in changed]
+    return lines
+
+
+def _bound_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without its free fields."""
+    return {
+        name: {k: v for k, v in section.items() if k not in FREE_FIELDS.get(name, ())}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in config.items()
+    }
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray], beside: bytes = b"") -> str:
+    """SHA-256 of named arrays (names, dtypes, shapes and bytes) and what is given beside them."""
+    digest = hashlib.sha256(beside)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""The weights of a run as one safetensors file, with all that belongs to them. Imports: files,
+fingerprint, parameters, progress, run_directory, setup, text_pairs.
+
+The header holds the config, the text of what was fitted, and SHA-256 digests, of which one covers
+everything. They tell damage, not who wrote a file: what is read here may be anybody's.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from seqjax.inference.calibration import FILE as ABSTENTION
+from seqjax.typing import Params
+from seqjax.config import as_json
+from seqjax.errors import UserError
+from seqjax.files import sha256, whole_file
+from seqjax.runs.identity import Identity, arrays_digest, differences
+from seqjax.parameters import named_arrays, parameter_shapes
+from seqjax.training.early_stopping import Progress
+from seqjax.runs.workdir import CHECKPOINTS, FINGERPRINT
+from seqjax.training.setup import Setup
+from seqjax.tasks.seq2seq_data import SOURCE_VOCABULARY, VOCABULARY
+
+FILE = "weights.safetensors"
+FORMAT, VERSION = "seqjax weights", "1"
+VOCABULARIES = (VOCABULARY, SOURCE_VOCABULARY)
+FITTED = (*VOCABULARIES, ABSTENTION)  # the only names that a weights file gives to files
+REMEDY = "get a new copy, or export the run again"
+
+
+class Weights(NamedTuple):
+    """The best weights of a run, and what is needed to use them."""
+
+    config: dict[str, Any]  # as JSON has it
+    progress: Progress
+    files: dict[str, str]  # the texts of those of FITTED that the run has, by name
+    tensors: dict[str, np.ndarray]  # by path, as in "stack.layer_0.weights.bias"
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Writes the file, whole or not at all, and reads it again; raises OSError or UserError."""
+    from safetensors.numpy import save  # only where weights are exchanged
+
+    files = {
+        name: {"sha256": _hex(text.encode()), "text": text} for name, text in weights.files.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(weights.config),
+        "progress": json.dumps(weights.progress._asdict()),
+        "files": json.dumps(files),
+    }
+    # safetensors writes an array's memory as it lies there, and of a view what lies beside it.
+    tensors = {name: np.asarray(x, order="C") for name, x in weights.tensors.items()}
+    metadata["sha256"] = _digest(metadata, tensors)
+    with whole_file(path) as beside:
+        beside.write_bytes(save(tensors, metadata))
+        read_weights(beside)
+
+
+def read_weights(path: Path) -> Weights:
+    """What a weights file holds; raises UserError unless it is just what was written."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    except Exception as error:  # of the library, and of NumPy where it lacks a type or the memory
+        raise UserError(f"{path} is damaged or no safetensors file ({error}): {REMEDY}") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not of seqjax: give a file that experiments.export wrote")
+    if metadata.get("version") != VERSION:
+        raise UserError(
+            f"{path} has format version {metadata.get('version')!r}, but this seqjax reads "
+            f"{VERSION}: export the run with this one"
+        )
+    if metadata.pop("sha256", "") != _digest(metadata, tensors):
+        raise UserError(f"{path} is damaged or altered: its SHA-256 does not match: {REMEDY}")
+    try:
+        files = json.loads(metadata["files"])
+        weights = Weights(
+            json.loads(metadata["config"]),
+            Progress(**json.loads(metadata["progress"])),
+            {name: entry["text"] for name, entry in files.items()},
+            tensors,
+        )
+        digests = {name: _hex(text.encode()) for name, text in weights.files.items()}
+        right = {name: entry["sha256"] for name, entry in files.items()} == digests
+        numbers = all(isinstance(x, int | float | None) for x in weights.progress)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} has a header of another form ({reason}): {REMEDY}") from None
+    if unknown := set(files) - set(FITTED):
+        raise UserError(f"{path} holds a file {min(unknown)!r}, which no run has: {REMEDY}")
+    if not (right and numbers and isinstance(weights.config, dict)):
+        raise UserError(f"{path} has a header that contradicts itself: {REMEDY}")
+    return weights
+
+
+def restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
+    """The weights that a run's directory has been given, and how far they are trained.
+
+    Raises UserError unless they are whole, and of the config and the vocabularies there.
+    """
+    path = workdir / FILE
+    weights, config = read_weights(path), as_json(setup.config)
+    if changed := differences(Identity(weights.config, {}), Identity(config, {})):
+        raise UserError(
+            f"{path} is of another config ({'; '.join(changed)}): restore config.json from a copy"
+        )
+    for name in set(weights.files) & set(VOCABULARIES):
+        there = workdir / name
+        if not there.is_file() or sha256(there) != _hex(weights.files[name].encode()):
+            raise UserError(f"{there} is not the one of this run: restore it from a copy")
+    return as_params(path, weights.tensors, parameter_shapes(setup.task.init)), weights.progress
+
+
+def as_params(path: Path, tensors: dict[str, np.ndarray], shapes: Params) -> Params:
+    """The tensors of a file as parameters of these shapes; raises UserError if they are others."""
+    wanted, found = (
+        {name: f"{x.dtype}{list(x.shape)}" for name, x in pairs}
+        for pairs in (named_arrays(shapes), tensors.items())
+    )
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{path}: {name} is {found.get(name, 'not there')}, but in the model of its config "
+                f"{wanted.get(name, 'not there')}: {REMEDY}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted])
+
+
+def is_imported(workdir: Path) -> bool:
+    """Whether a directory holds weights that were trained elsewhere, and nothing to go on from."""
+    trained = any((workdir / name).exists() for name in (FINGERPRINT, CHECKPOINTS))
+    return (workdir / FILE).exists() and not trained
+
+
+def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the header's entries and of the tensors."""
+    return arrays_digest(tensors, json.dumps(metadata, sort_keys=True).encode())
+
+
+def _hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

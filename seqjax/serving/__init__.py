@@ -1,0 +1,1 @@
+"""A finished run in use: the terminal chat, the web page, export and import."""

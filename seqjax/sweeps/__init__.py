@@ -1,0 +1,1 @@
+"""Many trials of one config: search spaces, groups of trials, workers and results."""

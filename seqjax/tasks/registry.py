@@ -1,0 +1,55 @@
+"""Tasks by name. One file a task: its data, model, loss and what it shows a person."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from seqjax.distributed.processes import broadcast, is_main, num_processes
+from seqjax.errors import UserError, unknown_name
+from seqjax.files import write_text
+from seqjax.tasks.base import Task
+from seqjax.tasks.mnist_rows import make_mnist_rows
+from seqjax.tasks.recall import make_recall
+from seqjax.tasks.seq2seq import make_text_pairs
+from seqjax.tasks.tagging import make_svo_tagging
+from seqjax.tasks.word_completion import make_word_completion
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "mnist_rows": make_mnist_rows,
+    "recall": make_recall,
+    "svo_tagging": make_svo_tagging,
+    "text_pairs": make_text_pairs,
+    "word_completion": make_word_completion,
+}
+
+
+def make_task(config, directory: Path | None = None) -> Task:
+    """The task that a config names; raises UserError for an unknown one or unusable data.
+
+    What was fitted to the training data, a vocabulary, is read from the run in `directory` if it
+    is there, and never fitted anew. Several processes must call it alike: they have what process 0
+    has read or fitted.
+    """
+    if config.task not in TASKS:
+        raise unknown_name("task", config.task, TASKS)
+    make = TASKS[config.task]
+    try:
+        if num_processes() > 1:
+            return _make_alike(make, config, directory)
+        return make(config, directory)
+    except TypeError as error:  # a field that the task does not read, or one that it misses
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"this config is not one of the task {config.task}: {error}") from error
+
+
+def _make_alike(make: Callable[..., Task], config, directory: Path | None) -> Task:
+    """The task in each of several processes: a vocabulary need not come out twice the same."""
+    with tempfile.TemporaryDirectory(prefix="seqjax-") as name:
+        fitted, texts = Path(name), None
+        if is_main():
+            task = make(config, directory)
+            texts = {path.name: path.read_text(encoding="utf-8") for path in task.save(fitted)}
+        for name, text in broadcast(texts).items():
+            write_text(fitted / name, text)
+        return task if is_main() else make(config, fitted)

@@ -1,0 +1,119 @@
+"""Text pairs as a config describes them: the data by split and the model between the texts.
+
+Imports: data.corpus, data.vocabulary, task, text_metrics, text_model.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seqjax.data.parallel_text import Part, load_corpus
+from seqjax.data.vocabulary import Vocabulary
+from seqjax.errors import UserError
+from seqjax.inference.text_metrics import Answers, answers_by_intent
+from seqjax.models.text_to_text import TextModel
+from seqjax.parameters import check_memory
+from seqjax.tasks.base import model_options
+
+VOCABULARY, SOURCE_VOCABULARY = "vocabulary.json", "source_vocabulary.json"
+
+
+class TextPairs(NamedTuple):
+    """What chat and training need of a config alike."""
+
+    parts: dict[str, Part]
+    answers: Answers  # by intent, of all splits; empty without labels
+    text: TextModel
+    ask: tuple[str, ...]  # questions without answers, to be tried at the end
+
+    def save(self, directory: Path) -> list[Path]:
+        """Writes the vocabularies; where to."""
+        vocabularies = {directory / VOCABULARY: self.text.target}
+        if self.text.source is not self.text.target:
+            vocabularies[directory / SOURCE_VOCABULARY] = self.text.source
+        for path, vocabulary in vocabularies.items():
+            vocabulary.save(path)
+        return list(vocabularies)
+
+
+def load_text_pairs(config, directory: Path | None = None) -> TextPairs:
+    """The data and the model of a config; vocabularies come from the run in `directory`, if there.
+
+    Raises UserError for data that cannot be used, for a trained run without its vocabulary, and for
+    a config that has not the fields of text pairs.
+    """
+    sections: dict[str, Any] = {name: dict(config[name]) for name in ("decode", "loss")}
+    try:
+        return _make_pairs(directory, model_options(config), **sections, **config.data)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"this config is not one of text pairs: {error}") from error
+
+
+def _make_pairs(
+    directory: Path | None,
+    model: dict[str, Any],
+    *,
+    decode: dict[str, Any],
+    loss: dict[str, Any],
+    source_vocabulary: str,
+    target_vocabulary: str,
+    max_source_length: int,
+    max_target_length: int,
+    source_padding: str,
+    vocab_size: int,
+    boundaries: bool,
+    ask: tuple[Any, ...],
+    pairs: tuple[Any, ...],
+    **corpus: Any,
+) -> TextPairs:
+    if not all(isinstance(question, str) for question in ask):
+        raise UserError(f"data.ask={ask!r} must hold texts: write ('question', ...)")
+    if not all(isinstance(pair, tuple) and all(isinstance(t, str) for t in pair) for pair in pairs):
+        raise UserError("data.pairs must hold pairs of texts: write (('source', 'target'), ...)")
+    parts = load_corpus(pairs=pairs, **corpus)
+    train = parts["train"]
+    source, target = _vocabularies((source_vocabulary, target_vocabulary), train, directory)
+    longest_source = max(1, *(len(source.encode(text)) for text in train.sources))
+    longest_target = max(1, *(len(target.encode(text)) for text in train.targets)) + 2 * boundaries
+    text = TextModel(
+        source,
+        target,
+        model,
+        max_source_length=_length("source", max_source_length, longest_source, len(train.sources)),
+        max_target_length=_length("target", max_target_length, longest_target, len(train.targets)),
+        source_padding=source_padding,
+        vocab_size=vocab_size,
+        boundaries=boundaries,
+        **decode,
+        **{name: value for name, value in loss.items() if name != "label_smoothing"},
+    )
+    return TextPairs(parts, answers_by_intent(parts.values()), text, ask)
+
+
+def _length(side: str, wanted: int, longest: int, num_texts: int) -> int:
+    """To how many tokens texts are padded; raises UserError for no such number."""
+    field = f"data.max_{side}_length={wanted}"
+    if wanted < 0:
+        raise UserError(f"{field} must be at least 0, which is the longest of the training texts")
+    num_bytes = 32 * num_texts * (length := wanted or longest)
+    check_memory(num_bytes, f"{field}, {length} tokens a text,", "set a lower one")
+    return length
+
+
+def _vocabularies(
+    specs: tuple[str, str], train: Part, directory: Path | None
+) -> tuple[Vocabulary, Vocabulary]:
+    """Source's and target's; one for both where the target's spec is ""."""
+    shared = not specs[1]
+    if directory and (directory / VOCABULARY).exists():
+        target = Vocabulary.load(directory / VOCABULARY)
+        return target if shared else Vocabulary.load(directory / SOURCE_VOCABULARY), target
+    if directory and (directory / "checkpoints").exists():
+        raise UserError(
+            f"{directory / VOCABULARY} is gone: restore it, or train in a new --workdir"
+        )
+    if shared:
+        both = Vocabulary.fit(specs[0], [*train.sources, *train.targets])
+        return both, both
+    return Vocabulary.fit(specs[0], train.sources), Vocabulary.fit(specs[1], train.targets)

@@ -1,0 +1,1 @@
+"""The optimizer, the train step, the epoch program, and the loop around them."""

@@ -1,0 +1,58 @@
+"""Metrics and predictions over whole splits. Imports: metrics, mesh, data.batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from seqjax.data.batching import Rows, eval_batches, num_rows
+from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, get, put, sharded
+from seqjax.metrics import Metrics, summarize
+from seqjax.nn.dropout import row_keys
+from seqjax.training.train_step import Measure
+from seqjax.typing import Batch, Params
+
+
+class Evaluator:
+    """A task's `measure` and `predict`, compiled, batch by batch over the mesh."""
+
+    def __init__(self, measure: Measure, predict: Callable, batch_size: int, mesh: Mesh):
+        def measure_batch(
+            params: Params, batch: Batch, key: Key[Array, ""] | None, first_row: Int[Array, ""]
+        ) -> Metrics:
+            # Each device's own sums, [1] here and [devices] outside. To sum them on the devices
+            # would let batches in flight wait for one another on a CPU's few threads, for ever.
+            rows = num_rows(batch)
+            first_row += jax.lax.axis_index(AXIS) * rows
+            keys = None if key is None else row_keys(key, rows, first_row)
+            return jax.tree.map(lambda x: x[None], dict(measure(params, batch, keys)))
+
+        self.batch_size, self.mesh = batch_size, mesh
+        self._measure = jax.jit(sharded(measure_batch, mesh, (WHOLE, SPLIT, WHOLE, WHOLE), SPLIT))
+        self._predict = jax.jit(sharded(predict, mesh, (WHOLE, SPLIT), SPLIT))
+
+    def metrics(
+        self, params: Params, rows: Rows, key: Key[Array, ""] | None = None
+    ) -> dict[str, float]:
+        """Means over all rows; a key leaves dropout alive."""
+        parts = []
+        for i, (batch, _) in enumerate(self._batches(rows)):
+            first_row = jnp.int32(i * num_rows(batch))
+            parts.append(self._measure(params, batch, key, first_row))
+        return summarize(jax.tree.map(lambda *xs: np.stack(xs), *get(parts)))
+
+    def predict(self, params: Params, rows: Rows) -> Any:
+        """The task's outputs for all rows, in order."""
+        parts = []
+        for batch, real in self._batches(rows):
+            outputs = get(self._predict(params, batch))
+            parts.append(jax.tree.map(lambda x, n=real: x[:n], outputs))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def _batches(self, rows: Rows) -> Iterator[tuple[Batch, int]]:
+        for batch, real in eval_batches(rows, self.batch_size, self.mesh.size):
+            yield put(batch, self.mesh, SPLIT), real

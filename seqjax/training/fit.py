@@ -1,0 +1,257 @@
+"""A whole run: begun or resumed, trained, evaluated. Imports: everything above; knows no task."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from seqjax.config import differing_fields
+from seqjax.data.batching import num_rows
+from seqjax.distributed.mesh import WHOLE, put
+from seqjax.distributed.packing import pack, unpack
+from seqjax.distributed.processes import (
+    broadcast,
+    broadcast_bytes,
+    is_main,
+    num_processes,
+    own_directory,
+)
+from seqjax.errors import UserError, one_line
+from seqjax.files import read_json, sha256, write_json
+from seqjax.parameters import count_parameters, parameter_table
+from seqjax.plots import draw_curves
+from seqjax.runs.checkpoint import Checkpoint, Checkpoints, NoCheckpoints, newest, set_aside_after
+from seqjax.runs.identity import Identity, differences, make_identity
+from seqjax.runs.signals import StopSignals, say
+from seqjax.runs.weights import FILE as WEIGHTS
+from seqjax.runs.weights import is_imported, restore_weights
+from seqjax.runs.workdir import (
+    CHECKPOINTS,
+    RESULT,
+    earlier_identities,
+    held,
+    other_packages,
+    record_change,
+    save_identity,
+    saved_identity,
+)
+from seqjax.tasks.base import Predict, Task
+from seqjax.training.early_stopping import Progress
+from seqjax.training.logger import Report
+from seqjax.training.setup import Setup, make_setup
+from seqjax.training.train_step import init_train_state
+from seqjax.training.trainer import Position, Training, log_from_json
+from seqjax.typing import Params
+
+
+def fit(
+    task: Task,
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    allow_changes: bool = False,
+    debug_nans: bool = False,
+) -> dict[str, Any]:
+    """Trains, or resumes, the config's run in `workdir`; what result.json holds.
+
+    The result is of the best weights by `train.monitor`. With `allow_changes` a run goes on with
+    another config or other data, and changes.jsonl says so; with `debug_nans` a number that is
+    none is traced to its operation. Raises UserError for a config that cannot be run, a directory
+    that cannot be used, and a loss or gradient that is no number; Stopped after a signal.
+    Several processes must call it alike; the directory is process 0's alone.
+    """
+    setup = make_setup(task, config)
+    if is_imported(workdir):
+        raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
+    with own_directory(workdir) as workdir, held(workdir), StopSignals() as signals:
+        old = saved_identity(workdir, say)
+        files = [workdir / name for name in old.fingerprint["files"]] if old else task.save(workdir)
+        identity = make_identity(config, task.splits, setup.mesh, files)
+        _check_same_everywhere(identity)
+        changed = differences(old, identity) if old else []
+        if changed and not allow_changes:
+            raise UserError(
+                f"{workdir} holds a run of another config or other data ({'; '.join(changed)}): "
+                "give a new --workdir, the old settings to resume, or --resume=allow_changes"
+            )
+        if result := broadcast(None if changed else _finished(workdir)):
+            print(f"{workdir} holds the finished run of this config; nothing to do")
+            return result
+        position = _position(setup, workdir, identity, old)
+        step = int(position.state.step)
+        changed += other_packages(workdir)
+        if changed:
+            print(one_line(f"changed from step {step} on: {'; '.join(changed)}"))
+            record_change(workdir, step, changed, old or identity)
+        save_identity(workdir, identity)
+        set_aside_after(workdir / CHECKPOINTS, step)
+        best_params, progress = _train(setup, identity, position, workdir, signals, debug_nans)
+        draw_curves(position.records, ("loss", task.headline), workdir / "curves.png")
+        result = conclude(setup, best_params, progress, workdir)
+        write_json(workdir / RESULT, result)
+        print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
+    return result
+
+
+def _check_same_everywhere(identity: Identity) -> None:
+    """Raises UserError in a process whose config or data are not those of process 0."""
+    lines = differing_fields(broadcast(identity._asdict()), identity._asdict())
+    if lines:
+        raise UserError(
+            f"process {jax.process_index()} has not the config and data of process 0 "
+            f"({'; '.join(lines)}): start all processes with the same flags and files"
+        )
+
+
+def _finished(workdir: Path) -> dict[str, Any] | None:
+    """The result of a run that has ended; None of one that has not, or if it is damaged."""
+    if not (workdir / RESULT).exists():
+        return None
+    try:
+        return read_json(workdir / RESULT)
+    except UserError as damage:
+        say(f"{damage}; it is written anew")
+        return None
+
+
+def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | None) -> Position:
+    """Where the newest whole checkpoint is, or the beginning."""
+    known = [identity, *([old] if old else []), *earlier_identities(workdir)]
+    like = setup.arrays_like()
+    found = _of_main(newest(workdir / CHECKPOINTS, like, _foreign_to(known), say), like)
+    if found:
+        facts, arrays = found.facts, put(found.arrays, setup.mesh, WHOLE)
+        epoch = found.step / setup.data.steps_per_epoch
+        print(f"resuming at step {found.step} (epoch {epoch:.4g})")
+        logs = [log_from_json(log) for log in facts["logs"]]
+        progress, records = Progress(**facts["progress"]), facts["records"]
+        return Position(**arrays, progress=progress, records=records, logs=logs)
+    params = put(jax.jit(setup.task.init)(jax.random.key(setup.config.seed)), setup.mesh, WHOLE)
+    state = put(init_train_state(params, setup.optimizer), setup.mesh, WHOLE)
+    # The loop overwrites the state; the best parameters need a place of their own.
+    return Position(state, jax.tree.map(jnp.copy, params), Progress(), [], [])
+
+
+def _of_main(found: Checkpoint | None, like: Any) -> Checkpoint | None:
+    """The checkpoint that process 0 has found, in every process.
+
+    It is sent, not read by each: the others may not see process 0's files, and two that read could
+    come to two opinions of a damaged one.
+    """
+    if num_processes() == 1:
+        return found
+    known = broadcast(found and [found.step, found.facts])
+    if known is None:
+        return None
+    step, facts = known
+    packed = broadcast_bytes(pack(found.arrays) if found else np.zeros(0, np.uint8))
+    return Checkpoint(step, unpack(packed, like), facts)
+
+
+def _train(
+    setup: Setup,
+    identity: Identity,
+    position: Position,
+    workdir: Path,
+    signals: StopSignals,
+    debug_nans: bool,
+) -> tuple[Params, Progress]:
+    """From the position to the end of training; everything is saved then."""
+    train, started = setup.config.train, time.perf_counter()
+    checkpoints = Checkpoints(workdir / CHECKPOINTS) if is_main() else NoCheckpoints()
+    report = Report(
+        workdir,
+        records=position.records,
+        num_epochs=train.num_epochs,
+        rows_per_epoch=num_rows(setup.data.rows),
+        headline=setup.task.headline,
+        log_every_epochs=train.log_every_epochs,
+    )
+    with closing(checkpoints), report:
+        report.say(parameter_table(position.state.params))
+        if setup.data.buckets:
+            report.say(setup.data.buckets.describe(setup.task.lengths))
+        training = Training(setup, identity, position, checkpoints, report, signals, debug_nans)
+        best_params, progress = training.run()
+        report.say(f"trained to epoch {progress.epoch} in {time.perf_counter() - started:.1f} s")
+    signals.unsaved = False
+    return best_params, progress
+
+
+def _foreign_to(known: list[Identity]) -> Callable[[dict[str, Any]], str]:
+    """Why a checkpoint's facts are not of one of these identities, or "" if they are."""
+
+    def is_foreign(facts: dict[str, Any]) -> str:
+        there = Identity(facts["config"], facts["fingerprint"])
+        found = [differences(there, identity) for identity in known]
+        return "" if [] in found else "; ".join(found[0][:3])
+
+    return is_foreign
+
+
+def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> dict[str, Any]:
+    """What the parameters reach on every split; prints it with what the task shows a person."""
+    task, evaluator = setup.task, setup.evaluator
+    predict = cache(lambda split: evaluator.predict(params, task.splits[split]))
+
+    def measure(split: str, dropout_alive: bool) -> dict[str, float]:
+        key = jax.random.key(setup.config.seed) if dropout_alive else None
+        return evaluator.metrics(params, task.splits[split], key)
+
+    result: dict[str, Any] = summarize_splits(setup, measure, predict) | {
+        "best_epoch": progress.best_epoch,
+        "num_epochs": progress.epoch,
+        "num_parameters": count_parameters(params),
+    }
+    for line in task.show(params, predict, workdir):
+        print(one_line(line))
+    for split in task.splits:
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())
+        print(f"{split} (epoch {progress.best_epoch}): {numbers}")
+    return result
+
+
+def summarize_splits(
+    setup: Setup, measure: Callable[[str, bool], dict[str, float]], predict: Predict
+) -> dict[str, Any]:
+    """A result's figures by split. `measure` gives the means of a split, also with dropout alive;
+    `predict` the task's outputs."""
+    result: dict[str, Any] = {}
+    for split in setup.task.splits:
+        result[split] = measure(split, False)
+        if setup.config.train.dropout_at_test:
+            alive = measure(split, True)
+            result[split] |= {f"{name}_dropout": value for name, value in alive.items()}
+        result[split] |= setup.task.score(predict, split, result[split])
+    return result
+
+
+def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What the best weights of a run reach, finished or not; UserError if it has no checkpoint."""
+    setup = make_setup(task, config)
+    params, progress = restore_best(setup, workdir)
+    return conclude(setup, params, progress, workdir)
+
+
+def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
+    """A run's best weights so far, and how far it is; UserError if it has no checkpoint."""
+    saved = saved_identity(workdir, say)
+    known = [saved, *earlier_identities(workdir)] if saved else []
+    found = newest(workdir / CHECKPOINTS, setup.arrays_like(), _foreign_to(known), say)
+    if found is None and (workdir / WEIGHTS).exists():
+        params, progress = restore_weights(setup, workdir)
+        return put(params, setup.mesh, WHOLE), progress
+    if found is None:
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    for name, digest in found.facts["fingerprint"]["files"].items():
+        if not (workdir / name).is_file() or sha256(workdir / name) != digest:
+            raise UserError(f"{workdir / name} is not the one of this run: restore it from a copy")
+    params = put(found.arrays["best_params"], setup.mesh, WHOLE)
+    return params, Progress(**found.facts["progress"])

@@ -1,0 +1,210 @@
+"""Responders: every way to one reply agrees, and what nothing answers is not answered."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from support.texts import QUESTIONS, make_pairs, random_params, run_config
+from support.toys import quick_compile
+
+import seqjax.plots
+import seqjax.serving.load
+from seqjax.config import base_config
+from seqjax.errors import UserError
+from seqjax.inference.calibration import noise_questions
+from seqjax.inference.responder import Responder
+from seqjax.models.text_to_text import Replies
+from seqjax.serving.load import load_responder
+from seqjax.tasks.registry import make_task
+from seqjax.training.fit import fit
+
+ASKED = [question for question, *_ in QUESTIONS]
+STRANGE = ["라떼", "문 언제", "xyz?!", "", "여는 시간이 언제죠?" * 5]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    with quick_compile():
+        yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run, trained in a second or two."""
+    directory = tmp_path_factory.mktemp("respond")
+    config = run_config(directory, attention="dot")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
+        fit(make_task(config, directory / "run"), config, directory / "run")
+    return directory / "run"
+
+
+@pytest.fixture(autouse=True)
+def jax_has_started(monkeypatch):
+    monkeypatch.setattr(seqjax.serving.load, "start_jax", lambda train: None)
+
+
+@pytest.fixture(scope="module")
+def responder(workdir):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seqjax.serving.load, "start_jax", lambda train: None)
+        return load_responder(workdir)
+
+
+def test_it_answers_what_it_was_taught(responder):
+    for question, answer, _ in QUESTIONS:
+        got = responder.answer(question)
+        assert (got.text, got.finished, got.abstains) == (answer, True, False)
+        assert got.nearest == question and got.similarity == pytest.approx(1)
+        assert responder.abstention.threshold < got.confidence <= 1
+        grown = [answer[: i + 1] for i in range(len(answer))]
+        assert list(responder.stream(question)) == [*grown, answer]  # the end adds nothing
+
+
+@pytest.mark.parametrize("question", [*ASKED[::3], *STRANGE])
+def test_answer_is_a_beam_of_one_the_end_of_the_stream_and_a_sample_at_no_temperature(
+    responder, question
+):
+    answer = responder.answer(question)
+    (best,) = responder.beam(question, 1, 1)
+    cold = responder.sample(question, temperature=0.0, seed=3)
+    for other in (best, cold):
+        assert (other.text, other.finished) == (answer.text, answer.finished)
+        assert other.score == pytest.approx(answer.score, rel=1e-4, abs=1e-5)  # float32
+    *_, last = texts = list(responder.stream(question))
+    assert last == answer.text
+    assert all(text.startswith(before) for before, text in zip(["", *texts], texts, strict=False))
+    assert answer.score <= 0 and 0 <= answer.confidence <= 1
+
+
+def test_a_beams_replies_differ_and_the_best_come_first(responder):
+    replies = responder.beam(STRANGE[0], 4, 3)
+    assert len({reply.text for reply in replies}) == len(replies) == 3
+    encode = responder.pairs.text.target.encode
+    ranks = [  # Wu et al.'s length penalty; the end is a token too
+        reply.score / ((5 + len(encode(reply.text)) + reply.finished) / 6) ** 0.6
+        for reply in replies
+    ]
+    assert ranks == sorted(ranks, reverse=True)
+
+
+def test_fewer_hypotheses_than_asked_for_are_not_made_up():
+    pairs = make_pairs(data={"max_target_length": 3, "pairs": (("a", "b"),)})
+    params = random_params(pairs.text)
+    # Replies of up to two tokens of three words, the ends included: "", "a", "b", "aa", ...
+    replies = Responder(pairs, params).beam("a", 12, 12)
+    assert 3 <= len(replies) < 12
+    assert all(np.isfinite(reply.score) for reply in replies)
+
+
+def test_samples_are_a_function_of_the_seed(responder):
+    def draw(seed, temperature=3.0):
+        return responder.sample(ASKED[0], temperature, seed)
+
+    assert draw(1) == draw(1)
+    assert len({draw(seed).text for seed in range(6)}) > 3
+    assert {draw(seed, 0.01).text for seed in range(3)} == {QUESTIONS[0][1]}
+
+
+def test_attention_is_explained_token_by_token(responder):
+    look = responder.explain(ASKED[4])
+    assert look.weights.shape == (len(look.target), len(look.source))
+    assert look.source == [letter.replace(" ", "▁") for letter in ASKED[4]]
+    answer = QUESTIONS[4][1].replace(" ", "▁")
+    assert look.target == [*answer, "<eos>"]
+    np.testing.assert_allclose(look.weights.sum(-1), 1, rtol=1e-6)  # a softmax of float32
+
+
+def test_without_attention_there_is_nothing_to_explain():
+    pairs = make_pairs()
+    assert Responder(pairs, random_params(pairs.text)).explain("abc") is None
+
+
+def test_noise_is_not_answered(responder):
+    noise = noise_questions(ASKED, 40)
+    assert np.mean([responder.answer(question).abstains for question in noise]) > 0.9
+
+
+def test_calibration_counts_wrong_replies_as_wrong(responder):
+    """Of two models alike, the one whose replies are said to be wrong gives fewer."""
+    text, part = responder.pairs.text, responder.pairs.parts["train"]
+    found = responder._run.reply(responder.params, text.encode_sources(part.sources))
+    found = Replies(*map(np.asarray, found))
+    other = Responder(responder.pairs, responder.params)
+    good = other.calibrate("train", found)
+    assert other.abstention == good == responder.abstention
+    wrong = found._replace(tokens=found.tokens[::-1])  # answers of the other intent
+    other.calibrate("train", wrong)
+    assert all(other.answer(question).abstains for question in ASKED)
+
+
+def test_without_labels_texts_are_told_from_noise(responder):
+    parts = {name: part._replace(labels=[]) for name, part in responder.pairs.parts.items()}
+    pairs = responder.pairs._replace(parts=parts, answers={})
+    other = Responder(pairs, responder.params)
+    found = other._run.reply(other.params, pairs.text.encode_sources(ASKED))
+    other.calibrate("train", Replies(*map(np.asarray, found)))
+    assert not any(other.answer(question).abstains for question in ASKED)
+    noise = noise_questions(ASKED, 20)
+    assert np.mean([other.answer(question).abstains for question in noise]) > 0.8
+
+
+def test_without_calibration_it_never_abstains_and_confidence_is_the_replys_probability(workdir):
+    responder = load_responder(workdir, abstain=False)
+    for question in (ASKED[0], *STRANGE):
+        answer = responder.answer(question)
+        assert not answer.abstains
+        assert answer.confidence == pytest.approx(np.exp(answer.score))
+
+
+def test_a_model_without_start_and_end_is_refused():
+    pairs = make_pairs(
+        data={"boundaries": False},
+        loss={"mask_padding": False},
+        decode={"decoder": "teacher_forced"},
+        embed_size=0,
+    )
+    with pytest.raises(UserError, match="cannot begin an answer; train the default") as caught:
+        Responder(pairs, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_every_question_has_one_shape(responder):
+    """One compilation each: a long question, an empty one and an unknown one trace no more."""
+    responder.answer(ASKED[0])
+    size = responder._run.reply._cache_size()
+    for question in STRANGE:
+        responder.answer(question)
+        list(responder.stream(question))
+    assert responder._run.reply._cache_size() == size
+    assert responder._run.advance._cache_size() == 1
+
+
+# Runs
+
+
+def test_a_loaded_run_answers_as_the_trained_one_did(workdir, responder):
+    (line,) = (workdir / "abstention.json").read_text(encoding="utf-8").splitlines()[4:5]
+    assert float(line.split()[1]) == responder.abstention.threshold
+    again = load_responder(workdir)
+    assert again.answer(ASKED[1]) == responder.answer(ASKED[1])
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(again.params))
+
+
+def test_a_run_that_cannot_answer_is_one_line(workdir, tmp_path):
+    def complaint():
+        with pytest.raises(UserError) as caught:
+            load_responder(tmp_path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "config.json does not exist: is " in complaint()
+    text = (workdir / "config.json").read_text(encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(base_config("recall").to_dict()), "utf-8")
+    assert "is a run of recall: only one of text_pairs can answer" in complaint()
+    (tmp_path / "config.json").write_text(text, "utf-8")
+    assert "has no checkpoint yet: train it first" in complaint()
+    for name in ("checkpoints", "vocabulary.json"):
+        (tmp_path / name).symlink_to(workdir / name)
+    assert "abstention.json does not exist; run experiments.evaluate on it" in complaint()

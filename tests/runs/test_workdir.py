@@ -1,0 +1,148 @@
+"""Run directories: one process at a time, and whose run they hold."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from support.toys import linear_config, read_json
+
+from seqjax.errors import UserError
+from seqjax.files import write_json
+from seqjax.runs.identity import Identity
+from seqjax.runs.workdir import (
+    earlier_identities,
+    environment,
+    held,
+    load_run_config,
+    other_packages,
+    record_change,
+    save_identity,
+    saved_identity,
+)
+
+FINGERPRINT = {"data": {"train": "ab"}, "files": {}, "devices": "1 x cpu"}
+IDENTITY = Identity(json.loads(linear_config().to_json()), FINGERPRINT)
+
+
+def fail(line: str) -> None:
+    raise AssertionError(line)
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    save_identity(tmp_path, IDENTITY)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "environment.json",
+        "fingerprint.json",
+    }
+    assert load_run_config(tmp_path, fail).to_dict() == linear_config().to_dict()
+    assert saved_identity(tmp_path, fail) == IDENTITY
+    assert read_json(tmp_path / "environment.json") == environment()
+
+
+def test_nobody_begun_nothing_in_a_new_directory(tmp_path):
+    assert saved_identity(tmp_path / "new", fail) is None
+    with held(tmp_path / "some" / "where"):
+        assert saved_identity(tmp_path / "some" / "where", fail) is None
+    with held(tmp_path / "some" / "where"):  # an empty one will do, and again
+        pass
+
+
+def test_a_directory_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
+    told = "is not empty and no run: give a new --workdir"
+    with pytest.raises(UserError, match=told), held(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_changes_are_recorded_with_what_was_before(tmp_path):
+    save_identity(tmp_path, IDENTITY)
+    write_json(tmp_path / "result.json", {"loss": 1.5})
+    record_change(tmp_path, 12, ["seed: 0 -> 1"], IDENTITY)
+    record_change(tmp_path, 20, ["seed: 1 -> 2"], IDENTITY)
+    assert not (tmp_path / "result.json").exists()
+    first, second = map(json.loads, (tmp_path / "changes.jsonl").read_text().splitlines())
+    assert (first["step"], first["changed"]) == (12, ["seed: 0 -> 1"])
+    assert first["result"] == {"loss": 1.5} and second["result"] is None
+    assert earlier_identities(tmp_path) == [IDENTITY, IDENTITY]
+    (tmp_path / "changes.jsonl").write_text('{"step', encoding="utf-8")
+    with pytest.raises(UserError, match=r"changes.jsonl is damaged \("):
+        earlier_identities(tmp_path)
+
+
+def test_other_packages_are_named(tmp_path):
+    save_identity(tmp_path, IDENTITY)
+    assert other_packages(tmp_path) == []
+    old = environment()
+    old["packages"]["jax"] = "0.0.1"
+    write_json(tmp_path / "environment.json", old)
+    assert other_packages(tmp_path) == [f"jax: '0.0.1' -> {jax.__version__!r}"]
+
+
+def hold_elsewhere(workdir: Path) -> subprocess.Popen:
+    """A process that works in a directory until it is killed."""
+    program = (
+        "import sys, time; from pathlib import Path; from seqjax.runs.workdir import held\n"
+        "with held(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(workdir)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    process.stdout.readline()
+    return process
+
+
+def test_a_directory_in_use_is_refused_and_a_dead_processs_is_taken_over(tmp_path):
+    with hold_elsewhere(tmp_path) as other:
+        with pytest.raises(UserError) as caught, held(tmp_path):
+            pass
+        where = f"process {other.pid} on {socket.gethostname()}"
+        assert str(caught.value).startswith(f"{tmp_path} is in use by {where}: wait for it")
+        other.kill()
+        other.wait()
+        assert str(other.pid) in (tmp_path / "lock").read_text(encoding="utf-8")
+        with held(tmp_path):
+            assert f"process {os.getpid()} " in (tmp_path / "lock").read_text(encoding="utf-8")
+    assert (tmp_path / "lock").read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_is_no_directory(inside, tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    told = "is, or lies in, a file: give a directory"
+    with pytest.raises(UserError, match=told), held(path / "run" if inside else path):
+        pass
+
+
+@pytest.mark.parametrize("method", ["mkdir", "open"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_a_directory_that_cannot_be_written_is_one_line(method, number, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(UserError) as caught, held(tmp_path / "run"):
+        pass
+    reason = os.strerror(number)
+    assert str(caught.value).startswith(f"cannot write to {tmp_path / 'run'} ({reason}): make ")
+
+
+def test_the_environment_names_versions_devices_and_commit(monkeypatch):
+    found = environment()
+    assert set(found) == {"python", "platform", "packages", "devices", "commit"}
+    assert found["packages"]["jax"] == jax.__version__
+    assert len(found["devices"]) == len(jax.devices())
+    assert found["commit"] is None or len(found["commit"]) == 40
+
+    def no_git(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert environment()["commit"] is None

@@ -1,0 +1,113 @@
+"""What test_distributed.py has each of two processes do: `ADDRESS NUMBER DIRECTORY` as arguments.
+
+The directory is theirs in turn: process N writes into processN, and finds nothing of the other's.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from support.toys import linear_config, linear_task, quick_compile, tiny_config
+
+import seqjax.plots
+from seqjax.data.vocabulary import Vocabulary
+from seqjax.distributed.mesh import SPLIT, get, make_mesh, put
+from seqjax.distributed.processes import broadcast, gather, is_main, start_processes
+from seqjax.errors import UserError
+from seqjax.runs.signals import Stopped
+from seqjax.tasks.registry import make_task
+from seqjax.training.fit import fit
+from seqjax.training.trainer import Training
+
+TASK = linear_task()
+RUNS = {
+    "epoch": dict(num_devices=2, eval_every_epochs=3),
+    "step": dict(num_devices=2, loop="step"),
+    "four": dict(num_devices=4, dropout_at_test=True),
+}
+STOPPED_AT = 13  # of 24 steps
+
+
+def stop_and_resume(config: ConfigDict, workdir: Path) -> str:
+    """A run that a signal to process 1 stops, and that then goes on; what it said."""
+    call = Training._call
+
+    def call_and_ask(self, steps_left):
+        call(self, steps_left)
+        if self.step == STOPPED_AT and not is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not self.signals.received:
+                time.sleep(0.01)
+
+    config.train.steps_per_call = 1  # which is free to change
+    try:
+        with mock.patch.object(Training, "_call", call_and_ask):
+            fit(TASK, config, workdir)
+    except Stopped as stopped:
+        config.train.steps_per_call = 0
+        fit(TASK, config, workdir)
+        return stopped.message
+    return "not stopped"
+
+
+def vocabulary() -> str:
+    """The vocabulary of a task in this process, where only process 0 can fit one."""
+    unable = mock.patch.object(Vocabulary, "fit", side_effect=AssertionError)
+    with contextlib.nullcontext() if is_main() else unable:
+        task = make_task(tiny_config("word_translation"))
+    with tempfile.TemporaryDirectory() as directory:
+        (path,) = task.save(Path(directory))
+        return path.read_text(encoding="utf-8")
+
+
+def rows_back() -> list:
+    """What `get` makes of rows that were put on all devices."""
+    mesh = make_mesh(4)
+    rows = {"number": np.arange(8, dtype=np.int32), "flag": np.arange(16).reshape(8, 2) % 3 == 0}
+    back = get(put(rows, mesh, SPLIT))
+    return [all(np.array_equal(back[name], rows[name]) for name in rows), str(back["flag"].dtype)]
+
+
+def mistake(config: ConfigDict, workdir: Path) -> str:
+    """What a config is refused with."""
+    try:
+        fit(TASK, config, workdir)
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+def main(address: str, number: int, directory: Path) -> None:
+    seqjax.plots.save_figure = lambda figure, path: path.touch()
+    jax.config.update("jax_num_cpu_devices", 2)
+    start_processes(address, 2, number, detect=False, timeout_seconds=60)
+    clock = time.perf_counter
+    if not is_main():  # whose time it must not be that says how many steps a call makes
+        time.perf_counter = lambda: 1e6 * clock()
+    said = {
+        "gather": [gather(number + 0.5), gather(7 * number)],
+        "broadcast": broadcast({"from": number, "text": "가" * (1 + number)}),
+        "rows": rows_back(),
+        "vocabulary": vocabulary(),
+    }
+    with quick_compile():
+        for name in ("epoch", "four"):
+            fit(TASK, linear_config(**RUNS[name]), directory / name)
+        said["stopped"] = stop_and_resume(linear_config(**RUNS["step"]), directory / "step")
+    said["finished"] = fit(TASK, linear_config(**RUNS["epoch"]), directory / "epoch")
+    said["three"] = mistake(linear_config(num_devices=3), directory / "three")
+    said["six"] = mistake(linear_config(num_devices=6), directory / "six")
+    (directory.parent / f"said{number}.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

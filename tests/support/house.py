@@ -1,0 +1,20 @@
+"""The project's own source files, and what each of them imports."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HOUSE = sorted(
+    p for top in ("seqjax", "experiments", "configs") for p in (ROOT / top).rglob("*.py")
+)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}: write imports in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,0 +1,193 @@
+"""A task that compiles in no time, tiny configs of the real ones, and what their tests share."""
+
+import json
+import runpy
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+from tensorboardX.proto.event_pb2 import Event
+
+import seqjax.plots
+import seqjax.sweeps.plots
+from seqjax.config import base_config
+from seqjax.losses import cross_entropy
+from seqjax.metrics import accuracy
+from seqjax.nn.dropout import dropout
+from seqjax.tasks.base import Task
+from seqjax.tasks.registry import TASKS
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NUM_FEATURES, NUM_CLASSES = 6, 3
+SIZES = {"train": 22, "valid": 9, "test": 5}
+
+
+def use_linear_task(monkeypatch) -> None:
+    """Makes `linear` a task that configs may name; and no pictures."""
+    monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
+    for module in (seqjax.plots, seqjax.sweeps.plots):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
+
+
+def linear_task(sizes: Mapping[str, int] = SIZES) -> Task:
+    """Softmax regression under dropout, on rows that follow a noisy linear rule."""
+    rng = np.random.default_rng(0)
+    rule = rng.normal(size=(NUM_FEATURES, NUM_CLASSES))
+
+    def make_rows(num_rows: int) -> dict[str, np.ndarray]:
+        x = rng.normal(size=(num_rows, NUM_FEATURES))
+        scores = x @ rule + rng.normal(size=(num_rows, NUM_CLASSES))
+        return {"x": x.astype(np.float32), "label": scores.argmax(-1).astype(np.int32)}
+
+    def init(key):
+        kernel = 0.1 * jax.random.normal(key, (NUM_FEATURES, NUM_CLASSES))
+        return {"output": {"kernel": kernel, "bias": jnp.zeros(NUM_CLASSES)}}
+
+    def predict(params, batch, keys=None):
+        x = dropout(keys, jnp.asarray(batch["x"]), 0.3)
+        return x @ params["output"]["kernel"] + params["output"]["bias"]
+
+    def measure(params, batch, keys):
+        logits, label, weight = predict(params, batch, keys), batch["label"], batch["weight"]
+        label, weight = jnp.asarray(label), jnp.asarray(weight)
+        return {
+            "loss": cross_entropy(logits, label, weight),
+            "accuracy": accuracy(logits, label, weight),
+        }
+
+    def show(params, predict, directory: Path) -> list[str]:
+        return [f"row {i}: class {odds.argmax()}" for i, odds in enumerate(predict("train")[:2])]
+
+    splits = {split: make_rows(size) for split, size in sizes.items()}
+    return Task(splits, init, measure, predict, show)
+
+
+def linear_config(**train: Any) -> ConfigDict:
+    """A config to fit the linear task with; keywords set fields of `train`."""
+    config = base_config("linear")
+    config.optim.learning_rate = 0.05
+    config.train.batch_size = 7
+    config.train.num_epochs = 6
+    config.train.checkpoint_every_epochs = 2
+    config.train.num_devices = 1
+    config.train.update(train)
+    return config.lock()
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_scalars(workdir: Path) -> dict[tuple[str, int], float]:
+    """The scalars that TensorBoard shows of a directory, by tag and step.
+
+    An event file is a TFRecord: each record stands behind its length (8 bytes) and its checksum
+    (4 bytes), and before another checksum. The start of a session purges the steps from its own on.
+    """
+    scalars: dict[tuple[str, int], float] = {}
+    for path in sorted(workdir.glob("events.out.*")):
+        data, start = path.read_bytes(), 0
+        while start < len(data):
+            (length,) = struct.unpack_from("<Q", data, start)
+            event = Event.FromString(data[start + 12 : start + 12 + length])
+            start += length + 16
+            if event.HasField("session_log"):
+                scalars = {key: x for key, x in scalars.items() if key[1] < event.step}
+            for value in event.summary.value:
+                scalars[value.tag, event.step] = value.simple_value
+    return scalars
+
+
+def assert_picture(path: Path) -> None:
+    """The file is a PNG with something drawn on it."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 50
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
+
+
+def get_config(name: str, variant: str = "default") -> ConfigDict:
+    """The config of a file in configs/, as its `get_config` returns it."""
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](variant)
+
+
+def tiny_config(name: str, variant: str = "default", **train: Any) -> ConfigDict:
+    """The config of a file in configs/, made small; keywords set fields of `train`."""
+    config = get_config(name, variant)
+    config.model.hidden_size = 3
+    config.train.num_epochs = 1
+    config.train.batch_size = min(config.train.batch_size, 16)
+    config.train.num_devices = 1
+    if name == "recall":
+        config.data.update(num_sequences=40, num_distractors=3)
+    if name == "mnist_rows":
+        config.data.valid_size = 8
+    if config.task == "text_pairs":
+        make_texts_few(config)
+    config.train.update(train)
+    return config.lock()
+
+
+def make_texts_few(config: ConfigDict) -> None:
+    """A dozen training pairs of a few letters: to read a corpus, and its words, takes seconds."""
+    letters = "abcd가나다"
+    pairs = [(letters[i % 7 :], letters[: 1 + i % 5] + letters[i % 4]) for i in range(20)]
+    pairs = [(f"{i} {source}", f"{target} {i % 3}") for i, (source, target) in enumerate(pairs)]
+    config.data.update(pairs=tuple(pairs), train_size=12, source_vocabulary="characters")
+    config.data.target_vocabulary = "characters" if config.data.target_vocabulary else ""
+    config.data.max_source_length = min(config.data.max_source_length, 9)
+    config.data.max_target_length = min(config.data.max_target_length, 9)
+    config.data.vocab_size = min(config.data.vocab_size, 50)
+    config.model.embed_size = min(config.model.embed_size, 4)
+    config.train.batch_size = min(config.train.batch_size, 12)
+
+
+def few_digits() -> dict[str, np.ndarray]:
+    """What `load_mnist` returns, of 24 and 16 images, each with its own number in a corner."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, size in (("train", 24), ("test", 16)):
+        arrays[f"x_{split}"] = rng.integers(256, size=(size, 28, 28), dtype=np.uint8)
+        arrays[f"x_{split}"][:, 0, 0] = np.arange(size)
+        arrays[f"y_{split}"] = (np.arange(size) % 10).astype(np.uint8)
+    return arrays
+
+
+@contextmanager
+def quick_compile() -> Iterator[None]:
+    """Programs compile in half the time and run slowly: for tests that only run them once."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextmanager
+def compiled_once(directory: Path) -> Iterator[None]:
+    """Programs that were compiled before are read from the directory: for many runs of one task."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

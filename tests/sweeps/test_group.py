@@ -1,0 +1,303 @@
+"""Groups: each member's run is, to the last bit, the one that it would be alone on one device."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from support.toys import (
+    compiled_once,
+    linear_config,
+    linear_task,
+    quick_compile,
+    read_json,
+    tiny_config,
+    use_linear_task,
+)
+
+from seqjax.distributed.mesh import make_mesh
+from seqjax.errors import UserError
+from seqjax.runs.signals import Stopped, StopSignals
+from seqjax.runs.weights import read_weights
+from seqjax.runs.workdir import CHECKPOINTS
+from seqjax.sweeps.group import PROGRESS, train_group
+from seqjax.sweeps.space import apply
+from seqjax.sweeps.trial import Trial
+from seqjax.sweeps.vectorized import Members, group_key, share_config
+from seqjax.tasks.registry import make_task
+from seqjax.training.fit import evaluate, fit, restore_best
+from seqjax.training.setup import make_setup
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(tmp_path_factory):
+    with quick_compile(), compiled_once(tmp_path_factory.mktemp("programs")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    use_linear_task(monkeypatch)
+
+
+def make_trials(directory: Path, config: ConfigDict, *changes: dict) -> list[Trial]:
+    return [Trial(apply(config, own), directory / str(i)) for i, own in enumerate(changes)]
+
+
+def assert_as_alone(trial: Trial, directory: Path, atol: float = 0) -> None:
+    """The trial's records, result and weights are those of `fit`, the weights up to `atol`."""
+    task = make_task(trial.config, directory)
+    result = fit(task, trial.config, directory)
+    assert read_json(trial.directory / "result.json") == result
+    names = ("metrics.jsonl", "config.json")
+    assert contents(trial.directory, names) == contents(directory, names)
+    params, _ = restore_best(make_setup(task, trial.config), directory)
+    alone, _ = restore_best(make_setup(task, trial.config), trial.directory)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def contents(directory: Path, names=("metrics.jsonl", "result.json", "config.json")) -> list[bytes]:
+    return [(directory / name).read_bytes() for name in names]
+
+
+def weights_of(trial: Trial) -> list[bytes]:
+    return flat(read_weights(trial.directory / "weights.safetensors").tensors)
+
+
+def flat(params) -> list[bytes]:
+    return [x.tobytes() for x in jax.tree.leaves(jax.device_get(params))]
+
+
+SEEDS = [{"seed": seed} for seed in (3, 0, 7)]
+
+
+def test_members_that_differ_in_seeds(tmp_path):
+    trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
+    train_group(trials, tmp_path / "group")
+    for i, trial in enumerate(trials):
+        assert_as_alone(trial, tmp_path / f"alone{i}")
+    assert len({tuple(weights_of(trial)) for trial in trials}) == 3
+
+
+# All that one program can be given, and what is read before it.
+NUMBERS = {
+    "optim.learning_rate": 0.003,
+    "optim.clip_norm": 0.3,
+    "optim.clip_value": 0.02,
+    "optim.ema_decay": 0.6,
+    "optim.name": "adamw(weight_decay=0.4)",
+    "model.output_dropout": (0.4, 0.3),
+    "model.input_dropout": (0.45,),
+    "model.state_dropout": (0.1,),
+}
+INITIAL = {"model.kernel_init": "normal(0.2)", "model.output_bias_init": "ones", "seed": 5}
+
+
+def test_members_that_differ_in_numbers(tmp_path):
+    config = tiny_config("word_completion", num_epochs=3).unlock()
+    config.model.update(input_dropout=(0.2,), output_dropout=(0.2, 0.1), state_dropout=(0.3,))
+    config.optim.update(
+        name="adamw(weight_decay=0.1)", clip_norm=1.0, clip_value=0.1, ema_decay=0.9
+    )
+    config.optim.schedule = "cosine"
+    trials = make_trials(tmp_path / "trials", config.lock(), {}, NUMBERS, INITIAL)
+    assert len({group_key(trial.config) for trial in trials}) == 1
+    train_group(trials, tmp_path / "group")
+    for i, trial in enumerate(trials):
+        assert_as_alone(trial, tmp_path / f"alone{i}")
+    assert len({tuple(weights_of(trial)) for trial in trials}) == len(trials)
+
+
+def test_members_of_text_pairs_with_smoothing_and_word_dropout(tmp_path):
+    config = tiny_config("cafe_chatbot", num_epochs=2).unlock()
+    config.loss.label_smoothing = 0.1
+    trials = make_trials(
+        tmp_path / "trials",
+        config.lock(),
+        {},
+        {"loss.label_smoothing": 0.3},
+        {"model.token_dropout": 0.5, "model.decoder_output_dropout": (0.1,)},
+    )
+    train_group(trials, tmp_path / "group")
+    for i, trial in enumerate(trials):
+        # An attention's bias moves nothing: its gradient is what rounding leaves of a sum of 0, and
+        # Adam makes steps of that.
+        assert_as_alone(trial, tmp_path / f"alone{i}", atol=1e-6)
+    weights = read_weights(trials[0].directory / "weights.safetensors")
+    assert weights.files.keys() == {"vocabulary.json", "source_vocabulary.json"}
+
+
+@pytest.mark.parametrize("loss", ["early", "plateau"])
+def test_each_member_stops_by_itself(loss, tmp_path):
+    config = linear_config(num_epochs=12, patience=1, monitor="valid.loss", min_delta=0.0)
+    if loss == "plateau":
+        config.unlock().optim.schedule = "plateau(patience=1)"
+        config.lock()
+    rates = [{"optim.learning_rate": rate} for rate in (0.01, 0.3, 3.0)]
+    trials = make_trials(tmp_path / "trials", config, *rates)
+    train_group(trials, tmp_path / "group")
+    for i, trial in enumerate(trials):
+        assert_as_alone(trial, tmp_path / f"alone{i}")
+    results = [read_json(trial.directory / "result.json") for trial in trials]
+    assert len({result["num_epochs"] for result in results}) > 1
+    assert any(result["best_epoch"] < result["num_epochs"] for result in results)
+
+
+def test_a_member_that_fails_leaves_the_others_alone(tmp_path):
+    changes = [{"seed": 1}, {"optim.learning_rate": 1e38}, {"seed": 2}, {"optim.clip_norm": -1.0}]
+    trials = make_trials(tmp_path / "trials", linear_config(), *changes)
+    train_group([trials[i] for i in (0, 1, 2)], tmp_path / "group")
+    train_group([trials[3]], tmp_path / "other")
+    assert trials[1].failure().startswith("at step ") and "\n" not in trials[1].failure()
+    assert trials[3].failure() == "optim.clip_norm=-1.0 must be at least 0"
+    assert not (trials[1].directory / "result.json").exists()
+    for i in (0, 2):
+        assert_as_alone(trials[i], tmp_path / f"alone{i}")
+
+
+def test_what_cannot_be_begun_fails_alone(tmp_path):
+    changes = [{"model.output_dropout": (rate,)} for rate in (0.2, 1.5, 0.3)]
+    config = tiny_config("svo_tagging")
+    trials = make_trials(tmp_path / "trials", config, *changes)
+    train_group(trials, tmp_path / "group")
+    assert [bool(trial.failure()) for trial in trials] == [False, True, False]
+    assert "a dropout rate lies in [0, 1)" in trials[1].failure()
+    assert_as_alone(trials[2], tmp_path / "alone")
+
+
+class Interrupted(Exception):
+    """A kill, as far as files are concerned."""
+
+
+def never(trial, records):
+    raise Interrupted
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 5])
+def test_a_group_goes_on_where_it_was(epoch, tmp_path, monkeypatch):
+    config = linear_config(steps_per_call=3, patience=1, monitor="valid.loss", num_epochs=6)
+    whole = make_trials(tmp_path / "whole", config, *SEEDS)
+    train_group(whole, tmp_path / "group")
+    parts = make_trials(tmp_path / "parts", config, *SEEDS)
+    monkeypatch.setattr("seqjax.sweeps.group.SAVE_SECONDS", 0.0)
+
+    def watch(trial, records):
+        if trial == parts[-1] and records[-1]["epoch"] == epoch:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_group(parts, tmp_path / "other", watch)
+    assert not any(trial.directory.exists() for trial in parts)
+    seen = []
+    train_group(parts, tmp_path / "other", lambda trial, records: seen.append(records[-1]["epoch"]))
+    assert min(seen) == epoch
+    for a, b in zip(whole, parts, strict=True):
+        assert contents(a.directory) == contents(b.directory) and weights_of(a) == weights_of(b)
+    train_group(parts, tmp_path / "other", never)  # nothing is left to do
+
+
+def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
+    config = linear_config(steps_per_call=3)
+    trials = make_trials(tmp_path / "trials", config, *SEEDS)
+
+    class Asked(StopSignals):
+        received = property(lambda self: 15, lambda self, number: None)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr("seqjax.sweeps.group.StopSignals", Asked)
+        train_group(trials, tmp_path / "group")
+    assert stopped.value.exit_code == 143
+    assert [path.name for path in (tmp_path / "group" / CHECKPOINTS).iterdir()] == ["3"]
+    train_group(trials, tmp_path / "group")
+    assert_as_alone(trials[1], tmp_path / "alone")
+
+
+def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path):
+    config = linear_config(num_epochs=6)
+    trials = make_trials(tmp_path / "trials", config, *SEEDS)
+    for _ in range(2):  # the second time there is nothing to train
+        train_group(trials, tmp_path / "group", until=2)
+        progress = read_json(tmp_path / "group" / PROGRESS)
+        assert [len(records) for records in progress.values()] == [2, 2, 2]
+    train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
+    assert read_json(trials[0].directory / "result.json")["num_epochs"] == 2
+    assert_as_alone(trials[2], tmp_path / "alone")
+
+
+def test_a_dropped_member_is_trained_to_its_epoch_wherever_the_group_begins(tmp_path, monkeypatch):
+    """From nothing, or from a checkpoint as early as one can be."""
+    config = linear_config(num_epochs=6)
+    trials = make_trials(tmp_path / "trials", config, *SEEDS)
+    monkeypatch.setattr("seqjax.sweeps.group.SAVE_SECONDS", 0.0)
+    train_group(trials, tmp_path / "group", until=1)
+    train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
+    again = make_trials(tmp_path / "again", config, *SEEDS)
+    train_group(again, tmp_path / "from nothing", dropped={again[0].directory: 2})
+    for one, other in zip(trials, again, strict=True):
+        for name in ("metrics.jsonl", "result.json"):
+            assert (one.directory / name).read_bytes() == (other.directory / name).read_bytes()
+    assert read_json(again[0].directory / "result.json")["num_epochs"] == 2
+
+
+def test_the_estimate_of_memory_grows_with_members_and_is_of_one_device(tmp_path):
+    config = linear_config()
+
+    def estimate(num_trials):
+        configs = [apply(config, {"seed": seed}) for seed in range(num_trials)]
+        shared = share_config(configs)
+        setup = make_setup(make_task(shared.config, tmp_path), shared.config)
+        members = Members(setup, shared, make_mesh(0))
+        return members.compile(setup.arrays_like()["state"], num_trials)
+
+    size = jax.device_count()
+    state = make_setup(make_task(config, tmp_path), config).arrays_like()["state"]
+    bytes_of = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    a, b, c = (estimate(size * n) for n in (1, 101, 201))
+    assert 100 * bytes_of <= b - a <= 100 * 8 * bytes_of  # once, and copies
+    assert c - b == pytest.approx(b - a, rel=0.1)
+
+
+def test_a_group_too_large_for_the_memory_is_trained_in_halves(tmp_path):
+    trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
+    train_group(trials, tmp_path / "group", max_bytes=1.0, until=1)
+    train_group(trials, tmp_path / "group")  # halves go on, also where there is room for more
+    assert (tmp_path / "group" / "second" / "second").is_dir()
+    for i, trial in enumerate(trials):
+        assert_as_alone(trial, tmp_path / f"alone{i}")
+
+
+def test_another_group_is_not_gone_on_with(tmp_path):
+    config = linear_config()
+    train_group(make_trials(tmp_path / "a", config, *SEEDS), tmp_path / "group", until=2)
+    with pytest.raises(UserError, match="belongs to another run"):
+        train_group(make_trials(tmp_path / "b", config, {"seed": 9}), tmp_path / "group")
+
+
+def test_a_trial_can_be_evaluated_and_not_trained_on(tmp_path):
+    [trial] = make_trials(tmp_path / "trials", linear_config(), {"seed": 4})
+    train_group([trial], tmp_path / "group")
+    result = evaluate(linear_task(), trial.config, trial.directory)
+    assert result == read_json(trial.directory / "result.json")
+    with pytest.raises(UserError, match="holds weights trained elsewhere"):
+        fit(linear_task(), trial.config, trial.directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.hidden_size": 9},
+        {"model.cell": "gru"},
+        {"train.batch_size": 3},
+        {"optim.schedule": "cosine"},
+        {"optim.clip_norm": 0.5},  # 0 clips nothing, and there is nothing to trace
+        {"model.output_dropout": (0.0, 0.0)},
+        {"optim.name": "adamw(weight_decay=0.0)"},
+        {"optim.name": "adamw(weight_decay=0.1, b1=0.8)"},
+    ],
+)
+def test_what_changes_the_program_makes_another_group(change):
+    config = tiny_config("word_completion")
+    config = apply(config, {"optim.name": "adamw(weight_decay=0.1)"})
+    assert group_key(apply(config, change)) != group_key(config)

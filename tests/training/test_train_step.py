@@ -1,0 +1,363 @@
+"""Training: one step by hand, the same numbers on any devices, in any loop, and after a stop."""
+
+import logging
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support.oracles import relative_error
+from support.toys import quick_compile
+
+from seqjax.data.batching import num_rows
+from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, make_mesh, put, sharded
+from seqjax.losses import cross_entropy
+from seqjax.metrics import Average, accuracy
+from seqjax.models.classifier import Classifier
+from seqjax.nn.dropout import row_keys
+from seqjax.nn.layers import functional
+from seqjax.training.epoch import LOOPS, TrainData
+from seqjax.training.optimizer import Optimizer, make_optimizer
+from seqjax.training.train_step import TrainState, init_train_state, make_gradient, make_train_step
+
+NUM_ROWS, STEPS, FEATURES, CLASSES = 22, 5, 3, 4
+
+# Sums over devices, and programs that XLA fuses otherwise, add float32 numbers in another order:
+# a few units in the last place (6e-8) a step, over about ten steps.
+ROUNDING = dict(rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    with quick_compile():
+        yield
+
+
+@cache
+def classifier(dropout_rate: float = 0.3):
+    """`init` and `measure` of a small LSTM classifier with all kinds of dropout."""
+    init, bind = functional(
+        lambda rngs: Classifier(
+            input_size=FEATURES,
+            num_classes=CLASSES,
+            cell="lstm",
+            hidden_size=5,
+            num_layers=1,
+            bidirectional=False,
+            kernel_init="glorot_uniform",
+            recurrent_init="orthogonal",
+            output_kernel_init="normal(0.5)",
+            output_bias_init="normal(0.5)",
+            input_dropout=dropout_rate,
+            output_dropout=dropout_rate,
+            state_dropout=dropout_rate,
+            rngs=rngs,
+        )
+    )
+
+    def measure(params, batch, keys):
+        logits = bind(params)(batch["x"], keys=keys)
+        return {
+            "loss": cross_entropy(logits, batch["label"], batch["weight"]),
+            "accuracy": accuracy(logits, batch["label"], batch["weight"]),
+        }
+
+    return init, measure
+
+
+@cache
+def make_sgd(name: str = "momentum") -> Optimizer:
+    """Momentum, in which rounding does not grow; Adam would scale that of a tiny gradient up."""
+    return make_optimizer(
+        name=name,
+        learning_rate=0.1,
+        schedule="cosine",
+        clip_norm=1.0,
+        clip_value=0.0,
+        accumulate_steps=1,
+        ema_decay=0.0,
+        steps_per_epoch=4,
+        num_epochs=5,
+    )
+
+
+def frozen() -> Optimizer:
+    """An optimizer that changes nothing and keeps the loss it was told as its state."""
+
+    def update(grads, state, params, *, value):
+        return jax.tree.map(jnp.zeros_like, grads), value
+
+    def init(params):
+        return jnp.zeros(())
+
+    return Optimizer(init, update, lambda *_: 0.0, lambda params, _: params, lambda _: jnp.int32(0))
+
+
+def make_rows(num_rows: int = NUM_ROWS) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {
+        "x": rng.normal(size=(num_rows, STEPS, FEATURES)).astype(np.float32),
+        "label": rng.integers(CLASSES, size=num_rows, dtype=np.int32),
+    }
+
+
+def make_batch(num_rows: int = 10) -> dict[str, np.ndarray]:
+    return make_rows(num_rows) | {"weight": np.ones(num_rows, np.float32)}
+
+
+def new_state(optimizer: Optimizer | None = None, seed: int = 0) -> TrainState:
+    init, _ = classifier()
+    return init_train_state(jax.jit(init)(jax.random.key(seed)), optimizer or make_sgd())
+
+
+@cache
+def jitted_step(dropout_rate: float = 0.3):
+    return jax.jit(make_train_step(classifier(dropout_rate)[1], make_sgd()))
+
+
+@cache
+def make_loop(kind: str, num_devices: int):
+    # 22 rows make batches of 7, 7, 7 and 1: none divides by 2 or 8, and most devices have only
+    # fillers of the last.
+    mesh = make_mesh(num_devices)
+    data = TrainData(make_rows(), 7, drop_remainder=False)
+    return make_it(kind, classifier()[1], make_sgd(), data, mesh), mesh
+
+
+def make_it(kind: str, measure, optimizer, data, mesh, max_skipped: int = 0):
+    return LOOPS[kind](measure, optimizer, data, mesh, max_steps=16, max_skipped=max_skipped)
+
+
+def run(kind: str, num_devices: int, calls=(4, 4, 4), state=None, seed: int = 0):
+    """State and metrics [steps], on the host, after calls of so many steps each, 4 an epoch."""
+    loop, mesh = make_loop(kind, num_devices)
+    state = put(new_state() if state is None else state, mesh, WHOLE)
+    parts = []
+    for num_steps in calls:
+        state, log = loop(state, jax.random.key(seed), num_steps)
+        assert not np.any(log.skipped)
+        parts.append(jax.tree.map(lambda x, n=num_steps: np.asarray(x)[:n], log.metrics))
+    metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    return jax.device_get(state), metrics
+
+
+def assert_same(actual, expected) -> None:
+    """Bitwise equality of two nests of arrays."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def assert_close(actual, expected, **tolerance) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, **(tolerance or ROUNDING))
+
+
+def test_a_step_is_value_and_grad_and_an_update():
+    _, measure = classifier()
+    batch, key = jax.tree.map(jnp.asarray, make_batch()), jax.random.key(3)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.sgd(optax.cosine_decay_schedule(0.1, 20), 0.9)
+    )
+
+    @jax.jit
+    def by_hand(params, opt_state, step):
+        keys = row_keys(jax.random.fold_in(key, step), 10)
+
+        def mean_loss(params):
+            total, weight = measure(params, batch, keys)["loss"]
+            return total / weight
+
+        loss, grads = jax.value_and_grad(mean_loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    step, state = jitted_step(), new_state()
+    expected = (state.params, optimizer.init(state.params))
+    for number in range(4):
+        assert int(state.step) == number
+        state, (metrics, _) = step(state, batch, key)
+        *expected, loss = by_hand(*expected, number)
+        np.testing.assert_allclose(metrics["loss"].total / 10, loss, **ROUNDING)
+        assert_close(state.params, expected[0])
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_any_number_of_devices_gives_the_same_run(num_devices):
+    state, metrics = run("epoch", 1)
+    wide_state, wide_metrics = run("epoch", num_devices)
+    assert int(state.step) == 12
+    assert_close(wide_metrics, metrics)
+    assert_close(wide_state.params, state.params)
+
+
+def test_every_step_of_an_epoch_is_recorded_and_every_row_weighs_one():
+    _, metrics = run("epoch", 2)
+    for average in metrics.values():
+        assert average.total.shape == (12,)
+        assert average.weight.tolist() == [7.0, 7.0, 7.0, 1.0] * 3
+
+
+@pytest.mark.parametrize(("kind", "num_devices"), [("epoch", 1), ("epoch", 8), ("step", 2)])
+def test_a_loop_reads_every_row_once_an_epoch_and_in_another_order(kind, num_devices):
+    """Row i adds 2**i to the loss, so that each step's loss says which rows it read."""
+    rows = {"power": 2.0 ** np.arange(NUM_ROWS, dtype=np.float32)}
+
+    def measure(params, batch, keys):
+        weight = batch["weight"]
+        loss = jnp.sum(weight * batch["power"]) + 0 * params["w"]
+        return {"loss": Average(loss, jnp.sum(weight))}
+
+    mesh = make_mesh(num_devices)
+    loop = make_it(kind, measure, frozen(), TrainData(rows, 7, drop_remainder=False), mesh)
+    state = put(init_train_state({"w": jnp.zeros(())}, frozen()), mesh, WHOLE)
+    _, log = loop(state, jax.random.key(0), 12)
+    sums = np.asarray(log.metrics["loss"].total, np.int64)[:12].reshape(3, 4)
+    assert np.bitwise_or.reduce(sums, axis=1).tolist() == [2**NUM_ROWS - 1] * 3
+    assert sums.sum(axis=1).tolist() == [2**NUM_ROWS - 1] * 3
+    assert len(np.unique(sums[:, 0])) == 3
+
+
+def test_the_step_loop_gives_the_epoch_loops_numbers():
+    state, metrics = run("epoch", 2)
+    step_state, step_metrics = run("step", 2)
+    assert_close(step_metrics, metrics)
+    assert_close(step_state.params, state.params)
+    assert int(step_state.step) == int(state.step)
+
+
+@pytest.mark.parametrize("kind", ["epoch", "step"])
+def test_going_on_from_numpy_arrays_is_exact(kind):
+    through, metrics = run(kind, 2, calls=(4, 4, 4, 4))
+    half, first = run(kind, 2, calls=(4, 4))
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(half))
+    resumed, second = run(kind, 2, calls=(4, 4), state=half)
+    assert_same(resumed, through)
+    assert_same(jax.tree.map(lambda *xs: np.concatenate(xs), first, second), metrics)
+
+
+@pytest.mark.parametrize(("kind", "num_devices"), [("epoch", 1), ("epoch", 2), ("step", 1)])
+@pytest.mark.parametrize("calls", [(12,), (1, 5, 6), (3, 3, 3, 3), (1,) * 12])
+def test_the_bits_do_not_depend_on_how_steps_are_divided_into_calls(kind, num_devices, calls):
+    assert_same(run(kind, num_devices, calls=calls), run(kind, num_devices))
+
+
+def test_the_same_call_twice_is_bitwise_equal_and_another_seed_is_not():
+    first, again, other = (run("epoch", 8, seed=seed) for seed in (0, 0, 1))
+    assert_same(again, first)
+    assert not np.array_equal(other[1]["loss"].total, first[1]["loss"].total)
+
+
+def test_filler_rows_have_no_influence():
+    step, key, batch = jitted_step(), jax.random.key(0), make_batch()
+
+    def run_with(weight, fill=None):
+        x = batch["x"].copy()
+        if fill is not None:
+            x[weight == 0] = fill
+        return jax.device_get(
+            step(new_state(), batch | {"x": x, "weight": weight.astype(np.float32)}, key)
+        )
+
+    first = np.arange(10) < 7
+    state, log = run_with(first)
+    metrics = log.metrics
+    assert metrics["loss"].weight == metrics["accuracy"].weight == 7
+    assert_same(run_with(first, fill=100.0), (state, log))
+    # The rest of the batch by itself adds what is missing to the sums of all ten.
+    parts = jax.tree.map(np.add, metrics, run_with(~first)[1].metrics)
+    assert_close(parts, run_with(np.ones(10))[1].metrics)
+    # And a batch of fillers alone divides by no zero.
+    state, (metrics, _) = run_with(np.zeros(10))
+    assert metrics["loss"].total == metrics["loss"].weight == 0
+    assert_same(state.params, jax.device_get(new_state().params))
+
+
+def test_a_vmap_over_seeds_is_the_solo_runs():
+    step, batch, seeds = jitted_step(), make_batch(), [0, 1, 2]
+    many_steps = jax.jit(jax.vmap(step, in_axes=(0, None, 0)))
+    states, keys = [new_state(seed=seed) for seed in seeds], list(map(jax.random.key, seeds))
+    together = jax.tree.map(lambda *xs: np.stack(xs), *states)
+    for _ in range(3):
+        together, metrics = many_steps(together, batch, jnp.stack(keys))
+        alone = [step(state, batch, key) for state, key in zip(states, keys, strict=True)]
+        states = [state for state, _ in alone]
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *alone)
+        assert_close((together, metrics), stacked)
+
+
+@pytest.mark.parametrize(("rate", "different"), [(0.0, 1), (0.3, 3)])
+def test_only_dropout_makes_keys_and_steps_differ(rate, different):
+    state, batch, step = new_state(), make_batch(), jitted_step(rate)
+
+    def loss(state, seed):
+        return float(step(state, batch, jax.random.key(seed))[1].metrics["loss"].total)
+
+    assert len({loss(state, seed) for seed in range(3)}) == different
+    steps = (state._replace(step=jnp.array(number, jnp.int32)) for number in range(3))
+    assert len({loss(later, 0) for later in steps}) == different
+
+
+def test_the_optimizer_is_told_the_mean_loss_of_the_whole_batch():
+    weight = np.array([1, 1, 1, 0], np.float32)
+    batch = {"x": np.array([1, 2, 6, 100], np.float32), "weight": weight}
+
+    def measure(params, batch, keys):
+        total = params["w"] * jnp.sum(batch["weight"] * batch["x"])
+        return {"loss": Average(total, jnp.sum(batch["weight"]))}
+
+    mesh, state = make_mesh(2), init_train_state({"w": jnp.ones(())}, frozen())
+    step = sharded(make_train_step(measure, frozen(), AXIS), mesh, (WHOLE, SPLIT, WHOLE))
+    state, _ = jax.jit(step)(put(state, mesh, WHOLE), put(batch, mesh, SPLIT), jax.random.key(0))
+    assert state.opt_state == 3
+
+
+@pytest.mark.parametrize(("kind", "program"), [("epoch", "steps"), ("step", "one_step")])
+def test_a_loop_compiles_once(kind, program, caplog):
+    traces = []
+
+    def measure(params, batch, keys):
+        traces.append(None)
+        return {"loss": Average(params["w"] * jnp.sum(batch["x"]), jnp.sum(batch["weight"]))}
+
+    mesh = make_mesh(2)
+    data = TrainData({"x": np.ones(22, np.float32)}, 7, drop_remainder=False)
+    loop = make_it(kind, measure, make_sgd(), data, mesh)
+    state = put(init_train_state({"w": jnp.ones(())}, make_sgd()), mesh, WHOLE)
+    counts = []
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for epoch in range(3):
+            state, _ = loop(state, jax.random.key(epoch), 1 + epoch)
+            counts.append(len(traces))
+    compiled = [m for m in caplog.messages if f"Finished XLA compilation of jit({program})" in m]
+    assert len(compiled) == 1, caplog.messages
+    assert counts[0] == counts[-1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 10, 11])
+def test_a_gradient_in_parts_is_that_of_the_whole_batch(size):
+    """Dropout too, whose keys belong to the rows; of 10 rows parts of 5 stand in for 3 and 4."""
+    init, measure = classifier()
+    params = jax.jit(init)(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, make_batch(10))
+    batch["weight"] = jnp.arange(10.0)
+    keys = row_keys(jax.random.key(1), 10)
+    seen = []
+
+    def watched(params, batch, keys):
+        seen.append(num_rows(batch))
+        return measure(params, batch, keys)
+
+    whole, parts = (
+        jax.jit(make_gradient(watched, n))(params, batch, jnp.int32(0), keys) for n in (0, size)
+    )
+    assert relative_error(parts, whole) < 1e-6  # other orders of float32 sums
+    assert set(seen) == {10, {3: 5, 4: 5, 11: 10}.get(size, size)}
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(7, 3), (22, 1), (1, 22)])
+def test_steps_per_epoch_of_dropped_remainders(batch_size, steps):
+    assert TrainData(make_rows(), batch_size, drop_remainder=True).steps_per_epoch == steps
