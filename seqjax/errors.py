@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a person can mend. Imports nothing of seqjax."""
+"""The one exception for mistakes that a person can mend, and text made fit for one line."""
 
 import difflib
 import unicodedata

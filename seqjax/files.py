@@ -1,4 +1,4 @@
-"""Files: read within bounds, written whole or not at all, known by digests. Imports: errors."""
+"""Files: read within bounds, written whole or not at all, known by digests."""
 
 import contextlib
 import hashlib

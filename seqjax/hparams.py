@@ -1,4 +1,6 @@
-"""Specs: `name` or `name(option=value)` in a config's string, as in `lstm(forget_bias=1.0)`.
+"""Hyper-parameters from a config's strings, and numbers that a compiled program takes as arguments.
+
+A spec is `name` or `name(option=value)`, as in `lstm(forget_bias=1.0)`.
 
 Cells, initialisers, optimizers and schedules are all chosen so. A spec carries its own options, so
 no config holds a field that the chosen thing does not read.

@@ -1,7 +1,4 @@
-"""Losses as (sum, weight), so that padding and filler rows weigh nothing.
-
-Imports: metrics, traced.
-"""
+"""Losses as (sum, weight), so that padding and filler rows weigh nothing."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Metrics as sums and weights until the very end. Imports: argmax, array_types.
+"""Metrics as sums and weights until the very end.
 
 An `Average` may be added over steps, devices and members of a sweep; `summarize` divides once.
 """

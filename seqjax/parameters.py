@@ -1,4 +1,4 @@
-"""Parameter counts, without allocating one parameter. Imports: array_types."""
+"""Parameter counts, without allocating one parameter, and the memory that there is for them."""
 
 import math
 import os

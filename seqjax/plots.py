@@ -1,6 +1,6 @@
-"""Pictures of runs and predictions, as PNG files. Imports: plain_text.
+"""Pictures of runs and predictions, as PNG files.
 
-This file and `sweep_pictures` know matplotlib, which they import only when something is drawn.
+Matplotlib is imported here and in `sweeps/plots.py` alone, and only when something is drawn.
 """
 
 import warnings

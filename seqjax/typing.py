@@ -1,4 +1,4 @@
-"""The legend of dimensions, and names for the arrays that cross module boundaries.
+"""Dimensions, the arrays that cross module boundaries, and the reserved token ids.
 
     B batch          T time             S source time     I input size
     H hidden size    G gates x H        E embedding size  V vocabulary size

@@ -1,4 +1,4 @@
-"""Weights and data of a workload, the same in every process. Imports: data.pairs, special_ids.
+"""Weights and data of a workload, the same in every process.
 
 All in NumPy: a peer's process loads nothing of JAX for them.
 """

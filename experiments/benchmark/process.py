@@ -1,4 +1,4 @@
-"""A worker's process, from the outside. Imports: workloads."""
+"""A worker's process, from the outside."""
 
 import json
 import os

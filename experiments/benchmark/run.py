@@ -1,4 +1,4 @@
-"""Measures peers side by side, in turns. Imports: workloads, peers, process, errors.
+"""Measures peers side by side, in turns.
 
 Every peer has a process of its own, alive all through and idle when it is not its turn. Rounds are
 interleaved, each peer once in every round, so that a machine which slows down slows all of them.

@@ -1,4 +1,4 @@
-"""How time and memory of a gradient grow with its sizes, for each backend. Imports: backends.
+"""How time and memory of a gradient grow with its sizes, for each backend.
 
 One LSTM, its last output, the gradient of every weight; all but one size stay as in `BASE`.
 """

@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table, a file and a picture. Imports: run, pictures, files."""
+"""What a benchmark found, as a table, a file and a picture."""
 
 import datetime
 import os

@@ -2,7 +2,7 @@
 
 The first answer tells of the peer and its first step; then `{"steps": n}` is answered by
 `{"seconds": s}` and `{"stop": true}` by the process's peak memory. Whatever libraries print goes to
-the standard error. Imports: peers, inputs, workloads.
+the standard error.
 """
 
 import hashlib

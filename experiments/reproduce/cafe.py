@@ -1,4 +1,4 @@
-"""R0's chatbot of a cafe: what its figures are, and why ours are not those. Imports: measure.
+"""R0's chatbot of a cafe: what its figures are, and why ours are not those.
 
 Its corpus was not published: ours has other and longer answers, of which `faithful` takes as many.
 How much of a batch is padding decides the tutorial's loss and accuracy, which count it. Of the

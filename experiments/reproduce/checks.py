@@ -1,4 +1,4 @@
-"""Checks of what the tutorials' weaknesses are about, each run on real models. Imports: measure."""
+"""Checks of what the tutorials' weaknesses are about, each run on real models."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One line of the ledger: what was printed, how ours is measured and judged. Imports: verdict."""
+"""One line of the ledger: what was printed, how ours is measured and judged."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What single layers return, and how many parameters they have. Imports: layers, stack, measure.
+"""What single layers return, and how many parameters they have.
 
 Numbers that come from weights and inputs drawn without a seed can be compared only by their size,
 their root mean square, with ours over many draws.

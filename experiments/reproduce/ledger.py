@@ -1,4 +1,4 @@
-"""The whole ledger: which figures, judged in what order. Imports: figures, figure, trials."""
+"""The whole ledger: which figures, judged in what order."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ours of a figure: from configs, models, results, records and replies. Imports: trials.
+"""Ours of a figure: from configs, models, results, records and replies.
 
 Each function gives a `Measure`: what finds our values in a study.
 """

@@ -1,4 +1,4 @@
-"""The ledger as a table, Markdown, JSON and a page of plots. Imports: ledger, pictures, files."""
+"""The ledger as a table, Markdown, JSON and a page of plots."""
 
 import html
 import math

@@ -1,5 +1,5 @@
 """The runs that the ledger reads, trained when they are first asked for: all seeds of a config by
-one program. Imports: chunks, fit, group, sweep_tables, tasks.
+one program.
 
 Everything is computed from finished run directories, `NAME-VARIANT/seed-N`; what is there is never
 trained again.

@@ -1,4 +1,4 @@
-"""Rows of arrays into batches of one static shape. Imports: errors, buckets.
+"""Rows of arrays into batches of one static shape.
 
 Nothing is dropped and nothing counted twice: a last batch is filled up with rows of weight 0.
 """

@@ -1,4 +1,4 @@
-"""Image-classification sets of TensorFlow Datasets (TFDS) as NumPy arrays. Imports: errors."""
+"""Images as NumPy arrays: the MNIST that ships, and sets of TensorFlow Datasets (TFDS)."""
 
 import contextlib
 import difflib

@@ -1,4 +1,4 @@
-"""Korean morphemes, from analysers that are extras. Imports: errors.
+"""Korean morphemes, from analysers that are extras.
 
 A morpheme that begins a word begins with a blank, so that the text's spaces can be given back.
 """

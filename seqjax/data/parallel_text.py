@@ -1,4 +1,4 @@
-"""Text pairs with labels, no source in two parts. Imports: errors, batches, pairs."""
+"""Parallel text from files: pairs, their labels, and splits that share no source text."""
 
 import codecs
 import csv

@@ -1,4 +1,4 @@
-"""Lines of a text that ships with the package or that belongs to the user."""
+"""Texts that ship with the package or belong to the user: lines, words, and tagged sentences."""
 
 import codecs
 import re

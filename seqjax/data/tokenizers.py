@@ -1,4 +1,4 @@
-"""How text falls into pieces, by a spec: the kinds of vocabulary. Imports: errors, morphemes.
+"""How text falls into pieces, by a spec: the kinds of vocabulary.
 
 A piece that begins a word begins with its blank, so that joining is plain concatenation and gives
 the spaces back. `words`, `whitespace` and `characters` need no such mark.

@@ -1,4 +1,4 @@
-"""Vocabularies: text to ids and back. Imports: errors, metrics, pieces, spec, special_ids."""
+"""Vocabularies: text to ids and back."""
 
 import hashlib
 import json

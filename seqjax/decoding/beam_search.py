@@ -1,4 +1,4 @@
-"""Beam search over any `decode_step`. Imports: constraints.
+"""Beam search over any `decode_step`.
 
 At each step the K best extensions of all live hypotheses survive. Those that end move to a pool of
 their own, where no live one can push them out; the others are extended, and the beam is K wide

@@ -1,4 +1,4 @@
-"""What may be emitted next, for every decoder alike. Imports: special_ids, errors.
+"""What may be emitted next, for every decoder alike.
 
 Rows here are whatever is decoded side by side: `R = B`, or `R = B * K` for a beam of width K.
 """

@@ -1,4 +1,4 @@
-"""Greedy decoding and sampling over any `decode_step`. Imports: constraints. See also `beam`.
+"""Greedy decoding and sampling over any `decode_step`.
 
 Each is one `jax.lax.while_loop` over the whole batch, which ends when every row has ended or at the
 bound; call it inside `jax.jit`, with parameters as arguments. The first input is the start symbol.

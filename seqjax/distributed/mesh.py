@@ -1,9 +1,8 @@
-"""Devices as one mesh over which batches are split. Imports: errors, packing, processes,
-dropout, data.batches.
+"""Devices as one mesh over which batches are split.
 
 The program that runs on two CPU cores is the one that runs on eight accelerators: the batch's rows
 are divided among the devices by `jax.shard_map`, and sums go over all of them. On a CPU each core
-is a device, if `jax_num_cpu_devices` was set before JAX started (`launch` does).
+is a device, if `jax_num_cpu_devices` was set before JAX started (`cli.start_jax` does).
 """
 
 from collections.abc import Callable

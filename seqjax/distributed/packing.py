@@ -1,4 +1,4 @@
-"""A nest of arrays as one array of bytes. Imports: parameters.
+"""A nest of arrays as one array of bytes.
 
 Orbax takes longer over many small arrays than over one: twice as long, of a few layers.
 """

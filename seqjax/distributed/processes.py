@@ -1,4 +1,4 @@
-"""Processes that train one run together, on one machine or on many. Imports: errors.
+"""Processes that train one run together, on one machine or on many.
 
 Every process runs the same program. Process 0 alone reads and writes the run's directory and
 prints; what it has read there, and what it decides by a clock, the others are told, so that only

@@ -1,4 +1,4 @@
-"""When not to answer: how sure a reply is, calibrated on held-out questions. Imports: nearest.
+"""When not to answer: how sure a reply is, calibrated on held-out questions.
 
 Two things speak for a reply: that the model finds it probable, and that the question resembles one
 it was trained on. A logistic regression weighs them; a network alone is sure of nonsense too.

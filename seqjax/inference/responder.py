@@ -1,7 +1,6 @@
 """Replies to single texts, with how sure they are: what chat, page and reports share.
 
-Imports: abstain, decode, beam, nearest, text_pairs. Every function is compiled once a run: texts
-are padded to the longest training text.
+Every function is compiled once a run: texts are padded to the longest training text.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""A sequence to one class: MNIST read row by row, the next character of a word."""
+"""A sequence to one class (MNIST read row by row, the last letter of a word), or to tags."""
 
 from typing import Any
 

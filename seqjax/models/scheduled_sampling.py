@@ -1,7 +1,7 @@
 """Scheduled sampling: a decoder that trains on some of its own words (Bengio et al., 2015).
 
 Each input token is, with a probability that may grow over training, replaced by one drawn from the
-model's own distribution at the step before. Imports: dropout, spec, models.
+model's own distribution at the step before.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""A Seq2Seq between texts: a vocabulary on either side, the model between them, its replies.
-
-Imports: data, layers, models, decode, beam, scheduled_sampling.
-"""
+"""A Seq2Seq between texts: a vocabulary on either side, the model between them, its replies."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Attention over a masked memory: dot, general and additive scores. Imports: layers.
+"""Attention over a masked memory: dot, general and additive scores.
 
 Luong et al. (2015) for dot and general, Bahdanau et al. (2015) for additive. Masked positions get
 no weight at all; a row whose memory is all padding gets a context of zeros.

@@ -1,7 +1,4 @@
-"""The ways to run a cell over time, by name: equal results, other speed and memory.
-
-Imports: unroll, fused, cudnn.
-"""
+"""The ways to run a cell over time, by name: equal results, other speed and memory."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""LSTMs on NVIDIA's cuDNN, behind `unroll`'s signature. Imports: cells, errors.
+"""LSTMs on NVIDIA's cuDNN, behind `unroll`'s signature.
 
 cuDNN knows rows of lengths 1 to T that start at the first step. Every mask is brought to that form:
 a row's real steps, in the order in which they are to be read, are moved to its front and their

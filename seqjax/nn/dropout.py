@@ -1,4 +1,4 @@
-"""Dropout as a function of explicit keys, one a row. Imports: array_types, traced.
+"""Dropout as a function of explicit keys, one a row.
 
 `keys=None` evaluates. With a key of its own, a row is dropped alike whatever its batch mates, its
 padding and the device it lies on.

@@ -1,4 +1,4 @@
-"""The fast `unroll`, with a backward pass of its own. Imports: cell, errors, unroll.
+"""The fast `unroll`, with a backward pass of its own.
 
 Differentiating `jax.lax.scan` adds to the gradient of every weight at each step. Here a step keeps
 the state that it read and its pre-activations; the scan backwards carries the cotangent of the

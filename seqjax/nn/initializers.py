@@ -1,4 +1,4 @@
-"""Initialisers by their field names, for kernels, biases and embeddings. Imports: spec.
+"""Initialisers by their field names, for kernels, biases and embeddings.
 
 A config names one as a spec: `glorot_uniform`, `normal(1)`, `uniform(0.05)`, `zeros`.
 """

@@ -1,4 +1,4 @@
-"""Flax NNX containers around cells. Imports: cells, backends, dropout, initializers.
+"""Flax NNX containers around cells.
 
 NNX holds parameters and nothing else: every transform is `jax.*`, and parameters leave as a nested
 dict (`functional`). Layers are batch-major, `[B, T, ...]`, with Keras' words and their meaning.

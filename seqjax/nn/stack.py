@@ -1,4 +1,4 @@
-"""Layers on top of each other, with dropout between them. Imports: layers."""
+"""Layers on top of each other, with dropout between them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

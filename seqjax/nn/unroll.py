@@ -1,4 +1,4 @@
-"""Cells over time: the only owner of `jax.lax.scan` over the time axis. Imports: cells.
+"""Cells over time: the only owner of `jax.lax.scan` over the time axis.
 
 Everything here is time-major, `[T, B, ...]`. A mask freezes the state: where it is False the state
 does not move and the output is zero, so padding can never leak, a row of length zero keeps its

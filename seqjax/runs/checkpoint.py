@@ -1,4 +1,4 @@
-"""Checkpoints of a run, through Orbax. Imports: errors, files, packing.
+"""Checkpoints of a run, through Orbax.
 
 Each one is whole: the arrays, and beside them all that belongs to them, as a JSON object ("facts").
 So one alone is all that resuming needs. Orbax checks no sums; here every checkpoint carries the

@@ -1,5 +1,4 @@
-"""What a run may not change while it goes on: its config, its data, its devices. Imports: files,
-processes.
+"""What a run may not change while it goes on: its config, its data, its devices.
 
 Two runs of the same identity end with the same bits, so a run is resumed, and a checkpoint used,
 only where the identities agree.

@@ -1,7 +1,4 @@
-"""SIGTERM and SIGINT while a run trains: save, then exit; at once where nothing would be lost.
-
-Imports: plain_text.
-"""
+"""SIGTERM and SIGINT while a run trains: save, then exit; at once where nothing would be lost."""
 
 import os
 import signal

@@ -1,5 +1,4 @@
-"""The weights of a run as one safetensors file, with all that belongs to them. Imports: files,
-fingerprint, parameters, progress, run_directory, setup, text_pairs.
+"""The weights of a run as one safetensors file, with all that belongs to them.
 
 The header holds the config, the text of what was fitted, and SHA-256 digests, of which one covers
 everything. They tell damage, not who wrote a file: what is read here may be anybody's.

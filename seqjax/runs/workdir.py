@@ -1,6 +1,4 @@
-"""The directory of one run: who works in it, and whose run it holds. Imports: checkpoint, config,
-fingerprint, files.
-"""
+"""The directory of one run: who works in it, and whose run it holds."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Runs given away and taken in, as one weights file. Imports: fit, tasks, weights."""
+"""Runs given away and taken in, as one weights file."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A finished run, ready to be talked to. Imports: config, fit, respond, tasks."""
+"""A finished run, ready to be talked to."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Trained runs as a page on this machine: chat, translation, digits.
 
-Imports: load_run, fit, tasks. The one file that knows gradio, which it imports only when a page is
-made. What a tab does is a plain function of what a person wrote or drew.
+This is the one file that imports gradio, and only when a page is made. What a tab does is a plain
+function of what a person wrote or drew.
 """
 
 import html

@@ -1,4 +1,4 @@
-"""A conversation with a trained run: lines in, replies out. Imports: errors, respond.
+"""A conversation with a trained run: lines in, replies out.
 
 A line that begins with a colon is a command, which sets how the lines after it are answered; every
 other line is a question.

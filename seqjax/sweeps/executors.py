@@ -4,7 +4,6 @@ An executor takes chunks and yields each when it has ended: all of its trials, o
 that epoch. All of them end in the same runs to the last bit. A worker that dies costs a minute of
 training at most: its chunk goes on from the group's checkpoint, twice; then its trials fail, with
 the reason, and the others go on. After a signal all save and end, and `Stopped` is raised.
-Imports: chunks, ray_tasks, worker.
 """
 
 import json

@@ -1,7 +1,7 @@
 """A group of trials, trained together from their first epoch, or their last checkpoint, on.
 
 The group's directory holds what resuming needs: checkpoints of all members, and what the task
-fitted to the training data, which all share. Imports: members, fit, trial.
+fitted to the training data, which all share.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A sweep whose trials Optuna proposes, a batch at a time. Imports: sweep.
+"""A sweep whose trials Optuna proposes, a batch at a time.
 
 Optuna's samplers propose, and one program trains a batch of proposals. Several machines, each with
 a directory of its own, may share a study by its storage.

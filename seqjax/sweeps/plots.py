@@ -1,4 +1,4 @@
-"""Pictures of sweeps: what trials differ in, and what came of it. Imports: pictures."""
+"""Pictures of sweeps: what trials differ in, and what came of it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ray, which trains chunks of a sweep on any machines. Imports: chunks, worker."""
+"""Ray, which trains chunks of a sweep on any machines."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind at its end. Imports: outcomes, sweep_files, sweep_pictures."""
+"""The tables of a sweep on the terminal, and the files that it leaves behind at its end."""
 
 import math
 import time

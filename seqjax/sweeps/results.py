@@ -1,4 +1,4 @@
-"""What came of a sweep's trials, and which of them is the best. Imports: trial, report.
+"""Results of a sweep's trials, which of them is the best, and the files that hold them.
 
 Trials are compared by what their config monitors, at their best epoch; never by a test split.
 """

@@ -1,4 +1,4 @@
-"""The trials of a sweep as changes to a config. Imports: config, errors.
+"""The trials of a sweep as changes to a config.
 
 A sweep is a list of changes, each a dict from a field's path, such as "optim.learning_rate", to its
 value. What is made here is combined by `product`:

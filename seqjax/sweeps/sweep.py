@@ -1,5 +1,4 @@
-"""A sweep: its trials, trained by group, resumed, thinned out, compared. Imports: chunks,
-search_space, sweep_report.
+"""A sweep: its trials, trained by group, resumed, thinned out, compared.
 
 Its directory holds `sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`,
 what resuming needs, until all trials have ended; and at the end the report.

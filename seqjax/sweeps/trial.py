@@ -1,4 +1,4 @@
-"""A trial of a sweep: a config, and the run directory that it ends in. Imports: fit, weights.
+"""A trial of a sweep: a config, and the run directory that it ends in.
 
 The directory appears at once, when the trial has ended: with its best weights, config, records and
 result, as an imported run has them (`experiments.evaluate` and `chat` take it), or with the reason

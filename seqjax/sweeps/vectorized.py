@@ -2,8 +2,7 @@
 
 The members of a group have a seed each and may have numbers of their own (`TRACED_FIELDS`); all
 else is one config. Devices share the members out and each takes its own one after the other, as the
-single run on one device would: no member's numbers depend on the others. Imports: config, evaluate,
-loops, setup, traced.
+single run on one device would: no member's numbers depend on the others.
 """
 
 import json

@@ -1,7 +1,6 @@
-"""What trains chunks of a sweep, in this process or in one that was started for it.
+"""Chunks of a sweep, and what trains them: this process, or one that was started for it.
 
 python -m seqjax.sweeps.workers NUMBER is such a process; NUMBER is its pipe's file descriptor.
-Imports: chunks, launch.
 """
 
 import hashlib

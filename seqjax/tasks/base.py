@@ -1,6 +1,6 @@
-"""What a task is: data, model, loss and what to show a person. Imports: array_types, metrics.
+"""What a task is: data, model, loss and what to show a person.
 
-`train.fit` knows this and no task; a task knows nothing of optimizers, devices or files.
+`training` knows this and no task; a task knows nothing of optimizers, devices or checkpoints.
 """
 
 import inspect

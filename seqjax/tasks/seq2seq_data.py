@@ -1,7 +1,4 @@
-"""Text pairs as a config describes them: the data by split and the model between the texts.
-
-Imports: data.corpus, data.vocabulary, task, text_metrics, text_model.
-"""
+"""Text pairs as a config describes them: the data by split and the model between the texts."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

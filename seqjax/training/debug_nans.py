@@ -1,4 +1,4 @@
-"""Why a step was given up: which number of it was none first. Imports: train, loops, mesh."""
+"""Why a step was given up: which number of it was none first."""
 
 import traceback
 from pathlib import Path

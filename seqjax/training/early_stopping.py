@@ -1,6 +1,6 @@
-"""Where a run stands: which evaluation was best, when to stop, how far to go. Imports: task.
+"""Where a run stands: which evaluation was best, when to stop, how far to go.
 
-The counterpart of `train`, on the host.
+All of it is computed on the host.
 """
 
 from collections.abc import Mapping

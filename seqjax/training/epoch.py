@@ -1,4 +1,4 @@
-"""The loops that run train steps: an epoch as one program, or a step. Imports: train, data."""
+"""The loops that run train steps: an epoch as one program, or a step."""
 
 from collections.abc import Callable
 from functools import partial, wraps

@@ -1,4 +1,4 @@
-"""Metrics and predictions over whole splits. Imports: metrics, mesh, data.batches."""
+"""Metrics and predictions over whole splits."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

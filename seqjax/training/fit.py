@@ -1,4 +1,4 @@
-"""A whole run: begun or resumed, trained, evaluated. Imports: everything above; knows no task."""
+"""A whole run: begun or resumed, trained, evaluated."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a run tells: lines on the terminal, metrics.jsonl, TensorBoard. Imports: files.
+"""What a run tells: lines on the terminal, metrics.jsonl, TensorBoard.
 
 A record is `{"epoch": 3, "step": 324, "learning_rate": ..., "train": {...}, "valid": {...}}` with
 the metrics of each split that was measured. Times are shown, never recorded: a resumed run's

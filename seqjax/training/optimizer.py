@@ -1,4 +1,4 @@
-"""The optimizer and its schedule from a config's `optim` section. Imports: spec, traced.
+"""The optimizer and its schedule from a config's `optim` section.
 
 Everything is optax; written here are only two things that it lacks: Keras' place of Adam's epsilon,
 and a running mean of the parameters that rides along in the optimizer's state.

@@ -1,4 +1,4 @@
-"""A run's parts, from a task and a config. Imports: evaluate, optim, progress, train."""
+"""A run's parts, from a task and a config."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The train step. Imports: metrics, optim, mesh, data. See also `loops`.
+"""The train step; `epoch` loops over it.
 
 The step is built, not decorated: the same pure function is looped over an epoch, sharded over
 devices, vmapped over seeds. Keys are folded from the step's number, so resuming is exact for free.

@@ -1,4 +1,4 @@
-"""The one training loop of a run. Imports: checkpoint, diagnose, progress, report, setup.
+"""The one training loop of a run.
 
 Steps are made a call of the compiled program at a time. Between two calls, wherever in an epoch,
 a run may be saved and stopped; the numbers do not depend on where the calls end.

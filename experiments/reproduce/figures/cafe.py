@@ -1,4 +1,4 @@
-"""R0's chatbot of a cafe, line by line. Imports: cafe, measure."""
+"""R0's chatbot of a cafe, line by line."""
 
 from experiments.reproduce import cafe
 from experiments.reproduce.cafe import DEFAULT, EPOCHS, FAITHFUL, SHAPES

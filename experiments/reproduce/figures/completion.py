@@ -1,4 +1,4 @@
-"""R3's second model: the last letter of a word. Imports: measure."""
+"""R3's second model: the last letter of a word."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""R3's first model: MNIST, one row of pixels a step. Imports: measure."""
+"""R3's first model: MNIST, one row of pixels a step."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""R4: five sentences into Korean, letter by letter. Imports: measure."""
+"""R4: five sentences into Korean, letter by letter."""
 
 from experiments.reproduce.figure import Measure, lines_of
 from experiments.reproduce.measure import final, lints, one, settings, sizes

@@ -1,4 +1,4 @@
-"""R2's taggers of subject, verb and object. Imports: measure.
+"""R2's taggers of subject, verb and object.
 
 The default column is `converged`: the same models at the rate of 0.1, which the tutorial defines
 and never uses.

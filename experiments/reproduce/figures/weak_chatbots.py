@@ -1,7 +1,4 @@
-"""R5, R0 and R1: the chatbots' weaknesses, shown in `faithful` where they can be, and mended.
-
-Imports: checks, measure.
-"""
+"""R5, R0 and R1: the chatbots' weaknesses, shown in `faithful` where they can be, and mended."""
 
 from operator import gt, lt
 from typing import Any

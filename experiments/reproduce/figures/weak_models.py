@@ -1,7 +1,4 @@
-"""R5, R2 to R4: the small models' weaknesses, shown in `faithful` where they can be, and mended.
-
-Imports: checks, measure.
-"""
+"""R5, R2 to R4: the small models' weaknesses, shown in `faithful` where they can be, and mended."""
 
 from operator import gt, ne
 

@@ -1,4 +1,4 @@
-"""R1's chatbot of general knowledge; of its training nothing was printed. Imports: measure."""
+"""R1's chatbot of general knowledge; of its training nothing was printed."""
 
 from experiments.reproduce.figure import Explanation, lines_of
 from experiments.reproduce.layers import count

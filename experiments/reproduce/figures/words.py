@@ -1,4 +1,4 @@
-"""R3's third model: six words into Korean, letter by letter. Imports: measure."""
+"""R3's third model: six words into Korean, letter by letter."""
 
 from experiments.reproduce.figure import Figure, lines_of
 from experiments.reproduce.measure import (
