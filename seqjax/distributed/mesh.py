@@ -13,14 +13,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from seqjax.data.batching import num_rows
 from seqjax.distributed.packing import pack, unpack
 from seqjax.distributed.processes import gather_array, num_processes
 from seqjax.errors import UserError
-from seqjax.nn.dropout import row_keys
-from seqjax.typing import Batch, RowKeys
 
 AXIS = "data"  # the mesh axis over which a batch is split
 WHOLE, SPLIT = P(), P(AXIS)  # the same on every device; rows divided among the devices
@@ -103,9 +100,3 @@ def own_part(x: Array, num_devices: int, axis: str | None) -> Array:
         return x
     size = x.shape[0] // num_devices
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size)
-
-
-def batch_keys(key: Key[Array, ""], batch: Batch, axis: str | None) -> RowKeys:
-    """A key for each of this device's rows, told apart by their places in the whole batch."""
-    rows = num_rows(batch)
-    return row_keys(key, rows, 0 if axis is None else jax.lax.axis_index(axis) * rows)

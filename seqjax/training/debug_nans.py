@@ -10,10 +10,9 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from seqjax.data.batching import take_rows
-from seqjax.distributed.mesh import batch_keys
 from seqjax.parameters import named_arrays
 from seqjax.training.epoch import TrainData
-from seqjax.training.train_step import Measure, TrainState, make_objective
+from seqjax.training.train_step import Measure, TrainState, batch_keys, make_objective
 
 
 def diagnose(

@@ -14,8 +14,9 @@ from jaxtyping import Array, Int, Key
 
 from seqjax.data.batching import num_rows
 from seqjax.data.bucketing import Buckets
-from seqjax.distributed.mesh import batch_keys, total
+from seqjax.distributed.mesh import total
 from seqjax.metrics import Metrics
+from seqjax.nn.dropout import row_keys
 from seqjax.training.optimizer import Optimizer
 from seqjax.typing import Batch, Params, RowKeys
 
@@ -40,6 +41,12 @@ class StepLog(NamedTuple):
 def init_train_state(params: Params, optimizer: Optimizer) -> TrainState:
     """The state before the first step."""
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def batch_keys(key: Key[Array, ""], batch: Batch, axis: str | None) -> RowKeys:
+    """A key for each of this device's rows, indexed by position in the global batch."""
+    rows = num_rows(batch)
+    return row_keys(key, rows, 0 if axis is None else jax.lax.axis_index(axis) * rows)
 
 
 def make_objective(measure: Measure) -> Callable:
