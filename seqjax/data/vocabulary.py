@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, SupportsInt
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -15,7 +14,6 @@ from seqjax.data.tokenizers import KINDS, RESERVED
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_text
 from seqjax.hparams import from_spec
-from seqjax.metrics import Average
 from seqjax.typing import SpecialIds
 
 FORMAT, VERSION = "seqjax vocabulary", 1
@@ -80,10 +78,10 @@ class Vocabulary:
         shown = (self._names[i] if i < len(RESERVED) else self._show(i) for i in map(int, ids))
         return list(shown)
 
-    def oov_rate(self, texts: Iterable[str]) -> Average:
-        """How many of the texts' pieces are unknown, of how many."""
+    def count_unknown(self, texts: Iterable[str]) -> tuple[int, int]:
+        """(how many of the texts' pieces are unknown, how many pieces there are)."""
         ids = [i for text in texts for i in self._lookup(text)]
-        return Average(jnp.asarray(ids.count(self.unk_id)), jnp.asarray(len(ids)))
+        return ids.count(self.unk_id), len(ids)
 
     def save(self, path: Path) -> None:
         """Writes the vocabulary as JSON, whole or not at all."""

@@ -96,10 +96,10 @@ def score_replies(pairs: TextPairs, split: str, replies: Replies) -> dict[str, f
         return float(np.mean(right_replies(said, part, pairs.answers)))
 
     said = [text.target.decode(row) for row in replies.tokens]
-    oov = text.source.oov_rate(part.sources)
+    num_unknown, num_pieces = text.source.count_unknown(part.sources)
     scores = text_metrics(said, part.targets) | {
         "finished": float(np.mean(replies.finished)),
-        "oov_rate": float(oov.total / max(oov.weight, 1)),
+        "oov_rate": float(np.float32(num_unknown) / np.float32(max(num_pieces, 1))),
     }
     what = "intent_accuracy" if part.labels else "exact_match"
     scores[what] = right(said)

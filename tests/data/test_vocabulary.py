@@ -17,7 +17,6 @@ from seqjax.data import morphemes, vocabulary
 from seqjax.data.tokenizers import KINDS
 from seqjax.data.vocabulary import Vocabulary, encode_batch, pad
 from seqjax.errors import UserError
-from seqjax.metrics import summarize
 
 TEXTS = [
     "카페에서 커피를 나눴어요.",
@@ -68,7 +67,7 @@ def test_fitted_text_comes_back_exactly(spec: str, texts: list[str]) -> None:
 def test_byte_bpe_knows_every_text(texts: list[str], other: str) -> None:
     vocabulary = fit("byte_bpe(size=300)", texts)
     assert vocabulary.decode(vocabulary.encode(other)) == nfc(other)
-    assert vocabulary.oov_rate([other]).total == 0
+    assert vocabulary.count_unknown([other])[0] == 0
 
 
 @pytest.mark.parametrize("spec", ["whitespace", "okt"])
@@ -194,9 +193,7 @@ def test_words_over_okt_are_its_morphemes() -> None:
 def test_rare_words_and_unseen_words_count_as_unknown() -> None:
     for spec in ("words(num_words=3)", "words(num_words=3, unknown=False)"):
         vocabulary = fit(spec, ["a a a b b c"])
-        rate = vocabulary.oov_rate(["a b c", "d"])
-        assert (int(rate.total), int(rate.weight)) == (2, 4)
-        assert summarize({"oov_rate": rate}) == {"oov_rate": 0.5}
+        assert vocabulary.count_unknown(["a b c", "d"]) == (2, 4)
 
 
 @pytest.mark.parametrize("spec", SPECS)
