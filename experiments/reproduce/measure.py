@@ -15,7 +15,6 @@ import numpy as np
 
 from experiments.reproduce.figure import Explanation, Measure
 from experiments.reproduce.trials import Spec, Study
-from seqjax.inference.responder import Responder
 from seqjax.metrics import argmax
 from seqjax.nn.dropout import row_keys
 from seqjax.parameters import count_parameters, layer_sizes, parameter_shapes
@@ -114,11 +113,12 @@ def given(spec: Spec, question: str) -> Measure:
     def measure(study: Study) -> list[bool]:
         trials = study.trials(spec)
         pairs, found = trials.pairs, []
-        source = pairs.text.encode_sources(pairs.parts["train"].sources)
-        responder = Responder(pairs, trials.params[0])
+        train = pairs.parts["train"]
+        source = pairs.text.encode_sources(train.sources)
+        responder = pairs.responder(trials.params[0])
         for params in trials.params:
             responder.params = params
-            responder.calibrate("train", jax.device_get(trials.reply(params, {"source": source})))
+            responder.calibrate(train, jax.device_get(trials.reply(params, {"source": source})))
             found.append(not responder.answer(question).abstains)
         return found
 

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.data.parallel_text import Part
 from seqjax.decoding.beam_search import beam_search
 from seqjax.decoding.sampling import advance, begin, sample
 from seqjax.errors import UserError
 from seqjax.inference.calibration import Abstention, calibrate, noise_questions
 from seqjax.inference.retrieval import nearest_text
-from seqjax.inference.text_metrics import right_replies
+from seqjax.inference.text_metrics import Answers, right_replies
 from seqjax.models.text_to_text import Replies, TextModel
 from seqjax.nn.dropout import row_keys
-from seqjax.tasks.seq2seq_data import TextPairs
 from seqjax.typing import Params
 
 
@@ -43,18 +43,29 @@ class Attention(NamedTuple):
 
 
 class Responder:
-    """A trained text model that answers. Without an `abstention` it never abstains, and its
-    confidence is the reply's probability."""
+    """A trained text model that answers, and what it was trained on.
 
-    def __init__(self, pairs: TextPairs, params: Params, abstention: Abstention | None = None):
-        if not pairs.text.boundaries:
+    `answers` holds the right replies by intent, for splits with labels. Without an `abstention` it
+    never abstains, and its confidence is the reply's probability.
+    """
+
+    def __init__(
+        self,
+        text: TextModel,
+        train: Part,
+        answers: Answers,
+        params: Params,
+        abstention: Abstention | None = None,
+    ):
+        if not text.boundaries:
             raise UserError(
                 "this run's model has no start and end symbols: it was taught, as in the tutorial, "
                 "but cannot begin an answer; train the default variant"
             )
-        self.pairs, self.params, self.abstention = pairs, params, abstention
-        self._nearest = nearest_text(tuple(pairs.parts["train"].sources))
-        self._run = _Compiled(pairs.text)
+        self.text, self.train, self.answers = text, train, answers
+        self.params, self.abstention = params, abstention
+        self._nearest = nearest_text(tuple(train.sources))
+        self._run = _Compiled(text)
 
     def answer(self, question: str) -> Answer:
         """The reply of the config's decoder."""
@@ -81,7 +92,7 @@ class Responder:
 
     def stream(self, question: str) -> Iterator[str]:
         """The greedy reply as it grows: its text after each token."""
-        text = self.pairs.text
+        text = self.text
         now = self._run.begin(self.params, self._encode([question]))
         for step in range(text.options.max_length):
             now = self._run.advance(self.params, now)
@@ -91,7 +102,7 @@ class Responder:
 
     def explain(self, question: str) -> Attention | None:
         """Where the reply's tokens looked, or None for a model without attention."""
-        text = self.pairs.text
+        text = self.text
         source = self._encode([question])
         tokens = self._run.reply(self.params, source).tokens
         weights = self._run.attention(self.params, source, tokens)
@@ -104,19 +115,18 @@ class Responder:
             text.target.tokens(np.array(tokens[0])[said]),
         )
 
-    def calibrate(self, split: str, replies: Replies) -> Abstention:
-        """Weighs confidence on the replies to a split's sources and to as many of noise.
+    def calibrate(self, part: Part, replies: Replies) -> Abstention:
+        """Weighs confidence on the replies to the part's sources and to as many of noise.
 
         A reply to noise is wrong. Without labels nobody can tell which replies are right, so all
         to real sources count as right: then it tells texts like those from others.
         """
-        part, text = self.pairs.parts[split], self.pairs.text
-        noise = noise_questions(self.pairs.parts["train"].sources, len(part.sources))
+        noise = noise_questions(self.train.sources, len(part.sources))
         noisy = self._run.reply(self.params, self._encode(noise))
-        said = [text.target.decode(row) for row in replies.tokens]
+        said = [self.text.target.decode(row) for row in replies.tokens]
         right = np.ones(len(said), bool)
         if part.labels:
-            right = right_replies(said, part, self.pairs.answers)
+            right = right_replies(said, part, self.answers)
         similar = [self._nearest(source).similarity for source in (*part.sources, *noise)]
         self.abstention = calibrate(
             np.concatenate([replies.scores, noisy.scores]),
@@ -126,7 +136,7 @@ class Responder:
         return self.abstention
 
     def _encode(self, questions: Sequence[str]) -> np.ndarray:
-        return self.pairs.text.encode_sources(questions)
+        return self.text.encode_sources(questions)
 
     def _answer(self, question: str, tokens: Any, score: Any, finished: Any) -> Answer:
         match = self._nearest(question)
@@ -134,8 +144,8 @@ class Responder:
         if self.abstention:
             confidence = self.abstention.confidence(score, match.similarity)
             abstains = confidence < self.abstention.threshold
-        nearest = self.pairs.parts["train"].sources[match.index]
-        text = self.pairs.text.target.decode(np.array(tokens))
+        nearest = self.train.sources[match.index]
+        text = self.text.target.decode(np.array(tokens))
         return Answer(text, score, confidence, abstains, bool(finished), nearest, match.similarity)
 
 

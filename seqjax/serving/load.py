@@ -27,6 +27,5 @@ def load_responder(workdir: Path, abstain: bool = True) -> Responder:
     start_jax(config.train)
     pairs = load_text_pairs(config, workdir)
     params, _ = restore_best(make_setup(task_of_pairs(pairs, config), config), workdir)
-    responder = Responder(pairs, jax.device_get(params))
-    responder.abstention = load_abstention(workdir) if abstain else None
-    return responder
+    abstention = load_abstention(workdir) if abstain else None
+    return pairs.responder(jax.device_get(params), abstention)

@@ -159,7 +159,7 @@ def reply(responder: Responder, question: str, abstain: bool) -> Iterator[list[d
         for text in responder.stream(question):
             yield [_message(text)]
         answer = responder.greedy(question)
-    unsure = UNSURE[language(responder.pairs.parts["train"].targets)]
+    unsure = UNSURE[language(responder.train.targets)]
     title = f"score {answer.score:.2f} nats, confidence {answer.confidence:.2f}"
     details = [
         f"nearest training question, of similarity {answer.similarity:.2f}: {answer.nearest}",

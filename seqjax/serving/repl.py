@@ -43,7 +43,7 @@ class Chat:
 
     def __init__(self, responder: Responder, decoder: str = "greedy", on_terminal: bool = False):
         self.responder, self.on_terminal, self.ended = responder, on_terminal, False
-        self._unsure = UNSURE[language(responder.pairs.parts["train"].targets)]
+        self._unsure = UNSURE[language(responder.train.targets)]
         self._question, self._scores = "", False
         for command in (":sample", ":beam", f":{decoder}"):  # the first two for their defaults
             self._obey(command)
@@ -88,7 +88,7 @@ class Chat:
         """Whether not to answer: never without an abstention, always where no word is known."""
         if self.responder.abstention is None:
             return False
-        text = self.responder.pairs.text
+        text = self.responder.text
         # Word by word, since the blanks between unknown characters are known.
         ids = text.encode_sources(question.split())
         return best.abstains or bool(np.isin(ids, (text.source.pad_id, text.source.unk_id)).all())
@@ -132,7 +132,7 @@ class Chat:
         if not self._question:
             return "nothing was asked yet"
         answer = self.responder.answer(self._question)
-        train = self.responder.pairs.parts["train"]
+        train = self.responder.train
         lines = [
             f"nearest training question, of similarity {answer.similarity:.2f}: {answer.nearest}",
             f"its answer: {train.targets[train.sources.index(answer.nearest)]}",

@@ -11,7 +11,6 @@ import numpy as np
 
 from seqjax.errors import UserError
 from seqjax.inference.calibration import save_abstention
-from seqjax.inference.responder import Responder
 from seqjax.inference.retrieval import nearest_text
 from seqjax.inference.text_metrics import exact_match, right_replies, signatures, text_metrics
 from seqjax.losses import cross_entropy
@@ -132,9 +131,9 @@ def show_pairs(pairs: TextPairs, params, predict: Predict, directory: Path) -> l
 def show_answers(pairs: TextPairs, params, predict: Predict, directory: Path) -> list[str]:
     """Calibrates when to abstain, on the validation texts if there are any; answers what the
     config asks, with scores; draws where attention looked."""
-    responder = Responder(pairs, jax.device_get(params))
+    responder = pairs.responder(jax.device_get(params))
     split = "valid" if "valid" in pairs.parts else "train"
-    abstention = responder.calibrate(split, predict(split))
+    abstention = responder.calibrate(pairs.parts[split], predict(split))
     save_abstention(abstention, directory)
     lines = [f"a chat gives answers of confidence {abstention.threshold:.2f} or more"]
     for question in pairs.ask:

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 from seqjax.data.parallel_text import Part, load_corpus
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
+from seqjax.inference.calibration import Abstention
+from seqjax.inference.responder import Responder
 from seqjax.inference.text_metrics import Answers, answers_by_intent
 from seqjax.models.text_to_text import TextModel
 from seqjax.parameters import check_memory
 from seqjax.tasks.base import model_options
+from seqjax.typing import Params
 
 VOCABULARY, SOURCE_VOCABULARY = "vocabulary.json", "source_vocabulary.json"
 
@@ -30,6 +33,10 @@ class TextPairs(NamedTuple):
         for path, vocabulary in vocabularies.items():
             vocabulary.save(path)
         return list(vocabularies)
+
+    def responder(self, params: Params, abstention: Abstention | None = None) -> Responder:
+        """The model with these parameters, answering single texts."""
+        return Responder(self.text, self.parts["train"], self.answers, params, abstention)
 
 
 def load_text_pairs(config, directory: Path | None = None) -> TextPairs:

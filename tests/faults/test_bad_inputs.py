@@ -254,7 +254,7 @@ def test_directories_that_hold_no_run(name, command, run, monkeypatch, record_pr
 @pytest.fixture(scope="module")
 def responder() -> Responder:
     pairs = make_pairs(attention="dot")
-    return Responder(pairs, random_params(pairs.text), Abstention(0.0, 0.0, 0.0, 0.5))
+    return pairs.responder(random_params(pairs.text), Abstention(0.0, 0.0, 0.0, 0.5))
 
 
 def test_lines_of_a_chat(responder, record_property):

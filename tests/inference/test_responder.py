@@ -81,7 +81,7 @@ def test_answer_is_a_beam_of_one_the_end_of_the_stream_and_a_sample_at_no_temper
 def test_a_beams_replies_differ_and_the_best_come_first(responder):
     replies = responder.beam(STRANGE[0], 4, 3)
     assert len({reply.text for reply in replies}) == len(replies) == 3
-    encode = responder.pairs.text.target.encode
+    encode = responder.text.target.encode
     ranks = [  # Wu et al.'s length penalty; the end is a token too
         reply.score / ((5 + len(encode(reply.text)) + reply.finished) / 6) ** 0.6
         for reply in replies
@@ -93,7 +93,7 @@ def test_fewer_hypotheses_than_asked_for_are_not_made_up():
     pairs = make_pairs(data={"max_target_length": 3, "pairs": (("a", "b"),)})
     params = random_params(pairs.text)
     # Replies of up to two tokens of three words, the ends included: "", "a", "b", "aa", ...
-    replies = Responder(pairs, params).beam("a", 12, 12)
+    replies = pairs.responder(params).beam("a", 12, 12)
     assert 3 <= len(replies) < 12
     assert all(np.isfinite(reply.score) for reply in replies)
 
@@ -118,7 +118,7 @@ def test_attention_is_explained_token_by_token(responder):
 
 def test_without_attention_there_is_nothing_to_explain():
     pairs = make_pairs()
-    assert Responder(pairs, random_params(pairs.text)).explain("abc") is None
+    assert pairs.responder(random_params(pairs.text)).explain("abc") is None
 
 
 def test_noise_is_not_answered(responder):
@@ -128,23 +128,22 @@ def test_noise_is_not_answered(responder):
 
 def test_calibration_counts_wrong_replies_as_wrong(responder):
     """Of two models alike, the one whose replies are said to be wrong gives fewer."""
-    text, part = responder.pairs.text, responder.pairs.parts["train"]
+    text, part = responder.text, responder.train
     found = responder._run.reply(responder.params, text.encode_sources(part.sources))
     found = Replies(*map(np.asarray, found))
-    other = Responder(responder.pairs, responder.params)
-    good = other.calibrate("train", found)
+    other = Responder(text, part, responder.answers, responder.params)
+    good = other.calibrate(part, found)
     assert other.abstention == good == responder.abstention
     wrong = found._replace(tokens=found.tokens[::-1])  # answers of the other intent
-    other.calibrate("train", wrong)
+    other.calibrate(part, wrong)
     assert all(other.answer(question).abstains for question in ASKED)
 
 
 def test_without_labels_texts_are_told_from_noise(responder):
-    parts = {name: part._replace(labels=[]) for name, part in responder.pairs.parts.items()}
-    pairs = responder.pairs._replace(parts=parts, answers={})
-    other = Responder(pairs, responder.params)
-    found = other._run.reply(other.params, pairs.text.encode_sources(ASKED))
-    other.calibrate("train", Replies(*map(np.asarray, found)))
+    part = responder.train._replace(labels=[])
+    other = Responder(responder.text, part, {}, responder.params)
+    found = other._run.reply(other.params, other.text.encode_sources(ASKED))
+    other.calibrate(part, Replies(*map(np.asarray, found)))
     assert not any(other.answer(question).abstains for question in ASKED)
     noise = noise_questions(ASKED, 20)
     assert np.mean([other.answer(question).abstains for question in noise]) > 0.8
@@ -166,7 +165,7 @@ def test_a_model_without_start_and_end_is_refused():
         embed_size=0,
     )
     with pytest.raises(UserError, match="cannot begin an answer; train the default") as caught:
-        Responder(pairs, {})
+        pairs.responder({})
     assert "\n" not in str(caught.value)
 
 

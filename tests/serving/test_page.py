@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import jax
@@ -59,7 +58,7 @@ class Parrot(Responder):
 
     def __init__(self, attention: bool = True, end: str = ""):
         self.attention, self.end = attention, end
-        self.pairs = SimpleNamespace(parts={"train": Part(["polly?"], ["POLLY?"], [])})
+        self.train = Part(["polly?"], ["POLLY?"], [])
 
     def answer(self, question):
         sure = len(question) < 6

@@ -47,7 +47,7 @@ class Fake(Responder):
     """Says how it was asked, is as confident as it is told to be, and explains what it is given."""
 
     def __init__(self, pairs, abstention=None, confidence=0.9, looks=None, reply=None):
-        self.pairs, self.abstention = pairs, abstention
+        self.text, self.train, self.abstention = pairs.text, pairs.parts["train"], abstention
         self.confidence, self.looks, self.reply = confidence, looks, reply
 
     def _said(self, text: str) -> Answer:
@@ -407,7 +407,7 @@ def test_what_was_shown_of_a_reply_stays(spec, data):
 def test_a_model_answers_anything(attention):
     with quick_compile():
         found = make_pairs(attention=attention, decode={"decoder": "beam"})
-        responder = Responder(found, random_params(found.text))
+        responder = found.responder(random_params(found.text))
         lines = ["abc", "cad", "b d", "xyz", "a" * 10_000, "🙂", "가나"]
         whole, growing = (heard(lines, responder, on_terminal=on) for on in (False, True))
         assert whole == growing == heard([":sample 0", *lines], responder)[1:]
