@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from seqjax.distributed.packing import layout, num_bytes, pack, unpack
 from seqjax.errors import UserError
 from seqjax.files import read_json, sha256, write_json
-from seqjax.distributed.packing import layout, num_bytes, pack, unpack
 
 NUM_LATEST = 2  # kept beside the best one
 DIGESTS, ARRAYS, FACTS = "digests.json", "arrays", "facts"

@@ -15,8 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields
-from seqjax.files import sha256
 from seqjax.distributed.processes import num_processes
+from seqjax.files import sha256
 
 # How a run gets to its result, but not what the result is: these may change when it is resumed.
 # What `train.num_devices` comes to, which does change sums in their last bits, is compared itself.

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seqjax.inference.calibration import FILE as ABSTENTION
-from seqjax.typing import Params
 from seqjax.config import as_json
 from seqjax.errors import UserError
 from seqjax.files import sha256, whole_file
-from seqjax.runs.identity import Identity, arrays_digest, differences
+from seqjax.inference.calibration import FILE as ABSTENTION
 from seqjax.parameters import named_arrays, parameter_shapes
-from seqjax.training.early_stopping import Progress
+from seqjax.runs.identity import Identity, arrays_digest, differences
 from seqjax.runs.workdir import CHECKPOINTS, FINGERPRINT
-from seqjax.training.setup import Setup
 from seqjax.tasks.seq2seq_data import SOURCE_VOCABULARY, VOCABULARY
+from seqjax.training.early_stopping import Progress
+from seqjax.training.setup import Setup
+from seqjax.typing import Params
 
 FILE = "weights.safetensors"
 FORMAT, VERSION = "seqjax weights", "1"

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from seqjax.runs.checkpoint import newest_facts, steps_in
 from seqjax.config import differing_fields, load_config, make_config
 from seqjax.errors import UserError
 from seqjax.files import MAX_JSON_MEGABYTES, read_bounded, read_json, write_json
+from seqjax.runs.checkpoint import newest_facts, steps_in
 from seqjax.runs.identity import Identity, is_identity
 
 CONFIG, FINGERPRINT, ENVIRONMENT = "config.json", "fingerprint.json", "environment.json"

@@ -14,9 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqjax.runs.checkpoint import NUM_LATEST, STAMPS, Checkpoints, newest, newest_facts, set_aside_after
-from seqjax.errors import UserError
 from seqjax.distributed.packing import layout, num_bytes, pack, unpack
+from seqjax.errors import UserError
+from seqjax.runs.checkpoint import (
+    NUM_LATEST,
+    STAMPS,
+    Checkpoints,
+    newest,
+    newest_facts,
+    set_aside_after,
+)
 from seqjax.training.train_step import TrainState
 
 FACTS = {"best_epoch": 3, "best_value": 0.1 + 0.2, "logs": [[0.1, 1e-45]], "stopped": False}

@@ -8,24 +8,24 @@ import hypothesis.extra.numpy as hnp
 import jax
 import numpy as np
 import pytest
-from support.commands import assert_one_line, run_command
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import assert_one_line, run_command
 from support.texts import QUESTIONS, run_config
 from support.toys import quick_compile, read_json, tiny_config
 
 import seqjax.plots
 import seqjax.runs.weights
-from seqjax.serving.repl import Chat
 from seqjax.errors import UserError
-from seqjax.serving.export import export_run, import_run
-from seqjax.training.fit import evaluate, fit, restore_best
-from seqjax.serving.load import load_responder
-from seqjax.training.early_stopping import Progress
-from seqjax.runs.workdir import load_run_config
-from seqjax.training.setup import make_setup
-from seqjax.tasks.registry import make_task
 from seqjax.runs.weights import FILE, FITTED, Weights, read_weights, write_weights
+from seqjax.runs.workdir import load_run_config
+from seqjax.serving.export import export_run, import_run
+from seqjax.serving.load import load_responder
+from seqjax.serving.repl import Chat
+from seqjax.tasks.registry import make_task
+from seqjax.training.early_stopping import Progress
+from seqjax.training.fit import evaluate, fit, restore_best
+from seqjax.training.setup import make_setup
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,1 @@
+"""A run's directory: its lock, identity, checkpoints, weights file and signals."""
