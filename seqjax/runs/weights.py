@@ -6,28 +6,23 @@ everything. They tell damage, not who wrote a file: what is read here may be any
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from seqjax.config import as_json
 from seqjax.errors import UserError
-from seqjax.files import sha256, whole_file
-from seqjax.inference.calibration import FILE as ABSTENTION
-from seqjax.parameters import named_arrays, parameter_shapes
-from seqjax.runs.identity import Identity, arrays_digest, differences
+from seqjax.files import whole_file
+from seqjax.parameters import named_arrays
+from seqjax.runs.identity import arrays_digest
 from seqjax.runs.workdir import CHECKPOINTS, FINGERPRINT
-from seqjax.tasks.seq2seq_data import SOURCE_VOCABULARY, VOCABULARY
-from seqjax.training.early_stopping import Progress
-from seqjax.training.setup import Setup
 from seqjax.typing import Params
 
 FILE = "weights.safetensors"
 FORMAT, VERSION = "seqjax weights", "1"
-VOCABULARIES = (VOCABULARY, SOURCE_VOCABULARY)
-FITTED = (*VOCABULARIES, ABSTENTION)  # the only names that a weights file gives to files
+FILE_NAME = re.compile(r"[a-z_]+\.json")  # of a file beside the weights: leads to no other folder
 REMEDY = "get a new copy, or export the run again"
 
 
@@ -35,8 +30,8 @@ class Weights(NamedTuple):
     """The best weights of a run, and what is needed to use them."""
 
     config: dict[str, Any]  # as JSON has it
-    progress: Progress
-    files: dict[str, str]  # the texts of those of FITTED that the run has, by name
+    progress: dict[str, Any]  # how far they are trained, as JSON has it
+    files: dict[str, str]  # the texts of what was fitted to the training data, by file name
     tensors: dict[str, np.ndarray]  # by path, as in "stack.layer_0.weights.bias"
 
 
@@ -45,13 +40,13 @@ def write_weights(path: Path, weights: Weights) -> None:
     from safetensors.numpy import save  # only where weights are exchanged
 
     files = {
-        name: {"sha256": _hex(text.encode()), "text": text} for name, text in weights.files.items()
+        name: {"sha256": text_digest(text), "text": text} for name, text in weights.files.items()
     }
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "config": json.dumps(weights.config),
-        "progress": json.dumps(weights.progress._asdict()),
+        "progress": json.dumps(weights.progress),
         "files": json.dumps(files),
     }
     # safetensors writes an array's memory as it lies there, and of a view what lies beside it.
@@ -87,39 +82,21 @@ def read_weights(path: Path) -> Weights:
         files = json.loads(metadata["files"])
         weights = Weights(
             json.loads(metadata["config"]),
-            Progress(**json.loads(metadata["progress"])),
+            json.loads(metadata["progress"]),
             {name: entry["text"] for name, entry in files.items()},
             tensors,
         )
-        digests = {name: _hex(text.encode()) for name, text in weights.files.items()}
+        digests = {name: text_digest(text) for name, text in weights.files.items()}
         right = {name: entry["sha256"] for name, entry in files.items()} == digests
-        numbers = all(isinstance(x, int | float | None) for x in weights.progress)
+        numbers = all(isinstance(x, int | float | None) for x in weights.progress.values())
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} has a header of another form ({reason}): {REMEDY}") from None
-    if unknown := set(files) - set(FITTED):
-        raise UserError(f"{path} holds a file {min(unknown)!r}, which no run has: {REMEDY}")
+    if strange := [name for name in files if not FILE_NAME.fullmatch(name)]:
+        raise UserError(f"{path} holds a file {min(strange)!r}, which no run has: {REMEDY}")
     if not (right and numbers and isinstance(weights.config, dict)):
         raise UserError(f"{path} has a header that contradicts itself: {REMEDY}")
     return weights
-
-
-def restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
-    """The weights that a run's directory has been given, and how far they are trained.
-
-    Raises UserError unless they are whole, and of the config and the vocabularies there.
-    """
-    path = workdir / FILE
-    weights, config = read_weights(path), as_json(setup.config)
-    if changed := differences(Identity(weights.config, {}), Identity(config, {})):
-        raise UserError(
-            f"{path} is of another config ({'; '.join(changed)}): restore config.json from a copy"
-        )
-    for name in set(weights.files) & set(VOCABULARIES):
-        there = workdir / name
-        if not there.is_file() or sha256(there) != _hex(weights.files[name].encode()):
-            raise UserError(f"{there} is not the one of this run: restore it from a copy")
-    return as_params(path, weights.tensors, parameter_shapes(setup.task.init)), weights.progress
 
 
 def as_params(path: Path, tensors: dict[str, np.ndarray], shapes: Params) -> Params:
@@ -148,5 +125,6 @@ def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
     return arrays_digest(tensors, json.dumps(metadata, sort_keys=True).encode())
 
 
-def _hex(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, as its file in UTF-8 has it."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -13,20 +13,21 @@ from seqjax.cli import start_jax
 from seqjax.config import as_json, make_config
 from seqjax.errors import UserError
 from seqjax.files import MAX_JSON_MEGABYTES, read_bounded, sha256, write_json
+from seqjax.inference.calibration import FILE as ABSTENTION
 from seqjax.parameters import named_arrays, parameter_shapes
 from seqjax.runs.identity import Identity, differences
 from seqjax.runs.signals import say
 from seqjax.runs.weights import (
-    ABSTENTION,
     FILE,
-    FITTED,
     Weights,
     as_params,
     read_weights,
     write_weights,
 )
 from seqjax.runs.workdir import CONFIG, load_run_config
+from seqjax.tasks.base import fitted_files
 from seqjax.tasks.registry import make_task
+from seqjax.training.early_stopping import read_progress
 from seqjax.training.fit import restore_best
 from seqjax.training.setup import make_setup
 
@@ -45,8 +46,11 @@ def export_run(workdir: Path, output: Path) -> None:
     start_jax(config.train)
     setup = make_setup(make_task(config, workdir), config)
     params, progress = restore_best(setup, workdir)
-    files = {name: _text(workdir / name) for name in FITTED if (workdir / name).exists()}
-    weights = Weights(as_json(config), progress, files, dict(named_arrays(params)))
+    files = fitted_files(setup.task)
+    if (workdir / ABSTENTION).exists():
+        files[ABSTENTION] = _text(workdir / ABSTENTION)
+    tensors = dict(named_arrays(params))
+    weights = Weights(as_json(config), progress._asdict(), files, tensors)
     try:
         _check_output(output, weights)
         write_weights(output, weights)
@@ -66,6 +70,7 @@ def import_run(path: Path, workdir: Path, given: Mapping[str, str]) -> None:
     if workdir.is_file() or (workdir.is_dir() and any(workdir.iterdir())):
         raise UserError(f"{workdir} is there already: give a new --workdir")
     weights = read_weights(path)
+    progress = read_progress(path, weights.progress)
     try:
         config = make_config(_tamed(path, weights.config, given))
         start_jax(config.train)
@@ -86,7 +91,7 @@ def import_run(path: Path, workdir: Path, given: Mapping[str, str]) -> None:
     except Exception as error:  # of whatever the fields of a stranger's config lead to
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path} holds a config that cannot be used ({reason})") from error
-    print(f"imported to {workdir}: weights of epoch {weights.progress.best_epoch}")
+    print(f"imported to {workdir}: weights of epoch {progress.best_epoch}")
 
 
 def _fill(run: Path, path: Path, weights: Weights, config: ConfigDict) -> None:
@@ -96,9 +101,8 @@ def _fill(run: Path, path: Path, weights: Weights, config: ConfigDict) -> None:
     task = make_task(config, run)
     as_params(path, weights.tensors, parameter_shapes(task.init))
     make_setup(task, config)  # for its complaints
-    before = {name: sha256(run / name) for name in weights.files if name != ABSTENTION}
-    fitted = {file.name: sha256(file) for file in task.save(run)}  # read from there, or made anew
-    if fitted != before:
+    given = {name: text for name, text in weights.files.items() if name != ABSTENTION}
+    if fitted_files(task) != given:  # read from the run, or made anew
         raise UserError(f"{path} holds not the vocabularies of its config: export the run again")
     write_weights(run / FILE, weights._replace(config=as_json(config)))
     write_json(run / CONFIG, as_json(config))

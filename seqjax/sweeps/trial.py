@@ -110,7 +110,7 @@ def save_result(
         texts = {path.name: path.read_text(encoding="utf-8") for path in files}
         for name, text in texts.items():
             write_text(directory / name, text)
-        weights = Weights(config, progress, texts, dict(named_arrays(params)))
+        weights = Weights(config, progress._asdict(), texts, dict(named_arrays(params)))
         write_weights(directory / WEIGHTS, weights)
         write_text(directory / RECORDS, "".join(json.dumps(r) + "\n" for r in records))
         write_json(directory / CONFIG, config)

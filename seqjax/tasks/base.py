@@ -4,6 +4,7 @@
 """
 
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +43,12 @@ class Task(NamedTuple):
     # by field of the training rows: how many of its columns a row needs, where the others do not
     # change what `measure` gives; empty where rows cannot be cut
     lengths: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+def fitted_files(task: Task) -> dict[str, str]:
+    """The text of every file that the task has fitted to the training data, by file name."""
+    with tempfile.TemporaryDirectory(prefix="seqjax-") as name:
+        return {path.name: path.read_text(encoding="utf-8") for path in task.save(Path(name))}
 
 
 def load_data(load: Callable[..., Any], data: Any) -> Any:

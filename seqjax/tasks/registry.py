@@ -7,7 +7,7 @@ from pathlib import Path
 from seqjax.distributed.processes import broadcast, is_main, num_processes
 from seqjax.errors import UserError, unknown_name
 from seqjax.files import write_text
-from seqjax.tasks.base import Task
+from seqjax.tasks.base import Task, fitted_files
 from seqjax.tasks.mnist_rows import make_mnist_rows
 from seqjax.tasks.recall import make_recall
 from seqjax.tasks.seq2seq import make_text_pairs
@@ -46,10 +46,8 @@ def make_task(config, directory: Path | None = None) -> Task:
 def _make_alike(make: Callable[..., Task], config, directory: Path | None) -> Task:
     """The task in each of several processes: a vocabulary need not come out twice the same."""
     with tempfile.TemporaryDirectory(prefix="seqjax-") as name:
-        fitted, texts = Path(name), None
-        if is_main():
-            task = make(config, directory)
-            texts = {path.name: path.read_text(encoding="utf-8") for path in task.save(fitted)}
-        for name, text in broadcast(texts).items():
+        fitted = Path(name)
+        task = make(config, directory) if is_main() else None
+        for name, text in broadcast(task and fitted_files(task)).items():
             write_text(fitted / name, text)
-        return task if is_main() else make(config, fitted)
+        return task or make(config, fitted)

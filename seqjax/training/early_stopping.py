@@ -4,13 +4,14 @@ All of it is computed on the host.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from seqjax.errors import unknown_name
+from seqjax.errors import UserError, unknown_name
 from seqjax.parameters import parameter_shapes
 from seqjax.tasks.base import Task
 
@@ -23,6 +24,13 @@ class Progress(NamedTuple):
     best_epoch: int = 0
     bad_evaluations: int = 0  # since the best one
     stopped: bool = False
+
+
+def read_progress(path: Path, fields: Mapping[str, Any]) -> Progress:
+    """The progress that a file holds as JSON; raises UserError for one of other fields."""
+    if fields.keys() != set(Progress._fields):
+        raise UserError(f"{path} has a header of another form (progress): get a new copy")
+    return Progress(**fields)
 
 
 def advance(progress: Progress, record: Mapping[str, Any], train: ConfigDict) -> Progress:

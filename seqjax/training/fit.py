@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from seqjax.config import differing_fields
+from seqjax.config import as_json, differing_fields
 from seqjax.data.batching import num_rows
 from seqjax.distributed.mesh import WHOLE, put
 from seqjax.distributed.packing import pack, unpack
@@ -25,13 +25,13 @@ from seqjax.distributed.processes import (
 )
 from seqjax.errors import UserError, one_line
 from seqjax.files import read_json, sha256, write_json
-from seqjax.parameters import count_parameters, parameter_table
+from seqjax.parameters import count_parameters, parameter_shapes, parameter_table
 from seqjax.plots import draw_curves
 from seqjax.runs.checkpoint import Checkpoint, Checkpoints, NoCheckpoints, newest, set_aside_after
 from seqjax.runs.identity import Identity, differences, make_identity
 from seqjax.runs.signals import StopSignals, say
 from seqjax.runs.weights import FILE as WEIGHTS
-from seqjax.runs.weights import is_imported, restore_weights
+from seqjax.runs.weights import as_params, is_imported, read_weights, text_digest
 from seqjax.runs.workdir import (
     CHECKPOINTS,
     RESULT,
@@ -42,8 +42,8 @@ from seqjax.runs.workdir import (
     save_identity,
     saved_identity,
 )
-from seqjax.tasks.base import Predict, Task
-from seqjax.training.early_stopping import Progress
+from seqjax.tasks.base import Predict, Task, fitted_files
+from seqjax.training.early_stopping import Progress, read_progress
 from seqjax.training.logger import Report
 from seqjax.training.setup import Setup, make_setup
 from seqjax.training.train_step import init_train_state
@@ -246,8 +246,7 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     known = [saved, *earlier_identities(workdir)] if saved else []
     found = newest(workdir / CHECKPOINTS, setup.arrays_like(), _foreign_to(known), say)
     if found is None and (workdir / WEIGHTS).exists():
-        params, progress = restore_weights(setup, workdir)
-        return put(params, setup.mesh, WHOLE), progress
+        return _restore_weights(setup, workdir)
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
     for name, digest in found.facts["fingerprint"]["files"].items():
@@ -255,3 +254,22 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
             raise UserError(f"{workdir / name} is not the one of this run: restore it from a copy")
     params = put(found.arrays["best_params"], setup.mesh, WHOLE)
     return params, Progress(**found.facts["progress"])
+
+
+def _restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
+    """The weights that a run's directory has been given, and how far they are trained.
+
+    Raises UserError unless they are whole, and of the config and the fitted files there.
+    """
+    path = workdir / WEIGHTS
+    weights, config = read_weights(path), as_json(setup.config)
+    if changed := differences(Identity(weights.config, {}), Identity(config, {})):
+        raise UserError(
+            f"{path} is of another config ({'; '.join(changed)}): restore config.json from a copy"
+        )
+    for name in fitted_files(setup.task):
+        there = workdir / name
+        if not there.is_file() or sha256(there) != text_digest(weights.files.get(name, "")):
+            raise UserError(f"{there} is not the one of this run: restore it from a copy")
+    params = as_params(path, weights.tensors, parameter_shapes(setup.task.init))
+    return put(params, setup.mesh, WHOLE), read_progress(path, weights.progress)

@@ -17,7 +17,7 @@ from support.toys import quick_compile, read_json, tiny_config
 import seqjax.plots
 import seqjax.runs.weights
 from seqjax.errors import UserError
-from seqjax.runs.weights import FILE, FITTED, Weights, read_weights, write_weights
+from seqjax.runs.weights import FILE, Weights, read_weights, write_weights
 from seqjax.runs.workdir import load_run_config
 from seqjax.serving.export import export_run, import_run
 from seqjax.serving.load import load_responder
@@ -74,7 +74,8 @@ tensors = st.dictionaries(st.text("ab.0한", min_size=1), arrays | arrays.map(np
 def test_what_is_written_is_read(tensors, step, tmp_path_factory):
     tensors = {name: x[::step] if x.ndim else x for name, x in tensors.items()}
     files = {"vocabulary.json": "{한 \n\r\n}"}
-    weights = Weights({"a": [1, {"b": None}]}, Progress(3, 0.1 + 0.2, 2, 1, True), files, tensors)
+    progress = Progress(3, 0.1 + 0.2, 2, 1, True)._asdict()
+    weights = Weights({"a": [1, {"b": None}]}, progress, files, tensors)
     path = tmp_path_factory.mktemp("weights") / "any.name"
     write_weights(path, weights)
     assert_same(read_weights(path), weights)
@@ -165,7 +166,7 @@ def test_weights_are_the_same_to_the_last_bit_through_any_number_of_hands(runs, 
     params, progress = restore_best(make_setup(make_task(config), config), tmp_path / "run")
     flat = [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
     assert sorted(flat) == sorted(x.tobytes() for x in first.tensors.values())
-    assert progress == first.progress
+    assert progress._asdict() == first.progress
 
 
 def test_an_export_overwrites_an_export_of_the_same_run_only(runs, tmp_path, capsys):
@@ -221,7 +222,6 @@ def test_what_lies_beside_imported_weights_must_be_theirs(runs, tmp_path):
 def forged(tmp_path, monkeypatch, source, change) -> Path:
     """A file like the source, changed, that no honest export would write."""
     monkeypatch.setattr(seqjax.runs.weights, "read_weights", lambda path: None)
-    monkeypatch.setattr(seqjax.runs.weights, "FITTED", (*FITTED, "../evil.json"))
     write_weights(tmp_path / "forged", change(source))
     monkeypatch.undo()
     return tmp_path / "forged"
@@ -269,7 +269,10 @@ UNUSABLE = "forged(: .* must be of type| holds a config that cannot be used)"
         (with_config(train={}), UNUSABLE),
         (with_config(train__num_devices="all"), UNUSABLE),
         (lambda w: w._replace(config=[]), "header that contradicts itself"),
-        (lambda w: w._replace(progress=Progress("\x1b[2J", 1.0, 1)), "contradicts itself"),
+        (lambda w: w._replace(progress=w.progress | {"epoch": "\x1b[2J"}), "contradicts itself"),
+        (lambda w: w._replace(progress={"epoch": 1}), "header of another form"),
+        (lambda w: w._replace(progress=[1]), "header of another form"),
+        (lambda w: w._replace(files=w.files | {"result.json": "{}"}), "not the vocabularies of"),
         (lambda w: w._replace(files={"../evil.json": "{}"}), r"a file '../evil.json', which no"),
         (lambda w: w._replace(files={"vocabulary.json": "{}"}), "not the vocabularies of its"),
     ],

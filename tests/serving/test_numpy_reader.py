@@ -124,7 +124,7 @@ def exported(config: ConfigDict, params: Any, folder: Path) -> numpy_reader.Weig
     """What the reader reads of any parameters, with the vocabularies in the folder."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
     arrays = {name: np.asarray(x) for name, x in named_arrays(params)}
-    write_weights(folder / "weights", Weights(as_json(config), Progress(), texts, arrays))
+    write_weights(folder / "weights", Weights(as_json(config), Progress()._asdict(), texts, arrays))
     return read_weights(folder / "weights")
 
 
