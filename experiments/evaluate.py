@@ -8,7 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from seqjax.cli import launch, start_jax
+from seqjax.cli import launch
+from seqjax.distributed.devices import start_jax
 from seqjax.runs.signals import say
 from seqjax.runs.workdir import load_run_config
 from seqjax.tasks.registry import make_task

@@ -12,7 +12,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from seqjax.cli import default_workdir, launch, num_cores
+from seqjax.cli import default_workdir, launch
+from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
 from seqjax.sweeps.executors import EXECUTORS
 from seqjax.sweeps.optuna import run_search

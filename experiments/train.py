@@ -16,7 +16,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from seqjax.cli import default_workdir, launch, start_jax
+from seqjax.cli import default_workdir, launch
+from seqjax.distributed.devices import start_jax
 from seqjax.distributed.processes import start_processes
 from seqjax.parameters import check_parameters
 from seqjax.tasks.registry import make_task

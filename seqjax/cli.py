@@ -1,17 +1,12 @@
-"""How an entry point starts: flags, devices, compile cache, and errors as one line.
-
-Nothing here may touch a JAX device before `start_jax` has said what the devices are.
-"""
+"""How an entry point starts and ends: flags, and errors as one line."""
 
 import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
@@ -21,7 +16,6 @@ from seqjax.distributed.processes import LOST, is_main, leave
 from seqjax.errors import UserError, one_line, unknown_name
 from seqjax.runs.signals import Stopped
 
-MAX_DEVICES = 64  # more than cores: to try on a small machine what a large one does
 MAX_LINE = 1000  # characters of an error
 
 
@@ -53,37 +47,6 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
         print(interrupted, file=sys.stderr)
         return leave(130)
     return 0
-
-
-def start_jax(train: ConfigDict, num_devices: int | None = None) -> None:
-    """Makes every core a device, where the CPU is the device, and turns the compile cache on.
-
-    With `num_devices` as many as that, whatever the config says; 0 is all cores.
-    """
-    wanted = train.num_devices if num_devices is None else num_devices
-    most = max(cores := num_cores(), MAX_DEVICES)
-    if not 0 <= wanted <= most:
-        raise UserError(f"train.num_devices={wanted} must be at least 0 (all) and at most {most}")
-    with suppress(RuntimeError):  # an earlier run in this process has started the devices
-        jax.config.update("jax_num_cpu_devices", wanted or cores)
-    directory = train.compilation_cache_dir
-    if directory == "auto":
-        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
-            user_cache / "seqjax" / "jax"
-        )
-    if directory:
-        if Path(directory).exists() and not Path(directory).is_dir():
-            raise UserError(f"train.compilation_cache_dir={directory} is no directory")
-        jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    can_ask = hasattr(os, "sched_getaffinity")  # Linux only
-    return len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
 
 
 def default_workdir() -> Path:

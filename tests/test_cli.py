@@ -14,7 +14,8 @@ from support.commands import ROOT, assert_one_line, enter_empty, run_command
 from support.toys import quick_compile, read_json
 
 import seqjax.cli
-from seqjax.cli import default_workdir, launch, start_jax
+from seqjax.cli import default_workdir, launch
+from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.

@@ -19,8 +19,8 @@ from support.toys import (
 
 import seqjax.plots
 import seqjax.runs.identity
-from seqjax.cli import start_jax
 from seqjax.config import as_json, choose_variant, differing_fields, load_config
+from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.parameters import parameter_shapes

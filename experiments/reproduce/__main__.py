@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from experiments.reproduce.ledger import NAMES, reproduce
 from experiments.reproduce.show import save_ledger, show_ledger
 from experiments.reproduce.trials import MANY
-from seqjax.cli import launch, num_cores
+from seqjax.cli import launch
 from seqjax.config import base_config
+from seqjax.distributed.devices import num_cores
 from seqjax.runs.signals import say
 from seqjax.sweeps.workers import start_devices
 

@@ -2,7 +2,7 @@
 
 The program that runs on two CPU cores is the one that runs on eight accelerators: the batch's rows
 are divided among the devices by `jax.shard_map`, and sums go over all of them. On a CPU each core
-is a device, if `jax_num_cpu_devices` was set before JAX started (`cli.start_jax` does).
+is a device, if `jax_num_cpu_devices` was set before JAX started (`devices.start_jax` does).
 """
 
 from collections.abc import Callable

@@ -9,8 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from seqjax.cli import start_jax
 from seqjax.config import as_json, make_config
+from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError
 from seqjax.files import MAX_JSON_MEGABYTES, read_bounded, sha256, write_json
 from seqjax.inference.calibration import FILE as ABSTENTION

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from seqjax.cli import start_jax
+from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError
 from seqjax.inference.calibration import load_abstention
 from seqjax.inference.responder import Responder

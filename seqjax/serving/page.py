@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from seqjax.cli import start_jax
+from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError, one_line
 from seqjax.inference.calibration import FILE as ABSTENTION
 from seqjax.inference.responder import Responder

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from seqjax.cli import num_cores
+from seqjax.distributed.devices import num_cores
 from seqjax.sweeps.group import NONE_DROPPED, Dropped, Watch
 from seqjax.sweeps.ray import on_ray
 from seqjax.sweeps.workers import (

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqjax.cli import num_cores
+from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped
 from seqjax.sweeps.group import NONE_DROPPED, Dropped, Watch

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from seqjax.cli import num_cores as available_cores
-from seqjax.cli import start_jax
 from seqjax.config import as_json, make_config
+from seqjax.distributed.devices import num_cores as available_cores
+from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError, brief
 from seqjax.parameters import device_bytes
 from seqjax.runs.signals import Stopped, StopSignals

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from experiments.benchmark.inputs import cell_weights
 from experiments.benchmark.peers import LEARNING_RATE, Peer
 from experiments.benchmark.workloads import Workload
-from seqjax.cli import start_jax
 from seqjax.data.bucketing import Lengths, find_buckets
 from seqjax.decoding.constraints import DecodeOptions
 from seqjax.decoding.sampling import greedy
+from seqjax.distributed.devices import start_jax
 from seqjax.distributed.mesh import WHOLE, make_mesh, put
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Metrics, summarize
