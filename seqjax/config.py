@@ -19,6 +19,9 @@ from seqjax.files import read_json
 from seqjax.hparams import LARGEST_INT, check_number
 
 LARGEST_SEED = 2**32 - 1
+# Fields that a config of an earlier version lacks, by full name, each with the value that means
+# what that version did: {"train.log_every_steps": 0}. Names are added here, and never removed.
+LATER_FIELDS: dict[str, Any] = {}
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -155,7 +158,7 @@ def load_config(path: Path) -> ConfigDict:
 
 def make_config(fields: Mapping[str, Any]) -> ConfigDict:
     """A locked config of what JSON says it is; raises UserError for what no config holds."""
-    fields = with_tuples(fields)
+    fields = with_later_fields(with_tuples(fields))
     like = text_pairs_config("") if fields.get("task") == "text_pairs" else base_config("")
     _check_types(fields, like.to_dict())
     check_values(fields)
@@ -163,6 +166,19 @@ def make_config(fields: Mapping[str, Any]) -> ConfigDict:
         return ConfigDict(fields).lock()
     except ValueError as error:  # a dot in the name of a field
         raise UserError(str(error)) from None
+
+
+def with_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config, and those of LATER_FIELDS that its version of seqjax did not have.
+
+    A section that the config does not have at all, as that of another task, gets none.
+    """
+    fields = dict(fields)
+    for name, value in LATER_FIELDS.items():
+        section, _, field = name.partition(".")
+        if isinstance(there := fields.get(section), Mapping) and field not in there:
+            fields[section] = {**there, field: value}
+    return fields
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from seqjax.config import as_json, differing_fields
+from seqjax.config import as_json, differing_fields, with_later_fields
 from seqjax.distributed.processes import num_processes
 from seqjax.files import sha256
 
@@ -68,7 +68,9 @@ def is_identity(identity: Identity) -> bool:
 
 def differences(old: Identity, new: Identity) -> list[str]:
     """What is not the same in both and should be: `field: old -> new`, or what changed."""
-    lines = differing_fields(_bound_fields(old.config), _bound_fields(new.config))
+    lines = differing_fields(
+        *(_bound_fields(with_later_fields(identity.config)) for identity in (old, new))
+    )
     for part, what in (("data", "the rows of"), ("files", "the file"), ("devices", "")):
         before, now = old.fingerprint.get(part), new.fingerprint.get(part)
         if part == "devices" and before != now:
