@@ -68,9 +68,7 @@ def is_identity(identity: Identity) -> bool:
 
 def differences(old: Identity, new: Identity) -> list[str]:
     """What is not the same in both and should be: `field: old -> new`, or what changed."""
-    lines = differing_fields(
-        *(_bound_fields(with_later_fields(identity.config)) for identity in (old, new))
-    )
+    lines = differing_fields(_bound_fields(old.config), _bound_fields(new.config))
     for part, what in (("data", "the rows of"), ("files", "the file"), ("devices", "")):
         before, now = old.fingerprint.get(part), new.fingerprint.get(part)
         if part == "devices" and before != now:
@@ -84,7 +82,8 @@ def differences(old: Identity, new: Identity) -> list[str]:
 
 
 def _bound_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without its free fields."""
+    """The config without its free fields, and with those that its version did not have yet."""
+    config = with_later_fields(config)
     return {
         name: {k: v for k, v in section.items() if k not in FREE_FIELDS.get(name, ())}
         if isinstance(section, Mapping)

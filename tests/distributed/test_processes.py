@@ -31,7 +31,8 @@ def free_address() -> str:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return os.environ | {"PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,7 +69,7 @@ def cache(tmp_path_factory) -> Path:
 def both(tmp_path_factory, cache) -> Path:
     """What two processes that share no files leave behind: see `distributed_runs.main`."""
     directory, address = tmp_path_factory.mktemp("both"), free_address()
-    script = str(ROOT / "tests" / "distributed_runs.py")
+    script = str(ROOT / "tests" / "support" / "distributed_runs.py")
     processes = [
         subprocess.Popen(
             [sys.executable, script, address, str(number), str(directory / f"process{number}")],

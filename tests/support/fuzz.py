@@ -130,7 +130,7 @@ def write_small(directory: Path) -> None:
     pairs = tiny_config("reverse").data.pairs
     lines = "".join(f"{source}\t{target}\n" for source, target in pairs)
     (directory / "few.tsv").write_text(lines, encoding="utf-8")
-    (directory / "small.py").write_text("from fuzz import small_config as get_config\n")
+    (directory / "small.py").write_text("from support.fuzz import small_config as get_config\n")
     (directory / "loop.txt").symlink_to("loop.txt")
 
 
