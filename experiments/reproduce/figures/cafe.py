@@ -45,7 +45,7 @@ FIGURES = [
         "R0:102",
         "the decoder goes on from the encoder's h and c",
         "yes",
-        "test_seq2seq",
+        "models/test_seq2seq",
         "steps_reproduce_teacher_forcing",
     ),
     line(
@@ -58,7 +58,7 @@ FIGURES = [
         "R0:153",
         "greedy from the start symbol to the end, 64 steps at most",
         "yes",
-        "test_decode",
+        "decoding/test_sampling",
         "every_decoder_keeps_every_promise",
     ),
     line(
@@ -71,7 +71,7 @@ FIGURES = [
         "R0:179",
         "a step is a gradient and an update",
         "yes",
-        "test_train",
+        "training/test_train_step",
         "a_step_is_value_and_grad_and_an_update",
     ),
     line(
@@ -180,7 +180,7 @@ FIGURES = [
         "R0:322",
         "questions, answers and replies are shown",
         "yes",
-        "test_text_pairs",
+        "tasks/test_seq2seq_data",
         "what_is_printed_shows_replies_and_how_they_were_scored",
     ),
     line(

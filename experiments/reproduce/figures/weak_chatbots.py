@@ -50,7 +50,7 @@ FIGURES = [
     of_cafe(
         "R0:185",
         "loss averages over padding",
-        proved("test_text_pairs", "loss_and_accuracy_are_of_real_tokens"),
+        proved("tasks/test_seq2seq_data", "loss_and_accuracy_are_of_real_tokens"),
         compared(FAITHFUL, "train.loss", "train.cross_entropy", lt),
     ),
     of_cafe(
@@ -83,7 +83,7 @@ FIGURES = [
     of_cafe(
         "R0:163",
         "a loop in Python decodes one row, a model call a token",
-        proved("test_decode", "decoding_stops_when_every_row_has_ended"),
+        proved("decoding/test_sampling", "decoding_stops_when_every_row_has_ended"),
     ),
     of_cafe(
         "R0:230",
@@ -121,7 +121,7 @@ FIGURES = [
     of_wiki(
         "R1:58",
         "vocabulary fitted before the split",
-        proved("test_text_pairs", "what_is_held_out_is_in_no_vocabulary"),
+        proved("tasks/test_seq2seq_data", "what_is_held_out_is_in_no_vocabulary"),
     ),
     of_wiki(
         "R1:78",

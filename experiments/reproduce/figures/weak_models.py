@@ -68,7 +68,8 @@ FIGURES = [
         "R3:181",
         "dropout is alive at the test",
         proved(
-            "test_evaluate", "two_evaluations_are_bitwise_equal_and_a_key_brings_dropout_to_life"
+            "training/test_evaluator",
+            "two_evaluations_are_bitwise_equal_and_a_key_brings_dropout_to_life",
         ),
         compared(completion.FAITHFUL, "train.loss_dropout", "train.loss", gt),
     ),
@@ -108,7 +109,7 @@ FIGURES = [
     of_rows(
         "R3:72",
         "transposes all outputs to use the last",
-        proved("test_stack", "the_last_output_is_that_of_the_last_valid_step"),
+        proved("nn/test_stack", "the_last_output_is_that_of_the_last_valid_step"),
     ),
     of_rows(
         "R3:88",
@@ -120,7 +121,7 @@ FIGURES = [
     of_sentences(
         "R4:53",
         "ids depend on the hash seed",
-        proved("test_vocabulary", "another_process_gives_the_same_ids"),
+        proved("data/test_vocabulary", "another_process_gives_the_same_ids"),
     ),
     of_sentences(
         "R4:88",
@@ -148,11 +149,11 @@ FIGURES = [
     of_sentences(
         "R4:185",
         "the last weights are kept, not the best",
-        proved("test_fit", "the_result_and_what_is_printed_are_of_the_best_weights"),
+        proved("training/test_fit", "the_result_and_what_is_printed_are_of_the_best_weights"),
     ),
     of_sentences(
         "all",
         "no seeds, checkpoints, resuming, logs or tests",
-        proved("test_fit", "a_killed_run_launched_again_ends_as_if_never_stopped"),
+        proved("training/test_fit", "a_killed_run_launched_again_ends_as_if_never_stopped"),
     ),
 ]

@@ -172,11 +172,18 @@ def test_figures_that_need_no_training_are_right(static):
 
 def test_an_unproved_line_is_outside():
     study = Study(get_config, Path("nowhere"))
-    there = proved("test_ledger", "an_unproved_line_is_outside")
+    there = proved("experiments/reproduce/test_ledger", "an_unproved_line_is_outside")
     assert there(study) == [
         "tests/experiments/reproduce/test_ledger.py: an unproved line is outside"
     ]
-    gone = Figure("R0:1", "layers", "x", None, proved("test_ledger", "of_no_kind"), holds)
+    gone = Figure(
+        "R0:1",
+        "layers",
+        "x",
+        None,
+        proved("experiments/reproduce/test_ledger", "of_no_kind"),
+        holds,
+    )
     assert judge(gone, study).verdict == OUTSIDE
     assert proved("test_of_no_file", "x")(study) == [""]
 
