@@ -100,11 +100,9 @@ def losses(run: Path) -> list[list[float]]:
 def test_two_processes_end_where_one_does(name, both, tmp_path):
     there, here = both / "process0" / name, tmp_path / "run"
     fit(TASK, linear_config(**RUNS[name]), here)
-    if RUNS[name]["num_devices"] == 2:
-        assert same_files(there, here)
-    else:  # sums of four numbers, in another order: a few units in the last place of float32
-        for some, others in zip(losses(there), losses(here), strict=True):
-            np.testing.assert_allclose(some, others, rtol=1e-6)
+    # Sums in another order: a few units in the last place of float32.
+    for some, others in zip(losses(there), losses(here), strict=True):
+        np.testing.assert_allclose(some, others, rtol=1e-6)
     names = [{p.name.partition(".tfevents")[0] for p in run.iterdir()} for run in (there, here)]
     assert names[0] == names[1]
     devices = f"{RUNS[name]['num_devices']} x cpu"
