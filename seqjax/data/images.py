@@ -11,8 +11,8 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from seqjax.data.batching import split_rows
 from seqjax.errors import UserError
 
 
@@ -21,6 +21,36 @@ def load_mnist() -> dict[str, np.ndarray]:
     path = files("seqjax.data") / "corpora" / "mnist" / "mnist.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def load_images(
+    *, name: str, valid_size: int, split_seed: int, tfds_data_dir: str, tfds_manual_dir: str
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """Rows by split, "image" uint8 [N, T, I] and "label" [N], and the names of the classes."""
+    if name == "mnist":
+        arrays = load_mnist()
+        splits = {
+            s: {"image": arrays[f"x_{s}"], "label": arrays[f"y_{s}"]} for s in ("train", "test")
+        }
+        names = [str(digit) for digit in range(10)]
+    elif name.startswith("tfds:"):
+        sets = load_tfds(
+            name.removeprefix("tfds:"), data_dir=tfds_data_dir, manual_dir=tfds_manual_dir
+        )
+        splits, names = sets.splits, sets.class_names
+    else:
+        raise UserError(
+            f"unknown data.name {name!r}: write mnist, or tfds:NAME as tfds:fashion_mnist"
+        )
+    rows = {
+        split: {
+            # [N, H, W, C] -> [N, H, W C]: a row of pixels with all its channels is one step.
+            "image": part["image"].reshape(*part["image"].shape[:2], -1),
+            "label": part["label"].astype(np.int32),
+        }
+        for split, part in splits.items()
+    }
+    return split_rows(rows.pop("train"), {"valid": valid_size}, split_seed) | rows, names
 
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's name for it
@@ -118,6 +148,7 @@ def _prepare(builder: Any, where: str, manual_dir: str) -> None:
 def _read(builder: Any, split: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
     """The images and labels of one split, in the order in which they are stored."""
     import tensorflow_datasets as tfds
+    from PIL import Image
 
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     images, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32)

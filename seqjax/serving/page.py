@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from seqjax.distributed.devices import start_jax
@@ -26,10 +26,11 @@ from seqjax.runs.signals import say
 from seqjax.runs.workdir import load_run_config
 from seqjax.serving.load import load_responder
 from seqjax.serving.repl import NO_REPLY, NO_TEXT, UNSURE, language
-from seqjax.tasks.mnist_rows import as_mnist, every_row
+from seqjax.tasks.mnist_rows import brightness, make_model
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import restore_best
 from seqjax.training.setup import make_setup
+from seqjax.typing import Params
 
 BEST = {"beam_size": 4, "n_best": 3}
 BEST_LABEL = "best 3 of a beam of 4, by score and length"
@@ -239,3 +240,31 @@ def reading_table(image: UInt8[np.ndarray, "T I"], table: Float[np.ndarray, "T C
             cells.append(f'<td style="background: rgb(59 130 246 / {p:.2f})">{text}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>"
+
+
+def every_row(
+    config, params: Params, images: UInt8[Array, "B T I"], num_classes: int
+) -> Float[Array, "B T C"]:
+    """Probabilities after each row: what the model would say if the images ended there."""
+    _, bind = make_model(config, images.shape[-1], num_classes)
+    return jax.nn.softmax(bind(params).every_step(brightness(images)))
+
+
+def as_mnist(ink: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "28 28"] | None:
+    """A drawing, 255 where there is ink, as MNIST has its digits: scaled to fit 20 x 20, its mass
+    centred on pixel 14 of 28 x 28. None without ink."""
+    rows, columns = (np.flatnonzero((ink > 16).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    crop = ink.astype(np.float32)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = (max(1, round(20 * n / max(crop.shape))) for n in crop.shape)
+    digit = np.array(Image.fromarray(crop).resize((width, height), Image.Resampling.BOX))
+    masses = digit.sum(axis=1), digit.sum(axis=0)
+    centres = [np.average(np.arange(len(mass)), weights=mass) for mass in masses]
+    top, left = (
+        int(np.clip(round(14 - centre), 0, 28 - length))
+        for centre, length in zip(centres, digit.shape, strict=True)
+    )
+    image = np.zeros((28, 28), np.uint8)
+    image[top : top + height, left : left + width] = digit * (255 / digit.max())  # thin, not faint
+    return image

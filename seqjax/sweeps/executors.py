@@ -1,7 +1,7 @@
 """Who trains the groups of a sweep: this process, others on this machine, or a Ray cluster.
 
 An executor takes chunks and yields each when it has ended: all of its trials, or with `until` at
-that epoch. All of them end in the same runs to the last bit. A worker that dies costs a minute of
+that epoch. All of them end in the same runs, up to rounding. A worker that dies costs a minute of
 training at most: its chunk goes on from the group's checkpoint, twice; then its trials fail, with
 the reason, and the others go on. After a signal all save and end, and `Stopped` is raised.
 """

@@ -129,8 +129,8 @@ def stoppable() -> Generator[Callable[[], None]]:
         yield check
 
 
-# XLA compiles other code for one device than for several: with two at least, a member's numbers do
-# not depend on how many there are.
+# XLA compiles other code for one device than for several: with two at least, a group that goes on
+# with another number of them keeps to the code that it began with.
 MIN_DEVICES = 2
 
 

@@ -6,6 +6,7 @@ records are those of a run that was never stopped.
 """
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,8 +42,6 @@ class Report:
         headline: str,
         log_every_epochs: int = 0,
     ):
-        from tensorboardX import SummaryWriter  # only where a run is written
-
         self.num_epochs, self.rows_per_epoch, self.headline = num_epochs, rows_per_epoch, headline
         self._log_every = log_every_epochs or -(-num_epochs // NUM_PLAIN_LINES)
         first_epoch = records[-1]["epoch"] if records else 0
@@ -52,7 +51,7 @@ class Report:
         self._lines = path.open("a", encoding="utf-8")
         for events in workdir.glob("events.out.*"):  # a killed run's, without what was in flight
             events.unlink()
-        self._events = SummaryWriter(str(workdir))
+        self._events = make_event_writer(workdir)
         for record in records:
             self._add_scalars(record)
         self._console = Console(highlight=False, soft_wrap=True)
@@ -121,6 +120,23 @@ class Report:
             done = epoch - self._first_epoch
             left = (now - self._start) / done * (self.num_epochs - epoch)
             self._console.print(f"epoch {epoch}/{self.num_epochs}  {summary}  {left:.0f} s left")
+
+
+def make_event_writer(directory: Path) -> Any:
+    """tensorboardX's `SummaryWriter` of a directory.
+
+    tensorboardX imports torch wherever it is installed, which takes seconds, only to recognise its
+    tensors. A torch that is not loaded already is hidden from it.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # ty: ignore[invalid-assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter(str(directory))
 
 
 def read_records(path: Path) -> list[Record]:

@@ -40,6 +40,7 @@ from support.texts import make_pairs, random_params
 from support.toys import few_digits, quick_compile
 
 import seqjax.training.fit
+from seqjax.data import images
 from seqjax.data.batching import take_rows
 from seqjax.data.parallel_text import read_pairs
 from seqjax.data.text_files import load_tagged_sentences, load_words
@@ -48,7 +49,6 @@ from seqjax.inference.calibration import Abstention
 from seqjax.inference.responder import Responder
 from seqjax.runs.workdir import held
 from seqjax.serving.repl import COMMANDS, DECODERS, Chat
-from seqjax.tasks import mnist_rows
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 from seqjax.training.setup import make_setup
@@ -91,7 +91,7 @@ def only_set_up(task, config, workdir, **options) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_field_of_every_config(variant, command, empty, monkeypatch, record_property):
     write_small(empty)
-    monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
+    monkeypatch.setattr(images, "load_mnist", few_digits)
     monkeypatch.setattr(seqjax.training.fit, "fit", only_set_up)
     names, refused, valid = sorted(leaves(small_config(variant))), {}, 0
     for field in names:

@@ -24,6 +24,7 @@ from support.toys import get_config, quick_compile, read_json
 from support.tutorials import SENTENCES, TAUGHT, TOLERANCE, UNSEEN, WORDS
 
 from seqjax.config import as_json, base_config, text_pairs_config
+from seqjax.data import images
 from seqjax.data.parallel_text import Part
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.metrics import summarize
@@ -183,7 +184,7 @@ def test_sentences_get_the_same_tags(run, variant):
 def test_digits_are_read_as_the_same(run, monkeypatch):
     with np.load(CORPORA / "mnist" / "mnist.npz") as arrays:
         few = {name: arrays[name][: 1_100 if "train" in name else 500] for name in arrays.files}
-    monkeypatch.setattr(mnist_rows, "load_mnist", lambda: few)
+    monkeypatch.setattr(images, "load_mnist", lambda: few)
     done = run("mnist_rows")
     assert 0.4 < done.result["test"]["accuracy"] < 1
     logits, _ = read_sequences(done.file, few["x_test"] / 255)

@@ -18,6 +18,7 @@ from support.toys import CONFIGS, assert_picture, few_digits, quick_compile, tin
 
 import seqjax.plots
 from seqjax.config import text_pairs_config
+from seqjax.data import images
 from seqjax.data.images import load_mnist
 from seqjax.data.parallel_text import Part
 from seqjax.errors import UserError
@@ -25,7 +26,9 @@ from seqjax.files import write_json
 from seqjax.inference.responder import Answer, Attention, Responder
 from seqjax.serving.page import (
     BLANK,
+    as_mnist,
     converse,
+    every_row,
     load_reader,
     make_page,
     read_drawing,
@@ -35,8 +38,6 @@ from seqjax.serving.page import (
     translate,
 )
 from seqjax.serving.repl import NO_TEXT, UNSURE
-from seqjax.tasks import mnist_rows
-from seqjax.tasks.mnist_rows import as_mnist, every_row
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 
@@ -197,15 +198,15 @@ def test_a_row_of_a_table_is_a_row_of_the_image():
 
 
 def test_after_a_row_the_model_says_what_it_says_of_an_image_that_ends_there(monkeypatch):
-    monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
+    monkeypatch.setattr(images, "load_mnist", few_digits)
     config = tiny_config("mnist_rows")
     task = make_task(config)
     params = task.init(jax.random.key(0))
-    images = jax.numpy.asarray(task.splits["test"]["image"])
-    odds = every_row(config, params, images, 10)
-    whole = jax.nn.softmax(task.predict(params, {"image": images}))
+    pixels = jax.numpy.asarray(task.splits["test"]["image"])
+    odds = every_row(config, params, pixels, 10)
+    whole = jax.nn.softmax(task.predict(params, {"image": pixels}))
     np.testing.assert_allclose(odds[:, -1], whole, atol=1e-6)
-    half = jax.nn.softmax(task.predict(params, {"image": images[:, :14]}))
+    half = jax.nn.softmax(task.predict(params, {"image": pixels[:, :14]}))
     np.testing.assert_allclose(odds[:, 13], half, atol=1e-6)
 
 
@@ -222,7 +223,7 @@ def test_after_a_row_the_model_says_what_it_says_of_an_image_that_ends_there(mon
 def test_a_run_that_cannot_read_digits_is_one_line(
     name, field, value, message, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
+    monkeypatch.setattr(images, "load_mnist", few_digits)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     if name:
         config = tiny_config(name).unlock()
@@ -255,7 +256,7 @@ def test_a_port_in_use_is_one_line():
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """A run of three translations, learnt by heart, and one of digits that knows none."""
-    monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
+    monkeypatch.setattr(images, "load_mnist", few_digits)
     monkeypatch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
     texts = text_pairs_config("")
     texts.data.update(pairs=PAIRS, source_vocabulary="whitespace")

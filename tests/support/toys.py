@@ -14,7 +14,6 @@ import matplotlib.image
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
-from tensorboardX.proto.event_pb2 import Event
 
 import seqjax.plots
 import seqjax.sweeps.plots
@@ -92,6 +91,8 @@ def read_scalars(workdir: Path) -> dict[tuple[str, int], float]:
     An event file is a TFRecord: each record stands behind its length (8 bytes) and its checksum
     (4 bytes), and before another checksum. The start of a session purges the steps from its own on.
     """
+    from tensorboardX.proto.event_pb2 import Event  # which the run has imported, without torch
+
     scalars: dict[tuple[str, int], float] = {}
     for path in sorted(workdir.glob("events.out.*")):
         data, start = path.read_bytes(), 0

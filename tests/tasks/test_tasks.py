@@ -41,7 +41,7 @@ def compile_quickly():
 
 @pytest.fixture
 def few_images(monkeypatch):
-    monkeypatch.setattr(mnist_rows, "load_mnist", few_digits)
+    monkeypatch.setattr(images, "load_mnist", few_digits)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_an_unknown_task_is_one_line_with_the_nearest_name():
 
 def load_images(**options):
     data = {"name": "mnist", "valid_size": 5_000, "split_seed": 0}
-    return mnist_rows.load_images(**data | options, tfds_data_dir="", tfds_manual_dir="")
+    return images.load_images(**data | options, tfds_data_dir="", tfds_manual_dir="")
 
 
 def test_mnist_has_55000_5000_and_10000_images_as_shipped():
