@@ -1,23 +1,18 @@
-"""Eight CPU devices, Keras on JAX, nobody's compile cache touched, repeatable hypotheses."""
+"""What all tests share: eight CPU devices, one compile cache, Keras on JAX, repeatable examples."""
 
 import contextlib
 import os
 import signal
-import tempfile
+from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-_cache = tempfile.TemporaryDirectory()  # of the entry points that tests start; gone at the end
-os.environ |= {
-    "JAX_COMPILATION_CACHE_DIR": _cache.name,
-    "JAX_PLATFORMS": "cpu",
-    "KERAS_BACKEND": "jax",
-}
+os.environ |= {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"}
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_enable_compilation_cache", False)
 
 # A shell's "&" starts the tests deaf to Ctrl-C, and so what they start: tests press it.
 with contextlib.suppress(ValueError):  # not in the main thread
@@ -33,6 +28,32 @@ hypothesis.settings.load_profile("seqjax")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=10, help="SIGKILLs in test_kills.py (10)")
     parser.addoption("--fault-seed", type=int, default=0, help="of the schedule of faults (0)")
+    parser.addoption(
+        "--optimized",
+        action="store_true",
+        help="compile as users do: programs run faster, and take twice as long to compile",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One compile cache for the tests, their workers and the processes that they start, which is
+    kept for the next time; nobody's own is touched."""
+    directory = Path(config.rootpath, config.getini("cache_dir"), "jax")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": str(directory),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not config.getoption("--optimized")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_disable_most_optimizations", not config.getoption("--optimized"))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling:
+    """A file's tests stay in one worker, so that what they share is built once."""
+    return LoadFileScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

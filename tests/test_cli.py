@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from support.commands import ROOT, assert_one_line, enter_empty, run_command
-from support.toys import quick_compile, read_json
+from support.toys import read_json
 
 import seqjax.cli
 from seqjax.cli import default_workdir, launch
@@ -20,12 +20,6 @@ from seqjax.errors import UserError
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from support.toys import (
     get_config,
     linear_config,
     linear_task,
-    quick_compile,
     read_json,
     tiny_config,
 )
@@ -39,12 +38,6 @@ VARIANTS = [
 ]
 every_config = pytest.mark.parametrize("name", NAMES)
 every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(autouse=True)

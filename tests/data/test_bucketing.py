@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.oracles import assert_same
 from support.texts import batch_of, make_pairs, random_params
-from support.toys import linear_config, linear_task, quick_compile, tiny_config
+from support.toys import linear_config, linear_task, tiny_config
 
 from seqjax.data.batching import bucketed_order
 from seqjax.data.bucketing import Buckets, find_buckets
@@ -28,12 +28,6 @@ from seqjax.training.train_step import init_train_state
 both_lengths = st.lists(
     st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=40
 ).map(np.array)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 def assert_close(ours, theirs) -> None:

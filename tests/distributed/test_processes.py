@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.commands import ROOT, assert_one_line, enter_empty, run_command
 from support.distributed_runs import RUNS, STOPPED_AT, TASK
-from support.toys import linear_config, quick_compile, read_json, tiny_config
+from support.toys import linear_config, read_json, tiny_config
 
 import seqjax.plots
 from seqjax.distributed.processes import LOST
@@ -33,12 +33,6 @@ def free_address() -> str:
 def environment(cache: Path) -> dict[str, str]:
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     return os.environ | {"PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ from support.fuzz import (
     write_small,
 )
 from support.texts import make_pairs, random_params
-from support.toys import few_digits, quick_compile
+from support.toys import few_digits
 
 import seqjax.training.fit
 from seqjax.data import images
@@ -56,12 +56,6 @@ from seqjax.training.train_step import make_train_step
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @pytest.fixture

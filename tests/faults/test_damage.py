@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from support.processes import different_bits
-from support.toys import compiled_once, linear_config, linear_task, quick_compile
+from support.toys import linear_config, linear_task
 
 import seqjax.plots
 from seqjax.cli import launch
@@ -69,9 +69,8 @@ def run_until_the_last_epoch(workdir: Path, task: Task = TASK, **fields: Any) ->
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("programs")
-    with quick_compile(), compiled_once(cache), pytest.MonkeyPatch.context() as patch:
+def quickly():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
         patch.setattr(sys, "argv", ["train"])  # `launch` would read pytest's own
         yield

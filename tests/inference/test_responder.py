@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from support.texts import QUESTIONS, make_pairs, random_params, run_config
-from support.toys import quick_compile
 
 import seqjax.plots
 import seqjax.serving.load
@@ -21,12 +20,6 @@ from seqjax.training.fit import fit
 
 ASKED = [question for question, *_ in QUESTIONS]
 STRANGE = ["라떼", "문 언제", "xyz?!", "", "여는 시간이 언제죠?" * 5]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(scope="module")

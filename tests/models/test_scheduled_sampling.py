@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from support.oracles import assert_same, relative_error
 from support.texts import batch_of, make_text, random_params
-from support.toys import quick_compile
 
 from seqjax.errors import UserError
 from seqjax.models.scheduled_sampling import (
@@ -25,12 +24,6 @@ from seqjax.training.train_step import init_train_state, make_train_step
 
 SPECS = ["off", "constant(probability=0.0)", "constant(probability=1.0)", "linear(num_steps=2)"]
 KEYS = row_keys(jax.random.key(7), 5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @cache

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.oracles import random_like
-from support.toys import quick_compile
 
 from seqjax.errors import UserError
 from seqjax.models.seq2seq import Seq2Seq
@@ -15,12 +14,6 @@ from seqjax.nn.layers import functional
 from seqjax.parameters import count_parameters, parameter_shapes
 
 B, S, T, V = 3, 5, 4, 11
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 OPTIONS = dict(

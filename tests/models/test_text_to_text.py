@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.oracles import CELLS, assert_same
 from support.texts import PAIRS, batch_of, make_text, random_params
-from support.toys import get_config, quick_compile
+from support.toys import get_config
 
 from seqjax.errors import UserError
 from seqjax.models.text_to_text import DECODERS
@@ -22,12 +22,6 @@ from seqjax.tasks.seq2seq_data import load_text_pairs
 
 PAD, BOS, EOS, UNK = range(4)
 ROWS, WIDE = 3, 10  # of a batch, and places for a source: four more than the longest needs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 # Padding

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import assert_one_line, run_command
 from support.texts import QUESTIONS, run_config
-from support.toys import quick_compile, read_json, tiny_config
+from support.toys import read_json, tiny_config
 
 import seqjax.plots
 import seqjax.runs.weights
@@ -31,7 +31,7 @@ from seqjax.training.setup import make_setup
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """Compiles in half the time, and draws nothing."""
-    with quick_compile(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
         yield
 

@@ -20,7 +20,7 @@ from support import numpy_reader
 from support.numpy_reader import Translator, measure, one_hot, read_sequences, read_weights
 from support.oracles import random_like
 from support.texts import PAIRS, QUESTIONS, random_params
-from support.toys import get_config, quick_compile, read_json
+from support.toys import get_config, read_json
 from support.tutorials import SENTENCES, TAUGHT, TOLERANCE, UNSEEN, WORDS
 
 from seqjax.config import as_json, base_config, text_pairs_config
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly():
     """And draws nothing."""
-    with quick_compile(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seqjax.training.fit.draw_curves", lambda *_: None)
         yield
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import jax
 import numpy as np
 import pytest
-from support.toys import CONFIGS, assert_picture, few_digits, quick_compile, tiny_config
+from support.toys import CONFIGS, assert_picture, few_digits, tiny_config
 
 import seqjax.plots
 from seqjax.config import text_pairs_config
@@ -265,9 +265,8 @@ def runs(tmp_path, monkeypatch):
     texts.train.update(num_epochs=120, eval_every_epochs=120, batch_size=3)
     texts.train.update(monitor="epoch", num_devices=1)
     configs = {"texts": texts.lock(), "digits": tiny_config("mnist_rows")}
-    with quick_compile():
-        for name, config in configs.items():
-            fit(make_task(config), config, tmp_path / name)
+    for name, config in configs.items():
+        fit(make_task(config), config, tmp_path / name)
     return {name: tmp_path / name for name in configs}
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.texts import PAIRS, make_pairs, random_params
-from support.toys import CONFIGS, quick_compile
+from support.toys import CONFIGS
 
 from seqjax.config import text_pairs_config
 from seqjax.data.vocabulary import Vocabulary
@@ -405,18 +405,17 @@ def test_what_was_shown_of_a_reply_stays(spec, data):
 
 @pytest.mark.parametrize("attention", ["none", "dot"])
 def test_a_model_answers_anything(attention):
-    with quick_compile():
-        found = make_pairs(attention=attention, decode={"decoder": "beam"})
-        responder = found.responder(random_params(found.text))
-        lines = ["abc", "cad", "b d", "xyz", "a" * 10_000, "🙂", "가나"]
-        whole, growing = (heard(lines, responder, on_terminal=on) for on in (False, True))
-        assert whole == growing == heard([":sample 0", *lines], responder)[1:]
-        assert len(set(whole)) > 2, whole
-        best = heard([":scores", ":nbest 4", "abc"], responder)[-1].splitlines()
-        assert [line[:3] for line in best] == ["1. ", "2. ", "3. ", "4. "]
-        for line in lines:
-            why = heard([line, ":why"], responder)[1]
-            assert ("looked most at" in why) == (attention == "dot")
+    found = make_pairs(attention=attention, decode={"decoder": "beam"})
+    responder = found.responder(random_params(found.text))
+    lines = ["abc", "cad", "b d", "xyz", "a" * 10_000, "🙂", "가나"]
+    whole, growing = (heard(lines, responder, on_terminal=on) for on in (False, True))
+    assert whole == growing == heard([":sample 0", *lines], responder)[1:]
+    assert len(set(whole)) > 2, whole
+    best = heard([":scores", ":nbest 4", "abc"], responder)[-1].splitlines()
+    assert [line[:3] for line in best] == ["1. ", "2. ", "3. ", "4. "]
+    for line in lines:
+        why = heard([line, ":why"], responder)[1]
+        assert ("looked most at" in why) == (attention == "dot")
 
 
 # As a process of its own
@@ -430,8 +429,7 @@ def run(tmp_path_factory) -> Path:
     config.model.update({"embed_size": 5, "hidden_size": 6})
     config.data.pairs = PAIRS
     config.train.update({"num_epochs": 1, "num_devices": 1, "batch_size": 5, "monitor": "epoch"})
-    with quick_compile():
-        fit(make_task(config.lock(), workdir), config, workdir)
+    fit(make_task(config.lock(), workdir), config, workdir)
     return workdir
 
 

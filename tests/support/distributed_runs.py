@@ -16,7 +16,6 @@ from unittest import mock
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from support.toys import linear_config, linear_task, quick_compile, tiny_config
 
 import seqjax.plots
 from seqjax.data.vocabulary import Vocabulary
@@ -27,6 +26,7 @@ from seqjax.runs.signals import Stopped
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 from seqjax.training.trainer import Training
+from support.toys import linear_config, linear_task, tiny_config
 
 TASK = linear_task()
 RUNS = {
@@ -99,10 +99,9 @@ def main(address: str, number: int, directory: Path) -> None:
         "rows": rows_back(),
         "vocabulary": vocabulary(),
     }
-    with quick_compile():
-        for name in ("epoch", "four"):
-            fit(TASK, linear_config(**RUNS[name]), directory / name)
-        said["stopped"] = stop_and_resume(linear_config(**RUNS["step"]), directory / "step")
+    for name in ("epoch", "four"):
+        fit(TASK, linear_config(**RUNS[name]), directory / name)
+    said["stopped"] = stop_and_resume(linear_config(**RUNS["step"]), directory / "step")
     said["finished"] = fit(TASK, linear_config(**RUNS["epoch"]), directory / "epoch")
     said["three"] = mistake(linear_config(num_devices=3), directory / "three")
     said["six"] = mistake(linear_config(num_devices=6), directory / "six")

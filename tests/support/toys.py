@@ -3,8 +3,7 @@
 import json
 import runpy
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 import seqjax.plots
@@ -160,35 +158,3 @@ def few_digits() -> dict[str, np.ndarray]:
         arrays[f"x_{split}"][:, 0, 0] = np.arange(size)
         arrays[f"y_{split}"] = (np.arange(size) % 10).astype(np.uint8)
     return arrays
-
-
-@contextmanager
-def quick_compile() -> Iterator[None]:
-    """Programs compile in half the time and run slowly: for tests that only run them once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-@contextmanager
-def compiled_once(directory: Path) -> Iterator[None]:
-    """Programs that were compiled before are read from the directory: for many runs of one task."""
-    settings = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    compilation_cache.reset_cache()
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.same_runs import assert_same_trials
-from support.toys import compiled_once, read_json, tiny_config
+from support.toys import read_json, tiny_config
 
 from seqjax.errors import UserError
 from seqjax.sweeps import executors, workers
@@ -84,9 +84,10 @@ NAMES = [f"trial{i}" for i in range(4)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """One cache for all processes."""
-    with compiled_once(Path(os.environ["JAX_COMPILATION_CACHE_DIR"])):
+def cache(tmp_path_factory):
+    """Workers that are killed as they compile leave nothing behind in the cache of all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
         yield
 
 

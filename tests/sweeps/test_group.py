@@ -7,10 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 from support.same_runs import assert_same_arrays, assert_same_records
 from support.toys import (
-    compiled_once,
     linear_config,
     linear_task,
-    quick_compile,
     read_json,
     tiny_config,
     use_linear_task,
@@ -28,12 +26,6 @@ from seqjax.sweeps.vectorized import Members, group_key, share_config
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import evaluate, fit, restore_best
 from seqjax.training.setup import make_setup
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(tmp_path_factory):
-    with quick_compile(), compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(autouse=True)

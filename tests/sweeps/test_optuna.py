@@ -7,9 +7,7 @@ from functools import partial
 import pytest
 from support.commands import ROOT
 from support.toys import (
-    compiled_once,
     linear_config,
-    quick_compile,
     read_json,
     use_linear_task,
 )
@@ -30,12 +28,6 @@ SPACE = RATE | {
     "model.input_dropout": choice((0.0,), (0.5, 0.25)),
 }
 SEARCH, RATES = Search(SPACE, num_trials=7, batch_size=3), Search(RATE, 7, 3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(tmp_path_factory):
-    with quick_compile(), compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,7 @@ from support.commands import ROOT, assert_one_line, enter_empty, run_command
 from support.same_runs import assert_close, read_lines
 from support.toys import (
     CONFIGS,
-    compiled_once,
     linear_config,
-    quick_compile,
     read_json,
     use_linear_task,
 )
@@ -31,12 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 local = EXECUTORS["local"]
 SEEDS = "--sweep=configs/sweeps/seeds.py:2"
 RATES = {"optim.learning_rate": [0.003, 0.03, 0.3, 1.0]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(tmp_path_factory):
-    with quick_compile(), compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(autouse=True)

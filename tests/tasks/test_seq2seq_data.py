@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from support.texts import PAIRS, QUESTIONS, make_pairs, random_params, run_config
-from support.toys import quick_compile, read_json
+from support.toys import read_json
 
 import seqjax.data.parallel_text
 import seqjax.plots
@@ -23,12 +23,6 @@ from seqjax.tasks.seq2seq import score_replies, task_of_pairs, token_counts
 from seqjax.tasks.seq2seq_data import load_text_pairs
 from seqjax.training.evaluator import Evaluator
 from seqjax.training.fit import evaluate, fit
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
-from support.toys import assert_picture, few_digits, quick_compile, tiny_config
+from support.toys import assert_picture, few_digits, tiny_config
 
 from seqjax.config import text_pairs_config
 from seqjax.data import images
@@ -31,12 +31,6 @@ PICTURES = {  # of each config, and what else is written
     "word_translation": {"lengths.png", "abstention.json"},
     "word_completion": {"steps.png"},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ import pytest
 from ml_collections import ConfigDict
 from support.toys import (
     assert_picture,
-    compiled_once,
     linear_config,
     linear_task,
-    quick_compile,
     read_json,
     read_scalars,
 )
@@ -35,12 +33,6 @@ from seqjax.training.train_step import init_train_state
 from seqjax.training.trainer import Training
 
 TASK = linear_task()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(tmp_path_factory):
-    with quick_compile(), compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,10 @@
 """Learning: what must be learnt in seconds is, by the configs' own settings."""
 
 import pytest
-from support.toys import get_config, quick_compile
+from support.toys import get_config
 
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 def test_recall_remembers_over_fifteen_distractors(tmp_path):

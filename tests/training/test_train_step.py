@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from support.oracles import relative_error
-from support.toys import quick_compile
 
 from seqjax.data.batching import num_rows
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, make_mesh, put, sharded
@@ -27,12 +26,6 @@ NUM_ROWS, STEPS, FEATURES, CLASSES = 22, 5, 3, 4
 # Sums over devices, and programs that XLA fuses otherwise, add float32 numbers in another order:
 # a few units in the last place (6e-8) a step, over about ten steps.
 ROUNDING = dict(rtol=1e-6, atol=1e-6)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    with quick_compile():
-        yield
 
 
 @cache

@@ -34,14 +34,6 @@ GRU = WORKLOADS["gru"]._replace(num_rows=2, **SIZES)
 FACTS = {"import_seconds": 1.0, "first_step_seconds": 2.0, "version": {"x": "1"}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """What is compiled here runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @cache
 def our_result(name):
     """Our loss, or our tokens; without the loop, which takes long to compile."""

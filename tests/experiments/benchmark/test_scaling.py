@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.toys import assert_picture, quick_compile
+from support.toys import assert_picture
 
 from experiments.benchmark import scaling
 from experiments.benchmark.scaling import (
@@ -32,8 +32,7 @@ def test_every_size_is_measured_under_every_backend(monkeypatch):
     monkeypatch.setattr(scaling, "TURN_SECONDS", 0.001)
     monkeypatch.setattr(scaling, "BASE", {"num_steps": 4, "hidden_size": 3, "batch_size": 2})
     said = []
-    with quick_compile():
-        found = measure_scaling({"num_steps": (4, 64), "hidden_size": (5,)}, 2, said.append)
+    found = measure_scaling({"num_steps": (4, 64), "hidden_size": (5,)}, 2, said.append)
     assert said == ["num_steps 4", "num_steps 64", "hidden_size 5"]
     assert [p[:3] for p in found] == [
         (axis, size, backend)

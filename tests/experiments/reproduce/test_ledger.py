@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import assert_one_line, enter_empty, run_command
-from support.toys import assert_picture, get_config, quick_compile, read_json
+from support.toys import assert_picture, get_config, read_json
 
 import experiments.reproduce.trials
 from experiments.reproduce import cafe
@@ -151,12 +151,11 @@ def static():
 
     study.trials = refuse
     lines = []
-    with quick_compile():
-        for figure in FIGURES:
-            try:
-                lines.append(judge(figure, study))
-            except Trained:
-                continue
+    for figure in FIGURES:
+        try:
+            lines.append(judge(figure, study))
+        except Trained:
+            continue
     return lines
 
 
@@ -309,8 +308,7 @@ def small_config(name, variant):
 def small(tmp_path_factory):
     """The ledger of one config, of one seed, and where it lies."""
     directory = tmp_path_factory.mktemp("ledger")
-    with quick_compile():
-        sections, study = reproduce([words.NAME], small_config, directory, 1)
+    sections, study = reproduce([words.NAME], small_config, directory, 1)
     return sections, study, directory
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from support.numpy_reader import Translator, measure, one_hot, read_sequences, read_weights
-from support.toys import get_config, quick_compile
+from support.toys import get_config
 from support.tutorials import SENTENCES, TAUGHT, TOLERANCE, WORDS
 
 from experiments.reproduce.figures import SECTIONS, completion, sentences, tagging, words
@@ -18,8 +18,7 @@ SEEDS = 2
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Trials of the configs as they are shipped."""
-    with quick_compile():
-        yield Study(get_config, tmp_path_factory.mktemp("ledger"), SEEDS)
+    yield Study(get_config, tmp_path_factory.mktemp("ledger"), SEEDS)
 
 
 def figure_of(config, what):
