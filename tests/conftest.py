@@ -19,6 +19,12 @@ with contextlib.suppress(ValueError):  # not in the main thread
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Programs that compile three times as fast, and run slowly: most are run once. With --optimized tests
+# compile as users do. XLA ends a process that names a flag which it has no more.
+QUICK = "--xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+
 hypothesis.settings.register_profile(
     "seqjax", max_examples=20, deadline=None, derandomize=True, database=None
 )
@@ -39,16 +45,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """One compile cache for the tests, their workers and the processes that they start, which is
     kept for the next time; nobody's own is touched."""
     directory = Path(config.rootpath, config.getini("cache_dir"), "jax")
-    os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": str(directory),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not config.getoption("--optimized")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_disable_most_optimizations", not config.getoption("--optimized"))
+    if not config.getoption("--optimized"):
+        settings["jax_disable_most_optimizations"] = True
+        if QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
+            os.environ["XLA_FLAGS"] = f"{QUICK} {flags}"
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling:
