@@ -19,8 +19,8 @@ with contextlib.suppress(ValueError):  # not in the main thread
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Programs that compile three times as fast, and run slowly: most are run once. With --optimized tests
-# compile as users do. XLA ends a process that names a flag which it has no more.
+# Programs that compile three times as fast, and run slowly: most are run once. With --optimized the
+# tests compile as users do. XLA ends a process that names a flag which it has no more.
 QUICK = "--xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):
     QUICK += " --xla_cpu_use_fusion_emitters=false"

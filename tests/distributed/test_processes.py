@@ -91,6 +91,7 @@ def losses(run: Path) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(name, both, tmp_path):
     there, here = both / "process0" / name, tmp_path / "run"
     fit(TASK, linear_config(**RUNS[name]), here)
@@ -104,10 +105,12 @@ def test_two_processes_end_where_one_does(name, both, tmp_path):
     assert read_json(here / "fingerprint.json")["devices"] == devices
 
 
+@pytest.mark.slow
 def test_only_process_0_has_a_directory(both):
     assert {path.name for path in both.iterdir()} == {"process0", "said0.json", "said1.json"}
 
 
+@pytest.mark.slow
 def test_what_processes_tell_each_other(both):
     for number in range(2):
         said = read_json(both / f"said{number}.json")
@@ -117,12 +120,14 @@ def test_what_processes_tell_each_other(both):
         assert said["finished"] == read_json(both / "process0" / "epoch" / "result.json")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_both_resume(both):
     for number in range(2):
         said = read_json(both / f"said{number}.json")["stopped"]
         assert said.startswith(f"stopped and saved at step {STOPPED_AT} (epoch 3.25)")
 
 
+@pytest.mark.slow
 def test_a_vocabulary_is_fitted_once_and_sent(both, tmp_path):
     (path,) = make_task(tiny_config("word_translation")).save(tmp_path)
     for number in range(2):
@@ -130,6 +135,7 @@ def test_a_vocabulary_is_fitted_once_and_sent(both, tmp_path):
         assert said["vocabulary"] == path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_devices_that_cannot_be_shared_are_refused(both):
     for number in range(2):
         said = read_json(both / f"said{number}.json")
@@ -180,6 +186,7 @@ def wait_for_records(workdir: Path, number: int, processes: list[subprocess.Pope
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_when_a_process_is_killed_the_other_ends_and_both_resume(tmp_path, cache):
     alone = start(tmp_path / "alone", cache)
     workdir = tmp_path / "run"
@@ -201,6 +208,7 @@ def test_when_a_process_is_killed_the_other_ends_and_both_resume(tmp_path, cache
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_processes_with_other_configs_are_told_which(tmp_path, cache):
     (_, main_err, main_code), (_, err, code) = ends(
         *start_both(tmp_path / "run", cache, "--config.seed=1")
@@ -210,6 +218,7 @@ def test_processes_with_other_configs_are_told_which(tmp_path, cache):
     assert main_code != 0 and main_err == f"error: {LOST}\n"
 
 
+@pytest.mark.slow
 def test_a_directory_that_process_0_cannot_use_ends_both(tmp_path, cache):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").touch()
@@ -219,6 +228,7 @@ def test_a_directory_that_process_0_cannot_use_ends_both(tmp_path, cache):
     assert code != 0 and err == f"error: {LOST}\n"
 
 
+@pytest.mark.slow
 def test_no_cluster_is_one_line(tmp_path, cache):
     [(out, err, code)] = ends(start(tmp_path / "run", cache, "--distributed"))
     expected = (
@@ -228,6 +238,7 @@ def test_no_cluster_is_one_line(tmp_path, cache):
 
 
 @pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.slow
 def test_nobody_at_the_address_is_one_line(number, tmp_path, cache):
     address = free_address()
     flags = (f"--coordinator_address={address}", "--num_processes=2", "--initialization_timeout=1")

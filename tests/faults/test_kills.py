@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from support.processes import different_bits, finish, start
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "mnist_rows": ("--config.train.num_epochs=3", "--config.model.hidden_size=32"),
     "word_completion": ("--config.train.checkpoint_every_epochs=1",),

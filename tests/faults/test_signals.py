@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from support.processes import ROOT, different_bits, finish, start
 
+pytestmark = pytest.mark.slow
+
 # A run of many short epochs, which is saved seldom: what a signal saves is its own doing.
 LONG = (
     "--config=configs/word_completion.py",

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -29,6 +30,7 @@ from seqjax.training.train_step import TrainState
 FACTS = {"best_epoch": 3, "best_value": 0.1 + 0.2, "logs": [[0.1, 1e-45]], "stopped": False}
 
 
+@cache
 def make_arrays(seed: int = 0) -> dict:
     """A train state with a deep optimizer state, and parameters, of random numbers."""
     rng = np.random.default_rng(seed)

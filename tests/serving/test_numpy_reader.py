@@ -41,6 +41,8 @@ from seqjax.tasks.seq2seq_data import load_text_pairs
 from seqjax.training.early_stopping import Progress
 from seqjax.training.fit import fit
 
+pytestmark = pytest.mark.slow
+
 READER = Path(numpy_reader.__file__)
 CORPORA = Path(mnist_rows.__file__).parents[1] / "data" / "corpora"
 

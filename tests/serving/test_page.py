@@ -312,6 +312,7 @@ def browser():
     browser.quit()
 
 
+@pytest.mark.slow
 def test_a_person_chats_translates_and_draws(browser, served, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By

@@ -448,6 +448,7 @@ def start(*args: str, before: tuple[str, ...] = ()) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_a_run_is_talked_to_through_a_pipe(run):
     data = b"\xef\xbb\xbfabc\r\n\n:beam 2\nabc\n:nbest 2\nb\n:sampel\n\xea\xb0\0\n" + b"d" * 10_000
     out, err = start(f"--workdir={run}", "--abstain=off").communicate(data)
@@ -458,6 +459,7 @@ def test_a_run_is_talked_to_through_a_pipe(run):
     assert lines[7].startswith("unknown command ':sampel'")
 
 
+@pytest.mark.slow
 def test_a_chat_that_nobody_hears_ends_quietly(run):
     with start(f"--workdir={run}", "--decoder=beam") as process:
         process.stdout.close()
@@ -466,6 +468,7 @@ def test_a_chat_that_nobody_hears_ends_quietly(run):
         assert (process.wait(), process.stderr.read()) == (0, b"")
 
 
+@pytest.mark.slow
 def test_a_run_is_talked_to_on_a_terminal(run):
     pytest.importorskip("pty")
     steps = (("> ", "xyz\n"), (f"{KOREAN}\r\n> ", "half"), ("half", "\x03"), ("\n> ", "\x04"))

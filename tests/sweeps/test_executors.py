@@ -130,6 +130,7 @@ def test_the_same_sweep_finds_its_directories_again():
 # Processes
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_replaced_and_all_end_as_in_one(through, tmp_path):
     chunks = divide(make_trials(tmp_path), 2, tmp_path / "groups")
     told = run(processes, chunks, num_workers=1, until=10)
@@ -155,6 +156,7 @@ class Doomed(executors.Worker):
             self.process.kill()
 
 
+@pytest.mark.slow
 def test_a_chunk_whose_processes_all_die_fails_alone(through, tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "Worker", Doomed)
     trials = make_trials(tmp_path)
@@ -171,6 +173,7 @@ def test_a_chunk_whose_processes_all_die_fails_alone(through, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("executor", [local, processes])
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_used_ends_no_trial(executor, tmp_path):
     [chunk] = divide(make_trials(tmp_path, 1), 1, tmp_path / "groups")
     chunk.workdir.mkdir(parents=True)
@@ -252,6 +255,7 @@ def saved_steps(chunks: list[Chunk]) -> list[int]:
     return [max(map(int, os.listdir(chunk.workdir / "checkpoints"))) for chunk in chunks]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_stopped_by_ctrl_c_and_by_a_kill_and_goes_on(tmp_path):
     chunks = divide(make_trials(tmp_path, num_epochs=FOR_EVER), 2, tmp_path / "groups")
     with started_sweep(tmp_path) as sweep:
@@ -303,6 +307,7 @@ def test_what_goes_wrong_in_a_chunk_is_told_by_its_trials(tmp_path, monkeypatch)
     assert read_json(trials[0].directory / "config.json")["seed"] == 0
 
 
+@pytest.mark.slow
 def test_a_group_that_another_process_trains_is_waited_for(tmp_path, monkeypatch):
     [chunk] = divide(make_trials(tmp_path, 1), 1, tmp_path / "groups")
     monkeypatch.setattr(workers, "IN_USE_SECONDS", 0.5)
@@ -331,6 +336,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_ray_replaces_a_worker_and_all_end_as_in_one(through, tmp_path, monkeypatch, cluster):
     chunks = divide(make_trials(tmp_path), 2, tmp_path / "groups")
     run(local, chunks, until=10)  # on eight devices, and then on two
@@ -348,6 +354,7 @@ def test_ray_replaces_a_worker_and_all_end_as_in_one(through, tmp_path, monkeypa
     assert_same_runs(through, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_chunk_whose_ray_workers_all_die_fails_alone(tmp_path, monkeypatch, cluster, capfd):
     trials = make_trials(tmp_path, 2)
     chunks = divide(trials, 2, tmp_path / "groups")
@@ -364,6 +371,7 @@ def test_a_chunk_whose_ray_workers_all_die_fails_alone(tmp_path, monkeypatch, cl
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_see_the_directory_is_named(tmp_path, monkeypatch, cluster):
     chunks = divide(make_trials(tmp_path, 1), 1, tmp_path / "groups")
     monkeypatch.setattr(
@@ -376,11 +384,13 @@ def test_a_node_that_does_not_see_the_directory_is_named(tmp_path, monkeypatch, 
     assert not chunks[0].has_ended
 
 
+@pytest.mark.slow
 def test_more_cpus_than_a_node_has_are_refused(cluster):
     with pytest.raises(UserError, match="num_cpus=3: no node of the Ray cluster has more than 2"):
         run(on_ray, [], num_cpus=3)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_cannot_be_reached_is_named_at_once(monkeypatch):
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed")

@@ -216,6 +216,7 @@ def test_another_sweep_s_study_is_refused(options, told, tmp_path):
     assert told_by(error).startswith(f"study 'seqjax' in {storage} is of another sweep (")
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study(tmp_path):
     (tmp_path / "search.py").write_text(
         """

@@ -84,7 +84,9 @@ def test_halving_keeps_the_best(tmp_path):
     assert max(first[i] for i in set(range(8)) - dropped) < min(first[i] for i in dropped)
 
 
-@pytest.mark.parametrize("rung", [1, 2, None])
+@pytest.mark.parametrize(
+    "rung", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_a_halved_sweep_goes_on_with_other_workers(rung, tmp_path, monkeypatch):
     """It is broken off before and behind a rung, with a checkpoint as early as one can be."""
     monkeypatch.setattr("seqjax.sweeps.group.SAVE_SECONDS", 0.0)
@@ -255,6 +257,7 @@ sys.exit(launch(sweep.main))
 """
 
 
+@pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_table(tmp_path):
     """Real processes and SIGKILL, each a random moment after a group has its first checkpoint."""
     text = """

@@ -11,15 +11,17 @@ from importlib.resources import files
 import jax
 import numpy as np
 import pytest
+from support.commands import assert_one_line, run_command
 
 from experiments.benchmark import run, table
 from experiments.benchmark.inputs import make_batches, make_weights
 from experiments.benchmark.peers import OURS, PEERS, ours
 from experiments.benchmark.process import PeerDied, Process
 from experiments.benchmark.workloads import WORKLOADS, num_flops, throughput
-from seqjax.cli import launch
 from seqjax.errors import UserError
 from seqjax.metrics import summarize
+
+pytestmark = pytest.mark.slow
 
 SIZES = {"batch_size": 2, "hidden_size": 5, "source_length": 4, "input_size": 3, "num_classes": 12}
 # Every cell, layer and kind once: compiling is what takes time here.
@@ -233,8 +235,5 @@ def test_names_that_are_none(monkeypatch, capsys):
     assert run.find_peers(["torch"]) == [OURS, "torch"]
     assert run.find_peers([]) == list(PEERS)
     assert run.find_workloads([]) == list(WORKLOADS.values())
-    from experiments import benchmark
-
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--workloads=lstm,grus"])
-    assert launch(benchmark.main) == 2
-    assert capsys.readouterr().err.startswith("error: unknown workload 'grus': did you mean 'gru'?")
+    outcome = run_command(monkeypatch, capsys, "benchmark", "--workloads=lstm,grus")
+    assert_one_line(outcome, "unknown workload 'grus': did you mean 'gru'?")

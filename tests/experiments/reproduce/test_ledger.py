@@ -159,6 +159,7 @@ def static():
     return lines
 
 
+@pytest.mark.slow
 def test_figures_that_need_no_training_are_right(static):
     assert len(static) > 100
     right = (MET, BETTERED, UNREPRODUCIBLE)

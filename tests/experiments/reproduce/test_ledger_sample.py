@@ -12,6 +12,8 @@ from support.tutorials import SENTENCES, TAUGHT, TOLERANCE, WORDS
 from experiments.reproduce.figures import SECTIONS, completion, sentences, tagging, words
 from experiments.reproduce.trials import Study
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 2
 
 
