@@ -17,7 +17,7 @@ from seqjax.data.batching import (
 )
 from seqjax.errors import UserError
 
-sizes = st.sampled_from([1, 2, 3, 5, 7])  # every new size is a compilation
+sizes = st.sampled_from([1, 3, 7])  # every new size is a compilation
 devices = st.sampled_from([1, 2, 8])
 
 

@@ -110,7 +110,7 @@ def test_kiwi_separates_particles_and_joins_contractions() -> None:
         ("whitespace", ["네,", "<unk>"], "네, �"),
         ("words", ["네", "<unk>"], "네 �"),
         ("words(unknown=False)", ["네"], "네"),
-        ("okt", ["▁네", ",", "<unk>", "?"], "네, �?"),
+        pytest.param("okt", ["▁네", ",", "<unk>", "?"], "네, �?", marks=pytest.mark.slow),
         ("kiwi", ["▁네/IC", ",/SP", "<unk>", "?/SF"], "네, �?"),
         ("unigram(size=3000)", ["▁", "네", ",", "▁", "<unk>", "는", "?"], "네, �는?"),
     ],

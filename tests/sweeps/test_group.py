@@ -106,8 +106,11 @@ def test_members_of_text_pairs_with_smoothing_and_word_dropout(tmp_path):
         tmp_path / "trials",
         config.lock(),
         {},
-        {"loss.label_smoothing": 0.3},
-        {"model.token_dropout": 0.5, "model.decoder_output_dropout": (0.1,)},
+        {
+            "loss.label_smoothing": 0.3,
+            "model.token_dropout": 0.5,
+            "model.decoder_output_dropout": (0.1,),
+        },
     )
     train_group(trials, tmp_path / "group")
     for i, trial in enumerate(trials):

@@ -28,6 +28,7 @@ def test_the_tutorials_taggers_tag_six_words_of_six(cell, tmp_path, capsys):
     assert capsys.readouterr().out.count("(3 of 3 right)") == 2
 
 
+@pytest.mark.slow
 def test_strings_are_reversed(tmp_path):
     config = get_config("reverse")
     config.data.update(train_size=1_000, valid_share=0.02, test_share=0.04)
