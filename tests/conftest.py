@@ -59,6 +59,23 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[name.upper()] = str(value)
 
 
+NUMERIC = ("nn/", "models/test_seq2seq", "training/test_train_step", "sweeps/test_group")
+SMOKE = (
+    *("data/", "nn/test_cells", "nn/test_unroll", "nn/test_layers", "decoding/test_sampling"),
+    *("runs/test_checkpoint", "runs/test_old_runs", "training/test_train_step", "tasks/"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks `numeric` and `smoke` by file."""
+    root = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(root).as_posix()
+        for marker, files in ((pytest.mark.numeric, NUMERIC), (pytest.mark.smoke, SMOKE)):
+            if place.startswith(files):
+                item.add_marker(marker)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling:
     """A file's tests stay in one worker, so that what they share is built once."""
     return LoadFileScheduling(config, log)

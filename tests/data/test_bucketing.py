@@ -1,6 +1,6 @@
 """Length buckets: few shapes, little padding, every row once, and the same numbers."""
 
-from functools import partial
+from functools import cache, partial
 from itertools import combinations, pairwise
 
 import jax
@@ -155,6 +155,7 @@ def text_loop(kind: str, num_devices: int, is_cut: bool = True):
     return loop, state, data.steps_per_epoch
 
 
+@cache
 def trained(kind: str, num_devices: int, calls=(6,), is_cut: bool = True):
     loop, state, per_epoch = text_loop(kind, num_devices, is_cut)
     assert per_epoch == 3
