@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 
 from support.toys import read_json
 
-# Of float32, whose rounding is 6e-8: what a few dozen steps of Adam make of it. Seen in these tests
-# were at most 2e-6, on processors with and without AVX-512.
+# Of float32, which rounds by 6e-8. Seen in weights were at most 2e-7, with and without AVX-512; but
+# where a gradient is what rounding leaves of a sum of 0, Adam scales it up, and other processors
+# round otherwise. A wrong seed, rate or dropout differs by more than 1e-2.
 RTOL, ATOL = 1e-4, 1e-5
 
 
