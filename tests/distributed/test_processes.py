@@ -84,10 +84,12 @@ def same_files(some: Path, other: Path) -> bool:
     return all((some / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
-def losses(run: Path) -> list[list[float]]:
-    """Of the training rows and of the validation rows, by epoch; then those of the result."""
+def losses(run: Path) -> list[float]:
+    """Of the training rows and, where they are evaluated, of the validation rows, by epoch; then
+    those of the result."""
     records = [*read_records(run / "metrics.jsonl"), read_json(run / "result.json")]
-    return [[record[split]["loss"] for split in ("train", "valid")] for record in records]
+    splits = ("train", "valid")
+    return [record[split]["loss"] for record in records for split in splits if split in record]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -96,8 +98,7 @@ def test_two_processes_end_where_one_does(name, both, tmp_path):
     there, here = both / "process0" / name, tmp_path / "run"
     fit(TASK, linear_config(**RUNS[name]), here)
     # Sums in another order: a few units in the last place of float32.
-    for some, others in zip(losses(there), losses(here), strict=True):
-        np.testing.assert_allclose(some, others, rtol=1e-6)
+    np.testing.assert_allclose(losses(there), losses(here), rtol=1e-6)
     names = [{p.name.partition(".tfevents")[0] for p in run.iterdir()} for run in (there, here)]
     assert names[0] == names[1]
     devices = f"{RUNS[name]['num_devices']} x cpu"
