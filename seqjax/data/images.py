@@ -137,6 +137,8 @@ def _prepare(builder: Any, where: str, manual_dir: str) -> None:
 
     downloader: Any = download.download_manager.downloader
     downloader.MAX_RETRIES = 2  # its 10 are 3.5 minutes of silence where there is no network
+    # Other downloads go on in threads when one has failed, and would warn below our one line.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     # These, unless the user has set them, keep TensorFlow's C++ code from printing as it starts.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "1", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
     config = download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)

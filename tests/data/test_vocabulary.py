@@ -251,6 +251,8 @@ def test_another_process_gives_the_same_ids() -> None:
 
 @pytest.mark.slow
 def test_java_gives_the_same_ids_and_takes_no_signals() -> None:
+    for module in NEEDS["okt"]:
+        pytest.importorskip(module)
     assert fit_in_child(["okt"]) == [fit("okt").digest(), "handled"]
 
 
