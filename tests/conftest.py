@@ -1,6 +1,7 @@
 """What all tests share: eight CPU devices, one compile cache, Keras on JAX, repeatable examples."""
 
 import contextlib
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -79,6 +80,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling:
     """A file's tests stay in one worker, so that what they share is built once."""
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory, worker_id) -> Path:
+    """A finished run that has learnt the questions of `support.texts` by heart, for tests that read
+    it or copy it; the files of its data lie beside it. Trained once for all workers."""
+    from support.texts import train_text_run  # not before the settings above
+
+    base = tmp_path_factory.getbasetemp()
+    directory = (base if worker_id == "master" else base.parent) / "text_run"
+    directory.mkdir(exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # others wait until it is trained
+        if not (directory / "run" / "result.json").exists():
+            train_text_run(directory)
+    return directory / "run"
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from support.texts import QUESTIONS, make_pairs, random_params, run_config
+from support.texts import QUESTIONS, make_pairs, random_params
 
 import seqjax.plots
 import seqjax.serving.load
@@ -15,22 +15,9 @@ from seqjax.inference.calibration import noise_questions
 from seqjax.inference.responder import Responder
 from seqjax.models.text_to_text import Replies
 from seqjax.serving.load import load_responder
-from seqjax.tasks.registry import make_task
-from seqjax.training.fit import fit
 
 ASKED = [question for question, *_ in QUESTIONS]
 STRANGE = ["라떼", "문 언제", "xyz?!", "", "여는 시간이 언제죠?" * 5]
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A finished run, trained in a second or two."""
-    directory = tmp_path_factory.mktemp("respond")
-    config = run_config(directory, attention="dot")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
-        fit(make_task(config, directory / "run"), config, directory / "run")
-    return directory / "run"
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +26,10 @@ def jax_has_started(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def responder(workdir):
+def responder(text_run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seqjax.serving.load, "start_jax", lambda train: None)
-        return load_responder(workdir)
+        return load_responder(text_run)
 
 
 def test_it_answers_what_it_was_taught(responder):
@@ -142,8 +129,8 @@ def test_without_labels_texts_are_told_from_noise(responder):
     assert np.mean([other.answer(question).abstains for question in noise]) > 0.8
 
 
-def test_without_calibration_it_never_abstains_and_confidence_is_the_replys_probability(workdir):
-    responder = load_responder(workdir, abstain=False)
+def test_without_calibration_it_never_abstains_and_confidence_is_the_replys_probability(text_run):
+    responder = load_responder(text_run, abstain=False)
     for question in (ASKED[0], *STRANGE):
         answer = responder.answer(question)
         assert not answer.abstains
@@ -176,15 +163,15 @@ def test_every_question_has_one_shape(responder):
 # Runs
 
 
-def test_a_loaded_run_answers_as_the_trained_one_did(workdir, responder):
-    (line,) = (workdir / "abstention.json").read_text(encoding="utf-8").splitlines()[4:5]
+def test_a_loaded_run_answers_as_the_trained_one_did(text_run, responder):
+    (line,) = (text_run / "abstention.json").read_text(encoding="utf-8").splitlines()[4:5]
     assert float(line.split()[1]) == responder.abstention.threshold
-    again = load_responder(workdir)
+    again = load_responder(text_run)
     assert again.answer(ASKED[1]) == responder.answer(ASKED[1])
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(again.params))
 
 
-def test_a_run_that_cannot_answer_is_one_line(workdir, tmp_path):
+def test_a_run_that_cannot_answer_is_one_line(text_run, tmp_path):
     def complaint():
         with pytest.raises(UserError) as caught:
             load_responder(tmp_path)
@@ -192,11 +179,11 @@ def test_a_run_that_cannot_answer_is_one_line(workdir, tmp_path):
         return str(caught.value)
 
     assert "config.json does not exist: is " in complaint()
-    text = (workdir / "config.json").read_text(encoding="utf-8")
+    text = (text_run / "config.json").read_text(encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps(base_config("recall").to_dict()), "utf-8")
     assert "is a run of recall: only one of text_pairs can answer" in complaint()
     (tmp_path / "config.json").write_text(text, "utf-8")
     assert "has no checkpoint yet: train it first" in complaint()
     for name in ("checkpoints", "vocabulary.json"):
-        (tmp_path / name).symlink_to(workdir / name)
+        (tmp_path / name).symlink_to(text_run / name)
     assert "abstention.json does not exist; run experiments.evaluate on it" in complaint()

@@ -1,6 +1,7 @@
 """Weights files: what goes in comes out, and nothing else does; what is forged leads nowhere."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import assert_one_line, run_command
-from support.texts import QUESTIONS, run_config
+from support.texts import QUESTIONS
 from support.toys import read_json, tiny_config
 
 import seqjax.plots
@@ -37,13 +38,15 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(text_run, tmp_path_factory) -> Path:
     """A folder with two runs, of texts and of the toy, their exports, and the texts' data."""
     folder = tmp_path_factory.mktemp("runs")
-    texts = run_config(folder).unlock()
-    texts.train.update(num_epochs=8, eval_every_epochs=8)
-    for name, config in {"texts": texts.lock(), "toy": tiny_config("recall")}.items():
-        fit(make_task(config, folder / name), config, folder / name)
+    shutil.copytree(text_run, folder / "texts")
+    for name in ("questions.tsv", "labels.txt"):
+        shutil.copy(text_run.parent / name, folder)
+    toy = tiny_config("recall")
+    fit(make_task(toy, folder / "toy"), toy, folder / "toy")
+    for name in ("texts", "toy"):
         export_run(folder / name, folder / f"{name}.safetensors")
     return folder
 

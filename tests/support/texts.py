@@ -6,13 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
-from support.oracles import random_like
 
+import seqjax.plots
 from seqjax.config import text_pairs_config
 from seqjax.models.text_to_text import TextModel
 from seqjax.parameters import parameter_shapes
+from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq_data import TextPairs, load_text_pairs
+from seqjax.training.fit import fit
+from support.oracles import random_like
 
 PAIRS = (
     ("abc", "가나"),
@@ -89,3 +93,11 @@ def run_config(directory: Path, **model: Any) -> ConfigDict:
     config.train.update(batch_size=8, num_epochs=60, eval_every_epochs=60, num_devices=1)
     config.train.update(monitor="epoch", checkpoint_every_epochs=60)
     return config.lock()
+
+
+def train_text_run(directory: Path) -> None:
+    """Trains the run of `run_config` in `directory/run`, without pictures."""
+    config = run_config(directory, attention="dot")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
+        fit(make_task(config, directory / "run"), config, directory / "run")
