@@ -197,7 +197,7 @@ def test_no_network(
 ) -> None:
     start = time.monotonic()
     text = message("mnist", data_dir=str(tmp_path))
-    assert time.monotonic() - start < 60  # by itself TFDS tries for minutes
+    assert time.monotonic() - start < 120  # by itself TFDS tries for 3.5 minutes
     assert f"cannot prepare {tmp_path / 'mnist'}" in text and "images-idx3-ubyte.gz: " in text
     assert "needs the network, or the archives in manual_dir" in text
     assert capfd.readouterr() == ("", "") and not caplog.records

@@ -57,10 +57,8 @@ def test_a_signal_saves_in_the_middle_of_an_epoch_and_exits(number, through, tmp
     process = start(workdir, *LONG, cache=cache)
     wait_for(lambda: records(workdir) >= 250, process)
     time.sleep(0.1)  # some way on from there, or at it where the machine is slow
-    sent = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 10
     assert process.returncode == 128 + number, err
     saying, saved = err.splitlines()
     assert saying == f"{number.name}: saving, then exiting; once more exits at once"
@@ -81,17 +79,16 @@ def test_before_there_is_anything_to_lose_a_signal_exits_at_once(tmp_path):
     process = start(tmp_path / "run", *LONG, cache=tmp_path / "empty")
     wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)  # then it compiles
     process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 1
     assert process.returncode == 143
+    assert records(tmp_path / "run") == 0  # it did not go on to the end of a call
     assert err == "SIGTERM: nothing is lost; the same command resumes from the last checkpoint\n"
 
 
 SLOW_SAVE = """
 import sys, time
 from seqjax.runs.checkpoint import Checkpoints
-Checkpoints.prepare = lambda self, *args: time.sleep(60)
+Checkpoints.prepare = lambda self, *args: time.sleep(3600)
 sys.argv[0] = "experiments/train.py"
 import runpy
 runpy.run_module("experiments.train", run_name="__main__")
@@ -107,9 +104,7 @@ def test_a_second_signal_exits_at_once(tmp_path, cache, through):
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline().startswith("SIGINT: saving, then exiting")
     process.send_signal(signal.SIGINT)
-    sent = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 5
+    _, err = process.communicate(timeout=60)  # the save would take an hour
     assert process.returncode == 130
     assert err.startswith("SIGINT: what was not saved is lost; the same command resumes from the ")
 
