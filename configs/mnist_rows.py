@@ -12,7 +12,7 @@ tutorial printed 0.9719. Median training loss at epochs 1, 4, ..., 19 and the tu
 rate 0.003 down a cosine, chosen on the validation images. `faithful`, 5 seeds: 0.9710 (0.9676 to
 0.9757), cost 0.799 0.194 0.131 0.102 0.088 0.074 0.069. `bidirectional` has no published figure.
 The default's and `faithful`'s are of `python -m experiments.reproduce`, one device a seed.
-Two CPU cores, compilation included: the default takes 24 s, 22 s when started again; `lstm` 80 s,
+Two CPU cores, compilation included: the default takes 21 s, 20 s when started again; `lstm` 80 s,
 `gru` 84 s.
 """
 
