@@ -69,7 +69,7 @@ def run_until_the_last_epoch(workdir: Path, task: Task = TASK, **fields: Any) ->
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly():
+def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
         patch.setattr(sys, "argv", ["train"])  # `launch` would read pytest's own

@@ -31,7 +31,7 @@ from seqjax.training.setup import make_setup
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Compiles in half the time, and draws nothing."""
+    """Draws nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
         yield

@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
+def no_curves():
     """And draws nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seqjax.training.fit.draw_curves", lambda *_: None)

@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 import shutil
 import signal
@@ -278,9 +277,9 @@ def served(runs):
         port = free.getsockname()[1]
     flags = [f"--{tab}={runs['texts']}" for tab in ("chat", "translate")]
     command = [sys.executable, "-m", "experiments.demo", *flags, f"--digits={runs['digits']}"]
-    quick = {"cwd": CONFIGS.parent, "env": os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}}
+
     with subprocess.Popen(
-        [*command, f"--port={port}"], stdout=subprocess.PIPE, text=True, **quick
+        [*command, f"--port={port}"], cwd=CONFIGS.parent, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stdout.readline() == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
