@@ -2,13 +2,17 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
+from ml_collections import ConfigDict
 from xdist.scheduler import LoadFileScheduling
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"}
@@ -83,19 +87,45 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileSchedulin
 
 
 @pytest.fixture(scope="session")
-def text_run(tmp_path_factory, worker_id) -> Path:
-    """A finished run that has learnt the questions of `support.texts` by heart, for tests that read
-    it or copy it; the files of its data lie beside it. Trained once for all workers."""
+def train_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`(name, train)` gives the directory that `train` has filled, once for all tests and workers;
+    for tests that read it or copy it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "trained_once"
+    shared.mkdir(exist_ok=True)
+
+    def directory_of(name: str, train: Callable[[Path], object]) -> Path:
+        directory, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # others wait until it is trained
+            if not done.exists():
+                directory.mkdir()
+                train(directory)
+                done.touch()
+        return directory
+
+    return directory_of
+
+
+@pytest.fixture(scope="session")
+def text_run(train_once) -> Path:
+    """A finished run that has learnt the questions of `support.texts` by heart; the files of its
+    data lie beside it."""
     from support.texts import train_text_run  # not before the settings above
 
-    base = tmp_path_factory.getbasetemp()
-    directory = (base if worker_id == "master" else base.parent) / "text_run"
-    directory.mkdir(exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # others wait until it is trained
-        if not (directory / "run" / "result.json").exists():
-            train_text_run(directory)
-    return directory / "run"
+    return train_once("texts", train_text_run) / "run"
+
+
+@pytest.fixture(scope="session")
+def single_run(train_once) -> Callable[[ConfigDict], Path]:
+    """The finished run of a config, of the linear task or of one that ships."""
+    from support.toys import train_single_run
+
+    def run(config: ConfigDict) -> Path:
+        name = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
+        return train_once(name, partial(train_single_run, config))
+
+    return run
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

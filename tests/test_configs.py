@@ -14,20 +14,19 @@ from support.toys import (
     linear_task,
     read_json,
     tiny_config,
+    trace_step,
 )
 
 import seqjax.plots
 import seqjax.runs.identity
 from seqjax.config import as_json, choose_variant, differing_fields, load_config
 from seqjax.data import images
-from seqjax.data.batching import take_rows
 from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.parameters import parameter_shapes
 from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.fit import fit, make_setup
-from seqjax.training.train_step import make_train_step
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 VARIANTS = [
@@ -76,11 +75,8 @@ def test_a_config_locks_and_refuses_unknown_fields(name, variant):
 def test_a_step_of_a_config_can_be_compiled(name, variant):
     config = tiny_config(name, variant)
     setup = make_setup(make_task(config), config)
-    index = np.zeros(config.train.batch_size, np.int32)
-    batch = take_rows(setup.data.rows, index, np.ones(len(index), np.float32))
-    step = make_train_step(setup.task.measure, setup.optimizer)
     state = setup.arrays_like()["state"]
-    after, log = jax.eval_shape(step, state, batch, jax.random.key(0))
+    after, log = trace_step(config, setup)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )

@@ -30,6 +30,7 @@ from seqjax.runs.signals import Stopped, StopSignals, say
 from seqjax.runs.workdir import CHECKPOINTS, held
 from seqjax.sweeps.trial import Trial, save_failure, save_result, sound_trials, summarize
 from seqjax.sweeps.vectorized import Members, all_finite, choose, share_config, stack
+from seqjax.tasks.base import fitted_files
 from seqjax.tasks.registry import make_task
 from seqjax.training.debug_nans import diagnose, first_bad
 from seqjax.training.early_stopping import Pace, Progress, advance
@@ -184,7 +185,7 @@ class Group:
         self.shared = share_config(configs)
         task = make_task(self.shared.config, workdir)
         self.setup: Setup = make_setup(task, self.shared.config)
-        self.files = self.setup.task.save(workdir)
+        self.files = fitted_files(self.setup.task)
         steps, epochs = self.setup.data.steps_per_epoch, self.shared.config.train.num_epochs
         lengths = {"steps_per_epoch": steps, "num_epochs": epochs}
         # Each one's own, for what is asked of it on the host.

@@ -7,7 +7,7 @@ why it failed.
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -101,16 +101,15 @@ def save_result(
     params: Params,
     progress: Progress,
     records: Sequence[Record],
-    files: Iterable[Path],
+    files: Mapping[str, str],
     result: dict[str, Any],
 ) -> None:
-    """Ends a trial with its best weights; `files` hold what was fitted to the training data."""
+    """Ends a trial with its best weights; `files` are what was fitted to the training data."""
     with _appearing(trial.directory) as directory:
         config = as_json(trial.config)
-        texts = {path.name: path.read_text(encoding="utf-8") for path in files}
-        for name, text in texts.items():
+        for name, text in files.items():
             write_text(directory / name, text)
-        weights = Weights(config, progress._asdict(), texts, dict(named_arrays(params)))
+        weights = Weights(config, progress._asdict(), dict(files), dict(named_arrays(params)))
         write_weights(directory / WEIGHTS, weights)
         write_text(directory / RECORDS, "".join(json.dumps(r) + "\n" for r in records))
         write_json(directory / CONFIG, config)

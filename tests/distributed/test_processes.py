@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.commands import ROOT, assert_one_line, enter_empty, run_command
-from support.distributed_runs import RUNS, STOPPED_AT, TASK
+from support.distributed_runs import RUNS, STOPPED_AT
 from support.toys import linear_config, read_json, tiny_config
 
 import seqjax.plots
 from seqjax.distributed.processes import LOST
 from seqjax.tasks.registry import make_task
-from seqjax.training.fit import fit
 from seqjax.training.logger import read_records
 
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -95,9 +94,8 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.slow
-def test_two_processes_end_where_one_does(name, both, tmp_path):
-    there, here = both / "process0" / name, tmp_path / "run"
-    fit(TASK, linear_config(**RUNS[name]), here)
+def test_two_processes_end_where_one_does(name, both, single_run):
+    there, here = both / "process0" / name, single_run(linear_config(**RUNS[name]))
     # Sums in another order: a few units in the last place of float32.
     np.testing.assert_allclose(losses(there), losses(here), rtol=1e-6)
     names = [{p.name.partition(".tfevents")[0] for p in run.iterdir()} for run in (there, here)]

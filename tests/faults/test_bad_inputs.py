@@ -16,8 +16,6 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
-import jax
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,11 +35,10 @@ from support.fuzz import (
     write_small,
 )
 from support.texts import make_pairs, random_params
-from support.toys import few_digits
+from support.toys import few_digits, trace_step
 
 import seqjax.training.fit
 from seqjax.data import images
-from seqjax.data.batching import take_rows
 from seqjax.data.parallel_text import read_pairs
 from seqjax.data.text_files import load_tagged_sentences, load_words
 from seqjax.errors import UserError, one_line
@@ -52,7 +49,6 @@ from seqjax.serving.repl import COMMANDS, DECODERS, Chat
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 from seqjax.training.setup import make_setup
-from seqjax.training.train_step import make_train_step
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -73,13 +69,7 @@ def command(empty, monkeypatch, capfd):
 
 def only_set_up(task, config, workdir, **options) -> None:
     """In place of `fit`: a config is valid if a step and a prediction can be traced."""
-    setup = make_setup(task, config)
-    state = setup.arrays_like()["state"]
-    index = np.zeros(config.train.batch_size, np.int32)
-    batch = take_rows(setup.data.rows, index, np.ones(len(index), np.float32))
-    step = make_train_step(task.measure, setup.optimizer)
-    jax.eval_shape(step, state, batch, jax.random.key(0))
-    jax.eval_shape(task.predict, state.params, batch)
+    trace_step(config, make_setup(task, config))
 
 
 # One config of each task in the fast tests; the others differ from them in values only.

@@ -15,6 +15,7 @@ from support.oracles import (
     relative_error,
     weighted_sum,
 )
+from support.shapes import B, H, I, T
 
 import seqjax.nn.backends
 import seqjax.nn.cudnn
@@ -26,7 +27,6 @@ from seqjax.nn.fused import unroll_fused
 from seqjax.nn.layers import Bidirectional, Recurrent
 from seqjax.nn.unroll import unroll
 
-T, B, I, H = 7, 4, 3, 5  # noqa: E741
 MASKS = {
     "whole": None,
     "lengths": np.arange(T)[:, None] < np.array([4, 0, T, 1]),

@@ -16,13 +16,13 @@ from support.oracles import (
     relative_error,
     weighted_sum,
 )
+from support.shapes import B, H, I, T
 
 from seqjax.errors import UserError
 from seqjax.nn.cells import lstm, make_cell, pre_activations, simple_rnn
 from seqjax.nn.initializers import make_initializer
 from seqjax.nn.unroll import unroll
 
-T, B, I, H = 7, 3, 5, 4  # noqa: E741
 SIZES = (30, 50)  # of new cells
 
 

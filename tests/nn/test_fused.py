@@ -17,12 +17,12 @@ from support.oracles import (
     relative_error,
     weighted_sum,
 )
+from support.shapes import B, H, I, T
 
 from seqjax.errors import UserError
 from seqjax.nn.fused import unroll_fused
 from seqjax.nn.unroll import unroll
 
-T, B, I, H = 6, 4, 3, 5  # noqa: E741
 MASKS = {
     "whole": None,
     "lengths": np.arange(T)[:, None] < np.array([4, 0, T, 1]),

@@ -17,13 +17,13 @@ from support.oracles import (
     relative_error,
     weighted_sum,
 )
+from support.shapes import B, H, I, T
 
 from seqjax.errors import UserError
 from seqjax.nn.cells import LSTMParams
 from seqjax.nn.layers import Bidirectional, Dense, Embed, Recurrent, functional, one_hot
 
-B, T, I, H = 3, 6, 4, 5  # noqa: E741
-LENGTHS = np.array([4, T, 1])
+LENGTHS = np.array([4, T, 1, 2])
 MASK = np.arange(T) < LENGTHS[:, None]
 
 
@@ -237,8 +237,8 @@ def test_a_mask_by_ids_silences_the_padding_row_of_a_table():
 
 
 def test_dense_is_a_product_and_a_bias():
-    params, call = make_layer(Dense, 4, 3)
-    assert {name: x.shape for name, x in params.items()} == {"kernel": (4, 3), "bias": (3,)}
+    params, call = make_layer(Dense, I, 3)
+    assert {name: x.shape for name, x in params.items()} == {"kernel": (I, 3), "bias": (3,)}
     kernel, bias = (np.asarray(params[name], np.float64) for name in ("kernel", "bias"))
     xs = inputs()
     assert relative_error(call(params, xs), np.asarray(xs, np.float64) @ kernel + bias) < 1e-6

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.oracles import assert_same, make_layer, random_like, relative_error, weighted_sum
+from support.shapes import B, I, T
 
 from seqjax.errors import UserError
 from seqjax.nn.cells import Cell, RNNParams, RNNState
@@ -14,8 +15,7 @@ from seqjax.nn.dropout import dropout, dropout_scale, fold_keys, row_keys
 from seqjax.nn.layers import Bidirectional, Recurrent, functional
 from seqjax.nn.stack import Stack, make_stack
 
-B, T, I = 3, 6, 4  # noqa: E741
-LENGTHS = np.array([4, T, 1])
+LENGTHS = np.array([4, T, 1, 2])
 MASK = np.arange(T) < LENGTHS[:, None]
 KEYS = row_keys(jax.random.key(11), B)
 KINDS = ("input_dropout", "output_dropout", "state_dropout")

@@ -18,11 +18,11 @@ from support.oracles import (
     relative_error,
     weighted_sum,
 )
+from support.shapes import B, H, I, T
 
 from seqjax.errors import UserError
 from seqjax.nn.unroll import length_mask, unroll, unroll_bidirectional, unroll_windows
 
-T, B, I, H = 6, 3, 4, 5  # noqa: E741
 TWO = ("lstm", "gru(reset_after=False)")  # two states or one; with `recur` and `gate` or without
 
 _unroll = jax.jit(unroll, static_argnums=0, static_argnames=("reverse", "hoist", "scan_unroll"))
@@ -93,7 +93,7 @@ def test_reverse_is_the_flipped_valid_prefix(spec, lengths):
 @pytest.mark.parametrize("spec", TWO)
 def test_a_row_of_length_zero_keeps_its_initial_state(spec, reverse):
     cell, params, state, xs = random_problem(spec, T, B, I, H)
-    mask = right_padded(T, 0, 2)
+    mask = right_padded(T, 0, 2, 1)
     end, ys = fast_unroll(cell, params, state, xs, mask=mask, reverse=reverse)
     for initial, last in zip(state, end, strict=True):
         np.testing.assert_array_equal(last[1], initial[1])
@@ -105,7 +105,7 @@ def test_a_row_of_length_zero_keeps_its_initial_state(spec, reverse):
 @pytest.mark.parametrize("spec, hoist", [*zip(TWO, (True, False), strict=True)])
 def test_what_stands_in_the_padding_changes_nothing(spec, padding, hoist):
     cell, params, state, xs = random_problem(spec, T, B, I, H)
-    mask = right_padded(4, 0, T)
+    mask = right_padded(4, 0, T, 1)
     soiled = np.where(mask[..., None], xs, np.float32(padding))
     assert_same(
         fast_unroll(cell, params, state, soiled, mask=mask, hoist=hoist),
@@ -120,7 +120,7 @@ def test_what_stands_in_the_padding_changes_nothing(spec, padding, hoist):
 def test_more_padding_changes_nothing():
     cell, params, state, xs = random_problem("lstm", T, B, I, H)
     more = np.concatenate([xs, xs[:3] + 7])
-    for lengths in ((4, 0, T), (1, 2, 3)):
+    for lengths in ((4, 0, T, 1), (1, 2, 3, 0)):
         mask, more_mask = right_padded(*lengths), right_padded(*lengths, num_steps=T + 3)
         end, ys = fast_unroll(cell, params, state, xs, mask=mask)
         got_end, got_ys = fast_unroll(cell, params, state, more, mask=more_mask)
@@ -152,7 +152,7 @@ def test_padding_on_the_left_is_as_good_as_on_the_right(spec):
 def test_all_ways_to_run_are_equal(spec):
     """Hoisting, unrolling and compiling change the order of float32 sums (unit 6e-8), no more."""
     cell, params, state, xs = random_problem(spec, T, B, I, H)
-    mask = right_padded(4, 0, T)
+    mask = right_padded(4, 0, T, 1)
     want = fast_unroll(cell, params, state, xs, mask=mask)
     for options in ({"hoist": True}, {"scan_unroll": 4}):
         got = fast_unroll(cell, params, state, xs, mask=mask, **options)
@@ -182,7 +182,7 @@ def test_bidirectional_is_one_run_from_each_end():
     cell, forward, state, xs = random_problem("gru", T, B, I, H, seed=0)
     _, backward, other, _ = random_problem("gru", T, B, I, H, seed=1)
     scales = random_like((state.h, state.h), 2)
-    mask = right_padded(4, 0, T)
+    mask = right_padded(4, 0, T, 1)
     states, ys = jax.jit(partial(unroll_bidirectional, cell))(
         (forward, backward), (state, other), xs, mask=mask, state_scales=scales
     )
@@ -198,7 +198,7 @@ def test_state_scale_is_on_what_the_recurrent_products_read(spec):
     with jax.enable_x64(True):
         cell, params, state, xs = random_problem(spec, T, B, I, H, dtype=np.float64)
         scale = random_like(state.h, 5, np.float64)
-        mask = right_padded(4, 0, T)
+        mask = right_padded(4, 0, T, 1)
         end, ys = fast_unroll(cell, params, state, xs, mask=mask, state_scale=scale)
     for row in range(B):
         # The products h W read h times the scale: so do those of unscaled h with scaled rows of W.
@@ -221,7 +221,7 @@ def test_state_dropout_cannot_explode(spec):
     assert 0.1 < np.abs(ys).max() <= 1
 
 
-@pytest.mark.parametrize("mask", [None, right_padded(4, 0, T)], ids=["whole", "masked"])
+@pytest.mark.parametrize("mask", [None, right_padded(4, 0, T, 1)], ids=["whole", "masked"])
 @pytest.mark.parametrize("spec, size", [*zip(TWO, (1, 3), strict=True)])
 def test_windows_give_the_values_of_one_long_run(spec, size, mask):
     cell, params, state, xs = random_problem(spec, T, B, I, H)

@@ -11,18 +11,23 @@ import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 import seqjax.plots
 import seqjax.sweeps.group
 import seqjax.sweeps.plots
 from seqjax.config import base_config
+from seqjax.data.batching import take_rows
 from seqjax.distributed.mesh import make_mesh
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy
 from seqjax.nn.dropout import dropout
 from seqjax.tasks.base import Task
-from seqjax.tasks.registry import TASKS
+from seqjax.tasks.registry import TASKS, make_task
+from seqjax.training.fit import fit
+from seqjax.training.setup import Setup
+from seqjax.training.train_step import make_train_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_FEATURES, NUM_CLASSES = 6, 3
@@ -80,6 +85,23 @@ def linear_config(**train: Any) -> ConfigDict:
     config.train.num_devices = 1
     config.train.update(train)
     return config.lock()
+
+
+def train_single_run(config: ConfigDict, directory: Path) -> None:
+    """A run that draws nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_linear_task(patch)
+        fit(make_task(config), config, directory)
+
+
+def trace_step(config: ConfigDict, setup: Setup) -> tuple[Any, Any]:
+    """The state and the log after a step of training, as shapes; a prediction is traced too."""
+    state = setup.arrays_like()["state"]
+    index = np.zeros(config.train.batch_size, np.int32)
+    batch = take_rows(setup.data.rows, index, np.ones(len(index), np.float32))
+    step = make_train_step(setup.task.measure, setup.optimizer)
+    jax.eval_shape(setup.task.predict, state.params, batch)
+    return jax.eval_shape(step, state, batch, jax.random.key(0))
 
 
 def read_json(path: Path) -> Any:

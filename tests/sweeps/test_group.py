@@ -1,5 +1,6 @@
 """Groups: each member's run is, up to rounding, the one that it would be alone on one device."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -37,14 +38,18 @@ def make_trials(directory: Path, config: ConfigDict, *changes: dict) -> list[Tri
     return [Trial(apply(config, own), directory / str(i)) for i, own in enumerate(changes)]
 
 
-def assert_as_alone(trial: Trial, directory: Path) -> None:
+@pytest.fixture
+def assert_as_alone(single_run) -> Callable[[Trial], None]:
     """The trial's records, result and weights are those of `fit`, up to rounding."""
-    task = make_task(trial.config, directory)
-    fit(task, trial.config, directory)
-    assert_same_records(trial.directory, directory)
-    setup = make_setup(task, trial.config)
-    params, alone = (restore_best(setup, path)[0] for path in (trial.directory, directory))
-    assert_same_arrays(params, alone)
+
+    def check(trial: Trial) -> None:
+        alone = single_run(trial.config)
+        assert_same_records(trial.directory, alone)
+        setup = make_setup(make_task(trial.config), trial.config)
+        params, own = (restore_best(setup, path)[0] for path in (alone, trial.directory))
+        assert_same_arrays(own, params)
+
+    return check
 
 
 def contents(directory: Path, names=("metrics.jsonl", "result.json", "config.json")) -> list[bytes]:
@@ -62,11 +67,11 @@ def flat(params) -> list[bytes]:
 SEEDS = [{"seed": seed} for seed in (3, 0, 7)]
 
 
-def test_members_that_differ_in_seeds(tmp_path):
+def test_members_that_differ_in_seeds(tmp_path, assert_as_alone):
     trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
     train_group(trials, tmp_path / "group")
-    for i, trial in enumerate(trials):
-        assert_as_alone(trial, tmp_path / f"alone{i}")
+    for trial in trials:
+        assert_as_alone(trial)
     assert len({tuple(weights_of(trial)) for trial in trials}) == 3
 
 
@@ -84,7 +89,7 @@ NUMBERS = {
 INITIAL = {"model.kernel_init": "normal(0.2)", "model.output_bias_init": "ones", "seed": 5}
 
 
-def test_members_that_differ_in_numbers(tmp_path):
+def test_members_that_differ_in_numbers(tmp_path, assert_as_alone):
     config = tiny_config("word_completion", num_epochs=3).unlock()
     config.model.update(input_dropout=(0.2,), output_dropout=(0.2, 0.1), state_dropout=(0.3,))
     config.optim.update(
@@ -94,12 +99,12 @@ def test_members_that_differ_in_numbers(tmp_path):
     trials = make_trials(tmp_path / "trials", config.lock(), {}, NUMBERS, INITIAL)
     assert len({group_key(trial.config) for trial in trials}) == 1
     train_group(trials, tmp_path / "group")
-    for i, trial in enumerate(trials):
-        assert_as_alone(trial, tmp_path / f"alone{i}")
+    for trial in trials:
+        assert_as_alone(trial)
     assert len({tuple(weights_of(trial)) for trial in trials}) == len(trials)
 
 
-def test_members_of_text_pairs_with_smoothing_and_word_dropout(tmp_path):
+def test_members_of_text_pairs_with_smoothing_and_word_dropout(tmp_path, assert_as_alone):
     config = tiny_config("cafe_chatbot", num_epochs=2).unlock()
     config.loss.label_smoothing = 0.1
     trials = make_trials(
@@ -113,14 +118,14 @@ def test_members_of_text_pairs_with_smoothing_and_word_dropout(tmp_path):
         },
     )
     train_group(trials, tmp_path / "group")
-    for i, trial in enumerate(trials):
-        assert_as_alone(trial, tmp_path / f"alone{i}")
+    for trial in trials:
+        assert_as_alone(trial)
     weights = read_weights(trials[0].directory / "weights.safetensors")
     assert weights.files.keys() == {"vocabulary.json", "source_vocabulary.json"}
 
 
 @pytest.mark.parametrize("loss", ["early", "plateau"])
-def test_each_member_stops_by_itself(loss, tmp_path):
+def test_each_member_stops_by_itself(loss, tmp_path, assert_as_alone):
     config = linear_config(num_epochs=12, patience=1, monitor="valid.loss", min_delta=0.0)
     if loss == "plateau":
         config.unlock().optim.schedule = "plateau(patience=1)"
@@ -128,14 +133,14 @@ def test_each_member_stops_by_itself(loss, tmp_path):
     rates = [{"optim.learning_rate": rate} for rate in (0.01, 0.3, 3.0)]
     trials = make_trials(tmp_path / "trials", config, *rates)
     train_group(trials, tmp_path / "group")
-    for i, trial in enumerate(trials):
-        assert_as_alone(trial, tmp_path / f"alone{i}")
+    for trial in trials:
+        assert_as_alone(trial)
     results = [read_json(trial.directory / "result.json") for trial in trials]
     assert len({result["num_epochs"] for result in results}) > 1
     assert any(result["best_epoch"] < result["num_epochs"] for result in results)
 
 
-def test_a_member_that_fails_leaves_the_others_alone(tmp_path):
+def test_a_member_that_fails_leaves_the_others_alone(tmp_path, assert_as_alone):
     changes = [{"seed": 1}, {"optim.learning_rate": 1e38}, {"seed": 2}, {"optim.clip_norm": -1.0}]
     trials = make_trials(tmp_path / "trials", linear_config(), *changes)
     train_group([trials[i] for i in (0, 1, 2)], tmp_path / "group")
@@ -144,17 +149,17 @@ def test_a_member_that_fails_leaves_the_others_alone(tmp_path):
     assert trials[3].failure() == "optim.clip_norm=-1.0 must be at least 0"
     assert not (trials[1].directory / "result.json").exists()
     for i in (0, 2):
-        assert_as_alone(trials[i], tmp_path / f"alone{i}")
+        assert_as_alone(trials[i])
 
 
-def test_what_cannot_be_begun_fails_alone(tmp_path):
+def test_what_cannot_be_begun_fails_alone(tmp_path, assert_as_alone):
     changes = [{"model.output_dropout": (rate,)} for rate in (0.2, 1.5, 0.3)]
     config = tiny_config("svo_tagging")
     trials = make_trials(tmp_path / "trials", config, *changes)
     train_group(trials, tmp_path / "group")
     assert [bool(trial.failure()) for trial in trials] == [False, True, False]
     assert "a dropout rate lies in [0, 1)" in trials[1].failure()
-    assert_as_alone(trials[2], tmp_path / "alone")
+    assert_as_alone(trials[2])
 
 
 class Interrupted(Exception):
@@ -188,7 +193,7 @@ def test_a_group_goes_on_where_it_was(epoch, tmp_path, monkeypatch):
     train_group(parts, tmp_path / "other", never)  # nothing is left to do
 
 
-def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
+def test_a_signal_saves_and_stops(tmp_path, monkeypatch, assert_as_alone):
     config = linear_config(steps_per_call=3)
     trials = make_trials(tmp_path / "trials", config, *SEEDS)
 
@@ -201,10 +206,10 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
     assert stopped.value.exit_code == 143
     assert [path.name for path in (tmp_path / "group" / CHECKPOINTS).iterdir()] == ["3"]
     train_group(trials, tmp_path / "group")
-    assert_as_alone(trials[1], tmp_path / "alone")
+    assert_as_alone(trials[1])
 
 
-def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path):
+def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path, assert_as_alone):
     config = linear_config(num_epochs=6)
     trials = make_trials(tmp_path / "trials", config, *SEEDS)
     for _ in range(2):  # the second time there is nothing to train
@@ -213,7 +218,7 @@ def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path):
         assert [len(records) for records in progress.values()] == [2, 2, 2]
     train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
     assert read_json(trials[0].directory / "result.json")["num_epochs"] == 2
-    assert_as_alone(trials[2], tmp_path / "alone")
+    assert_as_alone(trials[2])
 
 
 def test_a_dropped_member_is_trained_to_its_epoch_wherever_the_group_begins(tmp_path, monkeypatch):
@@ -249,13 +254,13 @@ def test_the_estimate_of_memory_grows_with_members_and_is_of_one_device(tmp_path
     assert c - b == pytest.approx(b - a, rel=0.1)
 
 
-def test_a_group_too_large_for_the_memory_is_trained_in_halves(tmp_path):
+def test_a_group_too_large_for_the_memory_is_trained_in_halves(tmp_path, assert_as_alone):
     trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
     train_group(trials, tmp_path / "group", max_bytes=1.0, until=1)
     train_group(trials, tmp_path / "group")  # halves go on, also where there is room for more
     assert (tmp_path / "group" / "second" / "second").is_dir()
-    for i, trial in enumerate(trials):
-        assert_as_alone(trial, tmp_path / f"alone{i}")
+    for trial in trials:
+        assert_as_alone(trial)
 
 
 def test_another_group_is_not_gone_on_with(tmp_path):

@@ -36,17 +36,14 @@ TASK = linear_task()
 
 
 @pytest.fixture(autouse=True)
-def empty_pictures(finished, monkeypatch):
-    """Only the run that all tests share draws its curves."""
+def empty_pictures(monkeypatch):
     monkeypatch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(single_run) -> Path:
     """The directory of a run of six epochs, for tests that only read it."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    fit(TASK, linear_config(), workdir)
-    return workdir
+    return single_run(linear_config())
 
 
 def contents(workdir: Path) -> dict[str, bytes]:
@@ -96,11 +93,16 @@ def test_a_run_leaves_what_the_design_says(finished):
         "result.json",
         events,
     }
-    assert_picture(finished / "curves.png")
     assert read_json(finished / "config.json") == json.loads(linear_config().to_json())
     environment = read_json(finished / "environment.json")
     assert {"python", "platform", "packages", "devices", "commit"} == set(environment)
     assert environment["packages"]["jax"] == jax.__version__
+
+
+def test_the_curves_of_a_run_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    fit(TASK, linear_config(num_epochs=2), tmp_path / "run")
+    assert_picture(tmp_path / "run" / "curves.png")
 
 
 def test_records_are_one_json_object_an_epoch(finished):
