@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """One compile cache for the tests, their workers and the processes that they start, which is
     kept for the next time; nobody's own is touched."""
-    directory = Path(config.rootpath, config.getini("cache_dir"), "jax")
+    directory = config.rootpath / ".pytest_cache" / "jax"
     settings = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

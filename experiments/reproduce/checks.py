@@ -14,7 +14,7 @@ from experiments.reproduce.trials import Spec, Study
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
 from seqjax.metrics import Average, summarize
-from seqjax.models.text_to_text import TextModel
+from seqjax.models.text_to_text import TextToText
 
 # The cafe's two models with two pairs, made small.
 SMALL = (("model.embed_size", 8), ("model.hidden_size", 16), ("data.vocab_size", 0))
@@ -174,7 +174,7 @@ def ratio(spec: Spec, numerator: str, denominator: str) -> Measure:
     return measure
 
 
-def _fresh(study: Study, spec: Spec) -> tuple[TextModel, Any, np.ndarray, np.ndarray]:
+def _fresh(study: Study, spec: Spec) -> tuple[TextToText, Any, np.ndarray, np.ndarray]:
     """The model with random weights, and its ids of sources and targets."""
     pairs = study.pairs(spec)
     train = pairs.parts["train"]

@@ -27,8 +27,8 @@ from seqjax.sweeps.trial import Trial
 from seqjax.sweeps.workers import divide
 from seqjax.tasks.base import Task
 from seqjax.tasks.registry import make_task
-from seqjax.tasks.seq2seq import task_of_pairs
-from seqjax.tasks.seq2seq_data import TextPairs, load_text_pairs
+from seqjax.tasks.seq2seq import make_seq2seq_task
+from seqjax.tasks.seq2seq_data import Seq2SeqData, load_seq2seq_data
 from seqjax.training.fit import restore_best
 from seqjax.training.logger import Record, read_records
 from seqjax.training.setup import make_setup
@@ -112,18 +112,18 @@ class Trials:
         return sorted({commit for commit in found if commit})
 
     @cached_property
-    def pairs(self) -> TextPairs:
+    def pairs(self) -> Seq2SeqData:
         """Texts and model of trials of text pairs, alike for all seeds."""
-        return load_text_pairs(self.configs[0], self.workdirs[0])
+        return load_seq2seq_data(self.configs[0], self.workdirs[0])
 
     @cached_property
     def reply(self) -> Callable[..., Any]:
-        """`TextModel.replies`, compiled once for all trials and questions."""
+        """`TextToText.replies`, compiled once for all trials and questions."""
         return jax.jit(self.pairs.text.replies)
 
     @cached_property
     def logits(self) -> Callable[..., Any]:
-        """`TextModel.logits`, likewise."""
+        """`TextToText.logits`, likewise."""
         return jax.jit(self.pairs.text.logits)
 
     @cached_property
@@ -131,7 +131,9 @@ class Trials:
         """Each one's best weights."""
         first = self.configs[0]
         of_texts = first.task == "text_pairs"
-        task = task_of_pairs(self.pairs, first) if of_texts else make_task(first, self.workdirs[0])
+        task = (
+            make_seq2seq_task(self.pairs, first) if of_texts else make_task(first, self.workdirs[0])
+        )
         both = zip(self.configs, self.workdirs, strict=True)
         return [restore_best(make_setup(task, config), workdir)[0] for config, workdir in both]
 
@@ -146,8 +148,8 @@ class Study:
         self.flags = ""  # what the command chose, in words
         # Caches of this study's own, not of the class.
         self.task: Callable[[Spec], Task] = cache(lambda spec: make_task(self.config(spec)))
-        self.pairs: Callable[[Spec], TextPairs] = cache(
-            lambda spec: load_text_pairs(self.config(spec))
+        self.pairs: Callable[[Spec], Seq2SeqData] = cache(
+            lambda spec: load_seq2seq_data(self.config(spec))
         )
         self.trials: Callable[[Spec], Trials] = cache(self._train)
 

@@ -26,7 +26,7 @@ class Buckets(NamedTuple):
     def number(self) -> int:
         return len(self.widths)
 
-    def trim(self, batch: Batch, bucket: int) -> Batch:
+    def crop(self, batch: Batch, bucket: int) -> Batch:
         """The batch of rows of that bucket without the columns that are padding in all of them."""
         widths = self.widths[bucket]
         return {

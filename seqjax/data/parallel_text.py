@@ -212,7 +212,7 @@ def _key(column: str) -> str:
     return unicodedata.normalize("NFC", column.strip()).casefold()
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
     """One split: texts in file order, and their labels, or none."""
 
     sources: list[str]
@@ -234,7 +234,7 @@ def load_corpus(
     test_share: float,
     train_size: int,
     split_seed: int,
-) -> dict[str, Part]:
+) -> dict[str, Split]:
     """Parts by split: `pairs` as they stand, or those of `name`, a shipped corpus or a file.
 
     Pairs with the same source fall into the same part, so that none is held out of what is
@@ -263,7 +263,7 @@ def load_corpus(
     }
     groups = split_rows({"group": np.arange(len(numbers))}, sizes, split_seed)
     split_of = {group: split for split, rows in groups.items() for group in rows["group"]}
-    parts = {split: Part([], [], []) for split in groups}
+    parts = {split: Split([], [], []) for split in groups}
     for i, (source, target) in enumerate(found):
         part = parts[split_of[numbers[source]]]
         part.sources.append(source)
@@ -274,7 +274,7 @@ def load_corpus(
     train = parts["train"]
     if 0 < train_size < len(train.sources):
         chosen = np.random.default_rng(split_seed).permutation(len(train.sources))[:train_size]
-        parts["train"] = Part(
+        parts["train"] = Split(
             *([texts[i] for i in np.sort(chosen)] if texts else [] for texts in train)
         )
     return parts

@@ -32,7 +32,7 @@ class Pieces(NamedTuple):
     show: Callable[[str], str] = str
 
 
-class Kind(NamedTuple):
+class TokenizerSpec(NamedTuple):
     """How pieces are found in training texts, and used."""
 
     fit: Callable[[Iterable[str]], Any]  # texts in NFC -> the model, as JSON
@@ -44,7 +44,7 @@ def _counted(
     join: Callable[[list[str]], str],
     size: int | None,
     unknown: str | None = UNKNOWN,
-) -> Kind:
+) -> TokenizerSpec:
     """The kind whose ids are the pieces, most frequent first; equals keep the texts' order."""
     limit = None if size is None else _room(size)
 
@@ -52,7 +52,7 @@ def _counted(
         counts = Counter(piece for text in texts for piece in split(text))
         return [piece for piece, _ in counts.most_common(limit)]
 
-    return Kind(fit, lambda names: Pieces(names, split, join, unknown))
+    return TokenizerSpec(fit, lambda names: Pieces(names, split, join, unknown))
 
 
 def _room(size: Any) -> int:
@@ -62,24 +62,24 @@ def _room(size: Any) -> int:
     return size - len(RESERVED)
 
 
-def characters(size: int | None = None) -> Kind:
+def characters(size: int | None = None) -> TokenizerSpec:
     """Code points of the text in NFC: for Korean, syllables."""
     return _counted(list, "".join, size)
 
 
-def jamo(size: int | None = None) -> Kind:
+def jamo(size: int | None = None) -> TokenizerSpec:
     """Code points of the text in NFD: for Korean, consonants and vowels."""
     split = partial(unicodedata.normalize, "NFD")
     join = partial(unicodedata.normalize, "NFC")
     return _counted(lambda text: list(split(text)), lambda pieces: join("".join(pieces)), size)
 
 
-def whitespace(size: int | None = None) -> Kind:
+def whitespace(size: int | None = None) -> TokenizerSpec:
     """Whatever stands between blanks: for Korean, eojeol."""
     return _counted(str.split, " ".join, size)
 
 
-def words(num_words: int | None = None, unknown: bool = True, analyzer: str = "") -> Kind:
+def words(num_words: int | None = None, unknown: bool = True, analyzer: str = "") -> TokenizerSpec:
     """Words as Keras' `Tokenizer` finds them: id = Keras' id + 3, so `num_words` - 1 of them.
 
     `unknown=False` drops unknown words, as Keras does; `analyzer="okt"` cuts into Okt's morphemes
@@ -99,12 +99,12 @@ def words(num_words: int | None = None, unknown: bool = True, analyzer: str = ""
     return _counted(split, " ".join, size, UNKNOWN if unknown else None)
 
 
-def kiwi(size: int | None = None) -> Kind:
+def kiwi(size: int | None = None) -> TokenizerSpec:
     """Kiwi's morphemes with their tags. Needs the extra `ko`."""
     return _counted(kiwi_split, kiwi_join, size, f" {UNKNOWN}/SW")
 
 
-def okt(size: int | None = None) -> Kind:
+def okt(size: int | None = None) -> TokenizerSpec:
     """Okt's morphemes. Needs the extra `okt`."""
     return _counted(okt_split, _join_words, size, f" {UNKNOWN}")
 
@@ -113,7 +113,7 @@ def _join_words(pieces: list[str]) -> str:
     return "".join(pieces).removeprefix(" ")
 
 
-def byte_bpe(size: int = 1000) -> Kind:
+def byte_bpe(size: int = 1000) -> TokenizerSpec:
     """Byte-pair encoding of UTF-8: no text has unknown pieces. Needs a size of 260 or more."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     room = _room(size)
@@ -136,10 +136,10 @@ def byte_bpe(size: int = 1000) -> Kind:
             show=lambda piece: decoder.decode([piece]),
         )
 
-    return Kind(fit, open_model)
+    return TokenizerSpec(fit, open_model)
 
 
-def unigram(size: int = 1000) -> Kind:
+def unigram(size: int = 1000) -> TokenizerSpec:
     """SentencePiece's unigram language model: at most `size` ids, fewer for a small text."""
     missing = "\uffff"  # not a character, so that no text can hold it
     trainer = trainers.UnigramTrainer(
@@ -166,7 +166,7 @@ def unigram(size: int = 1000) -> Kind:
         names = [piece for piece, _ in model["model"]["vocab"][1:]]
         return Pieces(names, _splitter(model), _join_words)
 
-    return Kind(fit, open_model)
+    return TokenizerSpec(fit, open_model)
 
 
 def _train(model, pre_tokenizer, trainer, texts: Iterable[str]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _splitter(model: dict[str, Any]) -> Callable[[str], list[str]]:
     return lambda text: tokenizer.encode(text).tokens
 
 
-KINDS: dict[str, Callable[..., Kind]] = {
+KINDS: dict[str, Callable[..., TokenizerSpec]] = {
     "characters": characters,
     "jamo": jamo,
     "whitespace": whitespace,

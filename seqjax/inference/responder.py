@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.data.parallel_text import Part
+from seqjax.data.parallel_text import Split
 from seqjax.decoding.beam_search import beam_search
 from seqjax.decoding.sampling import advance, begin, sample
 from seqjax.errors import UserError
 from seqjax.inference.calibration import Abstention, calibrate, noise_questions
 from seqjax.inference.retrieval import nearest_text
 from seqjax.inference.text_metrics import Answers, right_replies
-from seqjax.models.text_to_text import Replies, TextModel
+from seqjax.models.text_to_text import Replies, TextToText
 from seqjax.nn.dropout import row_keys
 from seqjax.typing import Params
 
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     similarity: float  # to it, in [0, 1]
 
 
-class Attention(NamedTuple):
+class AttentionMap(NamedTuple):
     """Weights `[T, S]` of a source's tokens for each token of a reply, and what the tokens are."""
 
     weights: np.ndarray
@@ -51,8 +51,8 @@ class Responder:
 
     def __init__(
         self,
-        text: TextModel,
-        train: Part,
+        text: TextToText,
+        train: Split,
         answers: Answers,
         params: Params,
         abstention: Abstention | None = None,
@@ -100,7 +100,7 @@ class Responder:
             if now.finished[0]:
                 break
 
-    def explain(self, question: str) -> Attention | None:
+    def explain(self, question: str) -> AttentionMap | None:
         """Where the reply's tokens looked, or None for a model without attention."""
         text = self.text
         source = self._encode([question])
@@ -109,13 +109,13 @@ class Responder:
         if weights is None:
             return None
         real, said = source[0] != text.source.pad_id, np.array(tokens[0]) != text.target.pad_id
-        return Attention(
+        return AttentionMap(
             np.array(weights[0])[said][:, real],
             text.source.tokens(source[0][real]),
             text.target.tokens(np.array(tokens[0])[said]),
         )
 
-    def calibrate(self, part: Part, replies: Replies) -> Abstention:
+    def calibrate(self, part: Split, replies: Replies) -> Abstention:
         """Weighs confidence on the replies to the part's sources and to as many of noise.
 
         A reply to noise is wrong. Without labels nobody can tell which replies are right, so all
@@ -152,7 +152,7 @@ class Responder:
 class _Compiled:
     """The model's ways to reply, compiled on first use; parameters are arguments."""
 
-    def __init__(self, text: TextModel):
+    def __init__(self, text: TextToText):
         def start(params, source):
             return text.decode_step(params), text.encode(text.bind(params), source)
 

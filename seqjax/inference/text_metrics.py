@@ -8,7 +8,7 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from seqjax.data.parallel_text import Part
+from seqjax.data.parallel_text import Split
 
 Answers = Mapping[str, frozenset[str]]  # the right answers by intent
 
@@ -48,7 +48,7 @@ def distinct(texts: Iterable[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def answers_by_intent(parts: Iterable[Part]) -> Answers:
+def answers_by_intent(parts: Iterable[Split]) -> Answers:
     """The answers that each intent has in any part; none without labels."""
     found = defaultdict(set)
     for part in parts:
@@ -57,7 +57,7 @@ def answers_by_intent(parts: Iterable[Part]) -> Answers:
     return {intent: frozenset(texts) for intent, texts in found.items()}
 
 
-def right_replies(replies: Sequence[str], part: Part, answers: Answers) -> np.ndarray:
+def right_replies(replies: Sequence[str], part: Split, answers: Answers) -> np.ndarray:
     """Which replies `[N]` to a labelled part are an answer of their source's intent.
 
     Letters and digits alone decide: vocabularies without blanks or punctuation can be right too.

@@ -31,7 +31,7 @@ class Replies(NamedTuple):
     finished: Bool[Array, " B"]  # False: cut off at the bound
 
 
-class TextModel:
+class TextToText:
     """All between texts and logits. Parameters come from outside, as everywhere.
 
     - `max_source_length`, `max_target_length`: tokens to which texts are padded, or cut; of a
@@ -157,13 +157,13 @@ class TextModel:
         return model.decode(self.encode(model, source), inputs).weights
 
 
-Decoder = Callable[[TextModel, Params, Batch], Replies]
+Decoder = Callable[[TextToText, Params, Batch], Replies]
 
 
 def greedy_decoder() -> Decoder:
     """At every step the most probable token."""
 
-    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+    def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         state = text.encode(text.bind(params), batch["source"])
         found = greedy(text.decode_step(params), state, text.options)
         return Replies(found.tokens, found.scores, found.finished)
@@ -176,7 +176,7 @@ def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
     check("decode.decoder: beam_size", beam_size, 1 <= beam_size <= MAX_BEAM, f"1 to {MAX_BEAM}")
     check("decode.decoder: length_penalty", length_penalty, length_penalty >= 0, "at least 0")
 
-    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+    def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         state = text.encode(text.bind(params), batch["source"])
         found = beam_search(
             text.decode_step(params),
@@ -194,7 +194,7 @@ def fed_padding_decoder() -> Decoder:
     """R3's `translate`: start, then padding as long as the sources are wide, all in one pass; the
     most probable token at each step, up to the first end."""
 
-    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+    def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         padding = jnp.full_like(batch["source"], text.target.pad_id)
         start = jnp.full_like(padding[:, :1], text.target.bos_id)
         inputs = jnp.concatenate([start, padding], axis=1)
@@ -209,7 +209,7 @@ def teacher_forced_decoder() -> Decoder:
     """The first token of the right answer, as given, and the most probable one after each of its
     tokens: no generation. R4 has none."""
 
-    def decode(text: TextModel, params: Params, batch: Batch) -> Replies:
+    def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         given, real = batch["target"][:, :-1], batch["target"][:, 1:] > 0
         replies = _most_probable(text, text.logits(params, batch), real)
         tokens = jnp.concatenate([given[:, :1], replies.tokens[:, :-1]], axis=1)
@@ -226,7 +226,7 @@ DECODERS = {
 }
 
 
-def _most_probable(text: TextModel, logits: Logits, real: Bool[Array, "B T"]) -> Replies:
+def _most_probable(text: TextToText, logits: Logits, real: Bool[Array, "B T"]) -> Replies:
     """The most probable token of each step up to the first end; only real steps are scored."""
     logits = text.known(logits)
     tokens = argmax(logits) + text.first_id

@@ -55,7 +55,7 @@ def in_windows(run: Unroll) -> Unroll:
     sublinear memory cost"): beside inputs and outputs, memory grows with sqrt(T), not with T.
     """
 
-    def unroll_windows(cell, params, state, xs, *, mask=None, reverse=False, state_scale=None):
+    def unroll_with_remat(cell, params, state, xs, *, mask=None, reverse=False, state_scale=None):
         num_steps = xs.shape[0]
         if not num_steps:
             return run(cell, params, state, xs, mask=mask, reverse=reverse, state_scale=state_scale)
@@ -86,7 +86,7 @@ def in_windows(run: Unroll) -> Unroll:
                 outputs.append(ys)
         return state, jax.numpy.concatenate(outputs[::-1] if reverse else outputs)
 
-    return unroll_windows
+    return unroll_with_remat
 
 
 @cache

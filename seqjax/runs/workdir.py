@@ -26,16 +26,17 @@ CHECKPOINTS, RESULT, CHANGES, LOCK = "checkpoints", "result.json", "changes.json
 PACKAGES = ("seqjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-class InUse(UserError):
+class WorkdirLocked(UserError):
     """Another process trains in a directory."""
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Generator[None]:
+def lock_workdir(workdir: Path) -> Generator[None]:
     """Makes the directory, if need be, and keeps every other process from training in it.
 
     The system lets go of the lock when a process ends, however it ends. Raises UserError if
-    the directory holds something else or cannot be written, InUse if another process holds it.
+    the directory holds something else or cannot be written, WorkdirLocked if another process has
+    it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def _take(lock: Any, workdir: Path) -> None:
     except BlockingIOError:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
-        raise InUse(
+        raise WorkdirLocked(
             f"{workdir} is in use by {holder}: wait for it, stop it, or give another --workdir"
         ) from None
     lock.truncate(0)

@@ -10,8 +10,8 @@ from seqjax.inference.calibration import load_abstention
 from seqjax.inference.responder import Responder
 from seqjax.runs.signals import say
 from seqjax.runs.workdir import load_run_config
-from seqjax.tasks.seq2seq import task_of_pairs
-from seqjax.tasks.seq2seq_data import load_text_pairs
+from seqjax.tasks.seq2seq import make_seq2seq_task
+from seqjax.tasks.seq2seq_data import load_seq2seq_data
 from seqjax.training.fit import restore_best
 from seqjax.training.setup import make_setup
 
@@ -25,7 +25,7 @@ def load_responder(workdir: Path, abstain: bool = True) -> Responder:
     if config.task != "text_pairs":
         raise UserError(f"{workdir} is a run of {config.task}: only one of text_pairs can answer")
     start_jax(config.train)
-    pairs = load_text_pairs(config, workdir)
-    params, _ = restore_best(make_setup(task_of_pairs(pairs, config), config), workdir)
+    pairs = load_seq2seq_data(config, workdir)
+    params, _ = restore_best(make_setup(make_seq2seq_task(pairs, config), config), workdir)
     abstention = load_abstention(workdir) if abstain else None
     return pairs.responder(jax.device_get(params), abstention)

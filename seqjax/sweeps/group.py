@@ -27,7 +27,7 @@ from seqjax.parameters import device_bytes
 from seqjax.runs.checkpoint import Checkpoints, newest, set_aside_after
 from seqjax.runs.identity import arrays_digest
 from seqjax.runs.signals import Stopped, StopSignals, say
-from seqjax.runs.workdir import CHECKPOINTS, held
+from seqjax.runs.workdir import CHECKPOINTS, lock_workdir
 from seqjax.sweeps.trial import Trial, save_failure, save_result, sound_trials, summarize
 from seqjax.sweeps.vectorized import Members, all_finite, choose, share_config, stack
 from seqjax.tasks.base import fitted_files
@@ -149,7 +149,7 @@ def train_group(
     if all(trial.has_ended for trial in trials):
         return
     limit = MEMORY_SHARE * device_bytes() if max_bytes is None else max_bytes
-    with held(workdir), StopSignals() as signals:
+    with lock_workdir(workdir), StopSignals() as signals:
         if not (workdir / HALVES[0]).exists():
             sound = sound_trials(trials, workdir)
             if not sound:
@@ -254,7 +254,7 @@ class Group:
         state, data = self._member(self.now.states, i), self.setup.data
         with given((number, values[i]) for number, values in self.shared.traced):
             key = jax.random.key(self.trials[i].config.seed)
-            return diagnose(self.setup.task.measure, data, state, key, 1, operations=False)
+            return diagnose(self.setup.task.loss_and_metrics, data, state, key, 1, operations=False)
 
     def _evaluate(self, epoch: int) -> None:
         """Ends an interval: records, and what they mean for the best weights and for stopping."""

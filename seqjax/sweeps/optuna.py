@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from seqjax.config import as_json, differing_fields, with_tuples
 from seqjax.errors import UserError, brief
 from seqjax.files import read_json, write_json
-from seqjax.runs.workdir import held
+from seqjax.runs.workdir import lock_workdir
 from seqjax.sweeps.report import LiveTable
 from seqjax.sweeps.results import Entry, objective, read_outcome, shared_objective
 from seqjax.sweeps.space import Changes, Distribution, Search
@@ -66,7 +66,7 @@ def run_search(
         group_key(tried)  # for its complaints
     space = {name: list(own) for name, own in search.space.items()}
     kind = json.loads(json.dumps({"config": as_json(config), "space": space}))
-    with held(directory):
+    with lock_workdir(directory):
         here = (directory / SWEEP, kind | {"storage": storage, "study": study})
         if begun := here[0].exists():
             check_same(*here)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from seqjax.config import as_json
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json
-from seqjax.runs.workdir import held
+from seqjax.runs.workdir import lock_workdir
 from seqjax.sweeps.group import NONE_DROPPED, PROGRESS, Dropped
 from seqjax.sweeps.report import LiveTable, save_report, show_table
 from seqjax.sweeps.results import Entry, objective
@@ -50,7 +50,7 @@ def run_sweep(
     entries = [make_entry(config, own, directory, number) for number, own in enumerate(changes)]
     rungs, table = rungs_of(config, halving), LiveTable([entry.trial for entry in entries])
     sweep = {"config": as_json(config), "trials": [entry.overrides for entry in entries]}
-    with held(directory):
+    with lock_workdir(directory):
         check_same(directory / SWEEP, sweep | {"halving": halving})
         with table:
             dropped: dict[Path, int] = {}

@@ -59,7 +59,7 @@ def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Ca
         try:
             if kind not in made:
                 task = make_task(trial.config, workdir)
-                task.save(workdir)  # what the first one fits to the data, the others read
+                task.save_fitted(workdir)  # what the first one fits to the data, the others read
                 made[kind] = task, jax.jit(task.init)
             task, init = made[kind]
             make_setup(task, share_config([trial.config]).config)  # for its complaints

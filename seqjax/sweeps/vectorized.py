@@ -188,7 +188,7 @@ class Members:
                     num_epochs=config.train.num_epochs,
                 )
                 steps = make_steps(
-                    self.setup.task.measure,
+                    self.setup.task.loss_and_metrics,
                     optimizer,
                     data,
                     1,
@@ -206,7 +206,7 @@ class Members:
             params, key, own = member
             of_rows = None if key is None else row_keys(key, num_rows(batch), first_row)
             with given(zip(self._traced, own, strict=True)):
-                return dict(self.setup.task.measure(params, batch, of_rows))
+                return dict(self.setup.task.loss_and_metrics(params, batch, of_rows))
 
         return jax.lax.map(one, (params, keys, numbers))
 

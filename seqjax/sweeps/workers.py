@@ -28,7 +28,7 @@ from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError, brief
 from seqjax.parameters import device_bytes
 from seqjax.runs.signals import Stopped, StopSignals
-from seqjax.runs.workdir import InUse
+from seqjax.runs.workdir import WorkdirLocked
 from seqjax.sweeps.group import MEMORY_SHARE, NONE_DROPPED, Dropped, Watch, train_group
 from seqjax.sweeps.trial import Trial, save_failure
 from seqjax.sweeps.vectorized import group_key
@@ -92,7 +92,7 @@ def train_chunk(
             options: Any = {"until": until, "dropped": dropped, "max_bytes": max_bytes}
             train_group(chunk.trials, chunk.workdir, watch, **options)
             return ""
-        except InUse:
+        except WorkdirLocked:
             if time.monotonic() > end:
                 raise
             time.sleep(1)

@@ -29,26 +29,28 @@ class Task(NamedTuple):
     # key -> parameters
     init: Callable[[Key[Array, ""]], Params]
     # (params, batch, keys) -> sums and weights; "loss" is trained on. keys=None evaluates.
-    measure: Callable[[Params, Batch, RowKeys | None], Metrics]
+    loss_and_metrics: Callable[[Params, Batch, RowKeys | None], Metrics]
     # (params, batch) -> one output a row
     predict: Callable[[Params, Batch], Any]
     # (params, predict, directory) -> lines for a person; writes pictures into the directory
-    show: Callable[[Params, Predict, Path], list[str]]
+    show_examples: Callable[[Params, Predict, Path], list[str]]
     # the metric that is shown beside the loss
-    headline: str = "accuracy"
+    main_metric: str = "accuracy"
     # (predict, split, its means) -> figures of whole outputs, for result.json
-    score: Callable[[Predict, str, Mapping[str, float]], dict[str, float]] = lambda *_: {}
+    corpus_metrics: Callable[[Predict, str, Mapping[str, float]], dict[str, float]] = lambda *_: {}
     # directory -> writes what was fitted to the training data, before training starts; which files
-    save: Callable[[Path], list[Path]] = lambda directory: []
+    save_fitted: Callable[[Path], list[Path]] = lambda directory: []
     # by field of the training rows: how many of its columns a row needs, where the others do not
-    # change what `measure` gives; empty where rows cannot be cut
+    # change what `loss_and_metrics` gives; empty where rows cannot be cut
     lengths: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def fitted_files(task: Task) -> dict[str, str]:
     """The text of every file that the task has fitted to the training data, by file name."""
     with tempfile.TemporaryDirectory(prefix="seqjax-") as name:
-        return {path.name: path.read_text(encoding="utf-8") for path in task.save(Path(name))}
+        return {
+            path.name: path.read_text(encoding="utf-8") for path in task.save_fitted(Path(name))
+        }
 
 
 def load_data(load: Callable[..., Any], data: Any) -> Any:

@@ -27,18 +27,18 @@ def make_mnist_rows(config, _directory=None) -> Task:
     def logits_of(params, batch, keys=None):
         return bind(params)(brightness(batch["image"]), keys=keys)
 
-    def measure(params, batch, keys):
+    def loss_and_metrics(params, batch, keys):
         logits, weight = logits_of(params, batch, keys), batch["weight"]
         return {
             "loss": cross_entropy(logits, batch["label"], weight),
             "accuracy": accuracy(logits, batch["label"], weight),
         }
 
-    def show(params, predict: Predict, directory: Path) -> list[str]:
+    def show_examples(params, predict: Predict, directory: Path) -> list[str]:
         split = "test" if "test" in splits else "train"
         return show_errors(splits[split], predict(split), names, directory)
 
-    return Task(splits, init, measure, logits_of, show)
+    return Task(splits, init, loss_and_metrics, logits_of, show_examples)
 
 
 def make_model(config, row_size: int, num_classes: int):

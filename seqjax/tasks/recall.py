@@ -27,21 +27,21 @@ def make_recall(config, _directory=None) -> Task:
     def logits_of(params, batch, keys=None):
         return bind(params)(one_hot(batch["symbols"], num_symbols), keys=keys)
 
-    def measure(params, batch, keys):
+    def loss_and_metrics(params, batch, keys):
         logits, labels = logits_of(params, batch, keys), batch["symbols"][:, 0]
         return {
             "loss": cross_entropy(logits, labels, batch["weight"]),
             "accuracy": accuracy(logits, labels, batch["weight"]),
         }
 
-    def show(params, predict: Predict, directory: Path) -> list[str]:
+    def show_examples(params, predict: Predict, directory: Path) -> list[str]:
         answers = predict("test")[:5].argmax(-1)
         return [
             f"{' '.join(map(str, row[:8]))} ... -> {answer}"
             for row, answer in zip(splits["test"]["symbols"], answers, strict=False)
         ]
 
-    return Task(splits, init, measure, logits_of, show)
+    return Task(splits, init, loss_and_metrics, logits_of, show_examples)
 
 
 def make_sequences(

@@ -10,7 +10,7 @@ from seqjax.files import write_text
 from seqjax.tasks.base import Task, fitted_files
 from seqjax.tasks.mnist_rows import make_mnist_rows
 from seqjax.tasks.recall import make_recall
-from seqjax.tasks.seq2seq import make_text_pairs
+from seqjax.tasks.seq2seq import make_seq2seq
 from seqjax.tasks.tagging import make_svo_tagging
 from seqjax.tasks.word_completion import make_word_completion
 
@@ -18,7 +18,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "mnist_rows": make_mnist_rows,
     "recall": make_recall,
     "svo_tagging": make_svo_tagging,
-    "text_pairs": make_text_pairs,
+    "text_pairs": make_seq2seq,
     "word_completion": make_word_completion,
 }
 

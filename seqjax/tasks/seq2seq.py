@@ -15,20 +15,20 @@ from seqjax.inference.retrieval import nearest_text
 from seqjax.inference.text_metrics import exact_match, right_replies, signatures, text_metrics
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Average, accuracy, sequence_accuracy
-from seqjax.models.text_to_text import Replies, TextModel
+from seqjax.models.text_to_text import Replies, TextToText
 from seqjax.plots import draw_attention, draw_lengths
 from seqjax.tasks.base import Predict, Task
-from seqjax.tasks.seq2seq_data import TextPairs, load_text_pairs
+from seqjax.tasks.seq2seq_data import Seq2SeqData, load_seq2seq_data
 
 NUM_SHOWN = 6
 
 
-def make_text_pairs(config, directory: Path | None = None) -> Task:
+def make_seq2seq(config, directory: Path | None = None) -> Task:
     """The task of a config: source texts to target texts."""
-    return task_of_pairs(load_text_pairs(config, directory), config)
+    return make_seq2seq_task(load_seq2seq_data(config, directory), config)
 
 
-def task_of_pairs(pairs: TextPairs, config) -> Task:
+def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
     """The task of data and model that are there already."""
     text, smoothing = pairs.text, config.loss.label_smoothing
     if not 0 <= smoothing < 1:
@@ -41,28 +41,38 @@ def task_of_pairs(pairs: TextPairs, config) -> Task:
         for split, part in pairs.parts.items()
     }
 
-    def measure(params, batch, keys):
+    def loss_and_metrics(params, batch, keys):
         return measure_tokens(text, text.logits(params, batch, keys), batch, smoothing)
 
-    def score(predict: Predict, split: str, means: Mapping[str, float]) -> dict[str, float]:
+    def corpus_metrics(
+        predict: Predict, split: str, means: Mapping[str, float]
+    ) -> dict[str, float]:
         shares = {
             "perplexity": float(np.exp(means["cross_entropy"])),
             "padding_share": float(np.mean(splits[split]["target"][:, 1:] == text.target.pad_id)),
         }
         return shares | score_replies(pairs, split, predict(split))
 
-    def show(params, predict: Predict, directory: Path) -> list[str]:
+    def show_examples(params, predict: Predict, directory: Path) -> list[str]:
         return show_pairs(pairs, params, predict, directory)
 
     # Where padding is read as if it were text, or stands in front, no column is to be cut.
     can_cut = text.mask_padding and text.boundaries and text.source_padding == "post"
     lengths = text.lengths(splits["train"]) if can_cut else {}
     return Task(
-        splits, text.init, measure, text.replies, show, "accuracy", score, pairs.save, lengths
+        splits,
+        text.init,
+        loss_and_metrics,
+        text.replies,
+        show_examples,
+        "accuracy",
+        corpus_metrics,
+        pairs.save_fitted,
+        lengths,
     )
 
 
-def measure_tokens(text: TextModel, logits: Any, batch: Any, smoothing: float) -> dict[str, Any]:
+def measure_tokens(text: TextToText, logits: Any, batch: Any, smoothing: float) -> dict[str, Any]:
     """Loss and accuracies over real tokens; beside them those that count padding, where the
     config trains as the tutorials do: then "loss" is theirs too."""
     labels = batch["target"][:, 1:]
@@ -85,7 +95,7 @@ def measure_tokens(text: TextModel, logits: Any, batch: Any, smoothing: float) -
     return metrics
 
 
-def score_replies(pairs: TextPairs, split: str, replies: Replies) -> dict[str, float]:
+def score_replies(pairs: Seq2SeqData, split: str, replies: Replies) -> dict[str, float]:
     """Figures of the replies as texts; off the training texts also those of two baselines."""
     text, part, train = pairs.text, pairs.parts[split], pairs.parts["train"]
 
@@ -112,7 +122,7 @@ def score_replies(pairs: TextPairs, split: str, replies: Replies) -> dict[str, f
     return scores
 
 
-def show_pairs(pairs: TextPairs, params, predict: Predict, directory: Path) -> list[str]:
+def show_pairs(pairs: Seq2SeqData, params, predict: Predict, directory: Path) -> list[str]:
     """Some replies of each split; then, of a model that can answer, what `show_answers` does."""
     lines = [signatures()]
     for name, part in pairs.parts.items():
@@ -128,7 +138,7 @@ def show_pairs(pairs: TextPairs, params, predict: Predict, directory: Path) -> l
     return lines
 
 
-def show_answers(pairs: TextPairs, params, predict: Predict, directory: Path) -> list[str]:
+def show_answers(pairs: Seq2SeqData, params, predict: Predict, directory: Path) -> list[str]:
     """Calibrates when to abstain, on the validation texts if there are any; answers what the
     config asks, with scores; draws where attention looked."""
     responder = pairs.responder(jax.device_get(params))
@@ -149,7 +159,7 @@ def show_answers(pairs: TextPairs, params, predict: Predict, directory: Path) ->
     return lines
 
 
-def token_counts(pairs: TextPairs) -> tuple[list[int], list[int]]:
+def token_counts(pairs: Seq2SeqData) -> tuple[list[int], list[int]]:
     """How many tokens the sources and the targets of all splits have."""
     text, parts = pairs.text, pairs.parts.values()
     sources = [len(text.source.encode(source)) for part in parts for source in part.sources]

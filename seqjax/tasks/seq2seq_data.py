@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seqjax.data.parallel_text import Part, load_corpus
+from seqjax.data.parallel_text import Split, load_corpus
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
 from seqjax.inference.calibration import Abstention
 from seqjax.inference.responder import Responder
 from seqjax.inference.text_metrics import Answers, answers_by_intent
-from seqjax.models.text_to_text import TextModel
+from seqjax.models.text_to_text import TextToText
 from seqjax.parameters import check_memory
 from seqjax.tasks.base import model_options
 from seqjax.typing import Params
@@ -17,15 +17,15 @@ from seqjax.typing import Params
 VOCABULARY, SOURCE_VOCABULARY = "vocabulary.json", "source_vocabulary.json"
 
 
-class TextPairs(NamedTuple):
+class Seq2SeqData(NamedTuple):
     """What chat and training need of a config alike."""
 
-    parts: dict[str, Part]
+    parts: dict[str, Split]
     answers: Answers  # by intent, of all splits; empty without labels
-    text: TextModel
+    text: TextToText
     ask: tuple[str, ...]  # questions without answers, to be tried at the end
 
-    def save(self, directory: Path) -> list[Path]:
+    def save_fitted(self, directory: Path) -> list[Path]:
         """Writes the vocabularies; where to."""
         vocabularies = {directory / VOCABULARY: self.text.target}
         if self.text.source is not self.text.target:
@@ -39,7 +39,7 @@ class TextPairs(NamedTuple):
         return Responder(self.text, self.parts["train"], self.answers, params, abstention)
 
 
-def load_text_pairs(config, directory: Path | None = None) -> TextPairs:
+def load_seq2seq_data(config, directory: Path | None = None) -> Seq2SeqData:
     """The data and the model of a config; vocabularies come from the run in `directory`, if there.
 
     Raises UserError for data that cannot be used, for a trained run without its vocabulary, and for
@@ -70,7 +70,7 @@ def _make_pairs(
     ask: tuple[Any, ...],
     pairs: tuple[Any, ...],
     **corpus: Any,
-) -> TextPairs:
+) -> Seq2SeqData:
     if not all(isinstance(question, str) for question in ask):
         raise UserError(f"data.ask={ask!r} must hold texts: write ('question', ...)")
     if not all(isinstance(pair, tuple) and all(isinstance(t, str) for t in pair) for pair in pairs):
@@ -80,7 +80,7 @@ def _make_pairs(
     source, target = _vocabularies((source_vocabulary, target_vocabulary), train, directory)
     longest_source = max(1, *(len(source.encode(text)) for text in train.sources))
     longest_target = max(1, *(len(target.encode(text)) for text in train.targets)) + 2 * boundaries
-    text = TextModel(
+    text = TextToText(
         source,
         target,
         model,
@@ -92,7 +92,7 @@ def _make_pairs(
         **decode,
         **{name: value for name, value in loss.items() if name != "label_smoothing"},
     )
-    return TextPairs(parts, answers_by_intent(parts.values()), text, ask)
+    return Seq2SeqData(parts, answers_by_intent(parts.values()), text, ask)
 
 
 def _length(side: str, wanted: int, longest: int, num_texts: int) -> int:
@@ -106,7 +106,7 @@ def _length(side: str, wanted: int, longest: int, num_texts: int) -> int:
 
 
 def _vocabularies(
-    specs: tuple[str, str], train: Part, directory: Path | None
+    specs: tuple[str, str], train: Split, directory: Path | None
 ) -> tuple[Vocabulary, Vocabulary]:
     """Source's and target's; one for both where the target's spec is ""."""
     shared = not specs[1]

@@ -37,7 +37,7 @@ def make_svo_tagging(config, _directory=None) -> Task:
         xs = one_hot(batch["word"] - 1, vocab_size)
         return bind(params)(xs, lengths=batch["length"], keys=keys)
 
-    def measure(params, batch, keys):
+    def loss_and_metrics(params, batch, keys):
         logits, tags = logits_of(params, batch, keys), batch["tag"]
         weight = batch["weight"][:, None] * length_mask(batch["length"], tags.shape[1])
         return {
@@ -46,10 +46,10 @@ def make_svo_tagging(config, _directory=None) -> Task:
             "sentence_accuracy": sequence_accuracy(logits, tags, weight),
         }
 
-    def show(params, predict: Predict, directory: Path) -> list[str]:
+    def show_examples(params, predict: Predict, directory: Path) -> list[str]:
         return show_tags(sentences, predict, directory)
 
-    return Task(splits, init, measure, logits_of, show)
+    return Task(splits, init, loss_and_metrics, logits_of, show_examples)
 
 
 def load_split_sentences(

@@ -26,7 +26,7 @@ def make_word_completion(config, _directory=None) -> Task:
         )
     )
 
-    def measure(params, batch, keys):
+    def loss_and_metrics(params, batch, keys):
         letters, target, weight = batch["letters"], batch["target"], batch["weight"]
         logits = bind(params)(one_hot(letters, len(LETTERS)), keys=keys)
         return {
@@ -38,10 +38,10 @@ def make_word_completion(config, _directory=None) -> Task:
     def predict(params, batch):
         return bind(params).every_step(one_hot(batch["letters"], len(LETTERS)))
 
-    def show(params, predict: Predict, directory: Path) -> list[str]:
+    def show_examples(params, predict: Predict, directory: Path) -> list[str]:
         return show_completions(splits, predict, directory)
 
-    return Task(splits, init, measure, predict, show)
+    return Task(splits, init, loss_and_metrics, predict, show_examples)
 
 
 def load_split_words(

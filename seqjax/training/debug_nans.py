@@ -12,11 +12,11 @@ from jaxtyping import Array, Key
 from seqjax.data.batching import take_rows
 from seqjax.parameters import named_arrays
 from seqjax.training.epoch import TrainData
-from seqjax.training.train_step import Measure, TrainState, batch_keys, make_objective
+from seqjax.training.train_step import LossAndMetrics, TrainState, batch_keys, make_objective
 
 
 def diagnose(
-    measure: Measure,
+    loss_and_metrics: LossAndMetrics,
     data: TrainData,
     state: TrainState,
     key: Key[Array, ""],
@@ -34,9 +34,9 @@ def diagnose(
     batch = take_rows(data.rows, np.asarray(index), np.asarray(weight))
     keys = batch_keys(jax.random.fold_in(step_key, step), batch, None)
     if data.buckets:
-        batch = data.buckets.trim(batch, int(bucket))
+        batch = data.buckets.crop(batch, int(bucket))
     arguments = (jax.device_get(state.params), batch, jnp.int32(step), keys)
-    loss_and_gradient = jax.value_and_grad(make_objective(measure), has_aux=True)
+    loss_and_gradient = jax.value_and_grad(make_objective(loss_and_metrics), has_aux=True)
     (loss, _), gradient = jax.jit(loss_and_gradient)(*arguments)
     found = [] if np.isfinite(loss) else [f"the loss is {float(loss)}"]
     found += first_bad(arguments[0], "the parameter")[:1] or first_bad(gradient, "the gradient of")

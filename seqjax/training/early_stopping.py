@@ -54,7 +54,9 @@ def check_monitor(task: Task, monitor: str) -> None:
     one = {name: x[:1] for name, x in task.splits["train"].items()}
     one["weight"] = np.ones(1, np.float32)
     params = parameter_shapes(task.init)
-    metrics = jax.eval_shape(lambda p, batch: dict(task.measure(p, batch, None)), params, one)
+    metrics = jax.eval_shape(
+        lambda p, batch: dict(task.loss_and_metrics(p, batch, None)), params, one
+    )
     splits = [split for split in ("train", "valid") if split in task.splits]
     known = ["epoch", *(f"{split}.{metric}" for split in splits for metric in metrics)]
     if monitor not in known:

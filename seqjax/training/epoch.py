@@ -21,7 +21,7 @@ from seqjax.data.batching import (
 from seqjax.data.bucketing import Buckets
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, own_part, put, sharded
 from seqjax.training.optimizer import Optimizer
-from seqjax.training.train_step import Measure, StepLog, TrainState, make_train_step
+from seqjax.training.train_step import LossAndMetrics, StepLog, TrainState, make_train_step
 from seqjax.typing import Batch
 
 
@@ -87,7 +87,7 @@ class Loop(NamedTuple):
 
 
 def make_steps(
-    measure: Measure,
+    loss_and_metrics: LossAndMetrics,
     optimizer: Optimizer,
     data: TrainData,
     num_devices: int,
@@ -102,7 +102,7 @@ def make_steps(
     With the name of a mesh axis it is for use inside `mesh.sharded`, on each of `num_devices`.
     """
     options: Any = {"microbatch_size": microbatch_size, "buckets": data.buckets}
-    train_step = make_train_step(measure, optimizer, axis, **options)
+    train_step = make_train_step(loss_and_metrics, optimizer, axis, **options)
     per_epoch = data.steps_per_epoch
 
     def steps(state: TrainState, rows: Rows, key: Key[Array, ""], num_steps: Int[Array, ""]):
@@ -142,7 +142,7 @@ def make_steps(
 
 
 def make_epoch_loop(
-    measure: Measure,
+    loss_and_metrics: LossAndMetrics,
     optimizer: Optimizer,
     data: TrainData,
     mesh: Mesh,
@@ -155,7 +155,7 @@ def make_epoch_loop(
     program: one compilation serves all, and the bits do not depend on how steps are divided into
     calls.
     """
-    steps = make_steps(measure, optimizer, data, mesh.size, AXIS, **options)
+    steps = make_steps(loss_and_metrics, optimizer, data, mesh.size, AXIS, **options)
     rows = put(dict(data.rows), mesh, WHOLE)
     program = Program(sharded(steps, mesh, (WHOLE,) * 4), mesh, donate_argnums=0)
 
@@ -166,7 +166,7 @@ def make_epoch_loop(
 
 
 def make_step_loop(
-    measure: Measure,
+    loss_and_metrics: LossAndMetrics,
     optimizer: Optimizer,
     data: TrainData,
     mesh: Mesh,
@@ -177,7 +177,7 @@ def make_step_loop(
 ) -> Loop:
     """The same steps, one a program: for rows that do not fit on a device."""
     options: Any = {"microbatch_size": microbatch_size, "buckets": data.buckets}
-    train_step = make_train_step(measure, optimizer, AXIS, **options)
+    train_step = make_train_step(loss_and_metrics, optimizer, AXIS, **options)
 
     def one_step(state: TrainState, batch: Batch, key: Key[Array, ""], bucket: Int[Array, ""]):
         def stay():

@@ -13,14 +13,16 @@ from seqjax.data.batching import Rows, eval_batches, num_rows
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, get, put, sharded
 from seqjax.metrics import Metrics, summarize
 from seqjax.nn.dropout import row_keys
-from seqjax.training.train_step import Measure
+from seqjax.training.train_step import LossAndMetrics
 from seqjax.typing import Batch, Params
 
 
 class Evaluator:
-    """A task's `measure` and `predict`, compiled, batch by batch over the mesh."""
+    """A task's `loss_and_metrics` and `predict`, compiled, batch by batch over the mesh."""
 
-    def __init__(self, measure: Measure, predict: Callable, batch_size: int, mesh: Mesh):
+    def __init__(
+        self, loss_and_metrics: LossAndMetrics, predict: Callable, batch_size: int, mesh: Mesh
+    ):
         def measure_batch(
             params: Params, batch: Batch, key: Key[Array, ""] | None, first_row: Int[Array, ""]
         ) -> Metrics:
@@ -29,7 +31,7 @@ class Evaluator:
             rows = num_rows(batch)
             first_row += jax.lax.axis_index(AXIS) * rows
             keys = None if key is None else row_keys(key, rows, first_row)
-            return jax.tree.map(lambda x: x[None], dict(measure(params, batch, keys)))
+            return jax.tree.map(lambda x: x[None], dict(loss_and_metrics(params, batch, keys)))
 
         self.batch_size, self.mesh = batch_size, mesh
         self._measure = jax.jit(sharded(measure_batch, mesh, (WHOLE, SPLIT, WHOLE, WHOLE), SPLIT))

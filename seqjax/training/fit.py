@@ -36,7 +36,7 @@ from seqjax.runs.workdir import (
     CHECKPOINTS,
     RESULT,
     earlier_identities,
-    held,
+    lock_workdir,
     other_packages,
     record_change,
     save_identity,
@@ -44,7 +44,7 @@ from seqjax.runs.workdir import (
 )
 from seqjax.tasks.base import Predict, Task, fitted_files
 from seqjax.training.early_stopping import Progress, read_progress
-from seqjax.training.logger import Report
+from seqjax.training.logger import MetricLogger
 from seqjax.training.setup import Setup, make_setup
 from seqjax.training.train_step import init_train_state
 from seqjax.training.trainer import Position, Training, log_from_json
@@ -70,9 +70,13 @@ def fit(
     setup = make_setup(task, config)
     if is_imported(workdir):
         raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
-    with own_directory(workdir) as workdir, held(workdir), StopSignals() as signals:
+    with own_directory(workdir) as workdir, lock_workdir(workdir), StopSignals() as signals:
         old = saved_identity(workdir, say)
-        files = [workdir / name for name in old.fingerprint["files"]] if old else task.save(workdir)
+        files = (
+            [workdir / name for name in old.fingerprint["files"]]
+            if old
+            else task.save_fitted(workdir)
+        )
         identity = make_identity(config, task.splits, setup.mesh, files)
         _check_same_everywhere(identity)
         changed = differences(old, identity) if old else []
@@ -93,7 +97,7 @@ def fit(
         save_identity(workdir, identity)
         set_aside_after(workdir / CHECKPOINTS, step)
         best_params, progress = _train(setup, identity, position, workdir, signals, debug_nans)
-        draw_curves(position.records, ("loss", task.headline), workdir / "curves.png")
+        draw_curves(position.records, ("loss", task.main_metric), workdir / "curves.png")
         result = conclude(setup, best_params, progress, workdir)
         write_json(workdir / RESULT, result)
         print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
@@ -166,12 +170,12 @@ def _train(
     """From the position to the end of training; everything is saved then."""
     train, started = setup.config.train, time.perf_counter()
     checkpoints = Checkpoints(workdir / CHECKPOINTS) if is_main() else NoCheckpoints()
-    report = Report(
+    report = MetricLogger(
         workdir,
         records=position.records,
         num_epochs=train.num_epochs,
         rows_per_epoch=num_rows(setup.data.rows),
-        headline=setup.task.headline,
+        main_metric=setup.task.main_metric,
         log_every_epochs=train.log_every_epochs,
     )
     with closing(checkpoints), report:
@@ -210,7 +214,7 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
         "num_epochs": progress.epoch,
         "num_parameters": count_parameters(params),
     }
-    for line in task.show(params, predict, workdir):
+    for line in task.show_examples(params, predict, workdir):
         print(one_line(line))
     for split in task.splits:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())
@@ -229,7 +233,7 @@ def summarize_splits(
         if setup.config.train.dropout_at_test:
             alive = measure(split, True)
             result[split] |= {f"{name}_dropout": value for name, value in alive.items()}
-        result[split] |= setup.task.score(predict, split, result[split])
+        result[split] |= setup.task.corpus_metrics(predict, split, result[split])
     return result
 
 

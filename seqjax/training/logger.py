@@ -29,7 +29,7 @@ Record = Mapping[str, Any]
 NUM_PLAIN_LINES = 20  # how often a run reports its progress where the output is no terminal
 
 
-class Report:
+class MetricLogger:
     """Writes a run's records to its directory and shows them as they come. A context manager."""
 
     def __init__(
@@ -39,10 +39,14 @@ class Report:
         records: Sequence[Record],
         num_epochs: int,
         rows_per_epoch: int,
-        headline: str,
+        main_metric: str,
         log_every_epochs: int = 0,
     ):
-        self.num_epochs, self.rows_per_epoch, self.headline = num_epochs, rows_per_epoch, headline
+        self.num_epochs, self.rows_per_epoch, self.main_metric = (
+            num_epochs,
+            rows_per_epoch,
+            main_metric,
+        )
         self._log_every = log_every_epochs or -(-num_epochs // NUM_PLAIN_LINES)
         first_epoch = records[-1]["epoch"] if records else 0
         path = workdir / "metrics.jsonl"
@@ -72,7 +76,7 @@ class Report:
         self._start = self._last = time.perf_counter()
         self._first_epoch = self._shown_epoch = first_epoch
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "MetricLogger":
         self._progress.start()
         return self
 
@@ -108,7 +112,7 @@ class Report:
         parts = []
         for split in ("train", "valid"):
             if split in record:
-                metrics = [f"{m} {record[split][m]:.4f}" for m in ("loss", self.headline)]
+                metrics = [f"{m} {record[split][m]:.4f}" for m in ("loss", self.main_metric)]
                 parts.append(f"{split} {' '.join(metrics)}")
         summary = f"{'  '.join(parts)}  {speed:,.0f} examples/s"
         epoch = record["epoch"]

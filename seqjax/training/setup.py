@@ -56,7 +56,7 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
     optimizer = make_optimizer(
         **config.optim, steps_per_epoch=data.steps_per_epoch, num_epochs=train.num_epochs
     )
-    evaluator = Evaluator(task.measure, task.predict, train.batch_size, mesh)
+    evaluator = Evaluator(task.loss_and_metrics, task.predict, train.batch_size, mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     microbatch_size = train.microbatch_size or (CPU_ROWS if on_cpu else 0)
     return Setup(task, config, optimizer, data, mesh, evaluator, microbatch_size)

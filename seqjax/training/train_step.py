@@ -20,7 +20,7 @@ from seqjax.nn.dropout import row_keys
 from seqjax.training.optimizer import Optimizer
 from seqjax.typing import Batch, Params, RowKeys
 
-Measure = Callable[[Params, Batch, RowKeys | None], Metrics]
+LossAndMetrics = Callable[[Params, Batch, RowKeys | None], Metrics]
 
 
 class TrainState(NamedTuple):
@@ -49,27 +49,27 @@ def batch_keys(key: Key[Array, ""], batch: Batch, axis: str | None) -> RowKeys:
     return row_keys(key, rows, 0 if axis is None else jax.lax.axis_index(axis) * rows)
 
 
-def make_objective(measure: Measure) -> Callable:
+def make_objective(loss_and_metrics: LossAndMetrics) -> Callable:
     """`(params, batch, step, keys) -> (total, metrics)`: the sum of `metrics["loss"]`, and all.
 
-    Beside its rows the batch that `measure` sees has "step", how many batches were read before it,
-    for what follows a schedule.
+    Beside its rows the batch that `loss_and_metrics` sees has "step", how many batches were read
+    before it, for what follows a schedule.
     """
 
     def objective(params: Params, batch: Batch, step: Int[Array, ""], keys: RowKeys):
-        metrics = dict(measure(params, {**batch, "step": step}, keys))
+        metrics = dict(loss_and_metrics(params, {**batch, "step": step}, keys))
         return metrics["loss"].total, metrics
 
     return objective
 
 
-def make_gradient(measure: Measure, microbatch_size: int = 0) -> Callable:
+def make_gradient(loss_and_metrics: LossAndMetrics, microbatch_size: int = 0) -> Callable:
     """`(params, batch, step, keys) -> (gradient, metrics)` of the objective, sums over all rows.
 
     With a `microbatch_size` so many rows at a time, or a few more where it does not divide the
     batch: what the backward pass needs of them then stays in a CPU's cache.
     """
-    gradient = jax.grad(make_objective(measure), has_aux=True)
+    gradient = jax.grad(make_objective(loss_and_metrics), has_aux=True)
 
     def in_parts(params: Params, batch: Batch, step: Int[Array, ""], keys: RowKeys):
         rows = num_rows(batch)
@@ -92,7 +92,7 @@ def make_gradient(measure: Measure, microbatch_size: int = 0) -> Callable:
 
 
 def make_train_step(
-    measure: Measure,
+    loss_and_metrics: LossAndMetrics,
     optimizer: Optimizer,
     axis: str | None = None,
     *,
@@ -105,7 +105,7 @@ def make_train_step(
     are summed over the devices once. With buckets the program has a branch for each, and takes the
     one of that number.
     """
-    gradient = make_gradient(measure, microbatch_size)
+    gradient = make_gradient(loss_and_metrics, microbatch_size)
 
     def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], bucket: Any = 0):
         params, opt_state, step = state
@@ -113,7 +113,7 @@ def make_train_step(
 
         def branch(number: int) -> Callable:
             def of_bucket(batch: Batch):
-                rows = buckets.trim(batch, number) if buckets else batch
+                rows = buckets.crop(batch, number) if buckets else batch
                 return gradient(params, rows, step, keys)
 
             return of_bucket

@@ -21,7 +21,7 @@ from seqjax.runs.signals import Stopped, StopSignals
 from seqjax.training.debug_nans import diagnose, first_bad
 from seqjax.training.early_stopping import Pace, Progress, advance
 from seqjax.training.epoch import LOOPS
-from seqjax.training.logger import Record, Report
+from seqjax.training.logger import MetricLogger, Record
 from seqjax.training.setup import Setup
 from seqjax.training.train_step import StepLog, TrainState
 from seqjax.typing import Params
@@ -46,7 +46,7 @@ class Training:
         identity: Identity,
         position: Position,
         checkpoints: Checkpoints,
-        report: Report,
+        report: MetricLogger,
         signals: StopSignals,
         debug_nans: bool,
     ):
@@ -60,7 +60,7 @@ class Training:
         self._pace = Pace(setup.config.train.steps_per_call)
         train = setup.config.train
         self._loop = LOOPS[train.loop](
-            setup.task.measure,
+            setup.task.loss_and_metrics,
             setup.optimizer,
             setup.data,
             setup.mesh,
@@ -111,7 +111,7 @@ class Training:
         if skipped > self.setup.config.train.max_skipped_steps:
             setup = self.setup
             told = diagnose(
-                setup.task.measure,
+                setup.task.loss_and_metrics,
                 setup.data,
                 self.state,
                 self._key,

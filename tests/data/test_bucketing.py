@@ -123,7 +123,7 @@ def test_what_is_cut_off_changes_nothing(model):
     keys = row_keys(jax.random.key(1), 5)
     lengths = {name: x.tolist() for name, x in text.lengths(batch).items()}
     assert lengths == {"source": [3, 3, 1, 6, 2], "target": [4, 6, 3, 5, 3]}
-    cut = find_buckets(text.lengths(batch), 1, 5).trim(batch, 0)
+    cut = find_buckets(text.lengths(batch), 1, 5).crop(batch, 0)
     assert (cut["source"].shape, cut["target"].shape) == ((5, 6), (5, 6))
 
     def loss(params, batch):
@@ -149,7 +149,9 @@ def text_loop(kind: str, num_devices: int, is_cut: bool = True):
         num_epochs=2,
     )
     data = setup.data._replace(buckets=buckets)
-    loop = LOOPS[kind](setup.task.measure, optimizer, data, setup.mesh, max_steps=20, max_skipped=0)
+    loop = LOOPS[kind](
+        setup.task.loss_and_metrics, optimizer, data, setup.mesh, max_steps=20, max_skipped=0
+    )
     params = jax.jit(setup.task.init)(jax.random.key(0))
     state = put(init_train_state(params, optimizer), make_mesh(num_devices), WHOLE)
     return loop, state, data.steps_per_epoch

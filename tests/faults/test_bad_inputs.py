@@ -44,7 +44,7 @@ from seqjax.data.text_files import load_tagged_sentences, load_words
 from seqjax.errors import UserError, one_line
 from seqjax.inference.calibration import Abstention
 from seqjax.inference.responder import Responder
-from seqjax.runs.workdir import held
+from seqjax.runs.workdir import lock_workdir
 from seqjax.serving.repl import COMMANDS, DECODERS, Chat
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
@@ -199,7 +199,7 @@ def test_damaged_configs_of_runs(name, command, run, record_property):
 
 def only_held(task, config, workdir, **options) -> None:
     """In place of `fit`: a directory that can be locked can be used."""
-    with held(workdir):
+    with lock_workdir(workdir):
         raise UserError("the directory was taken")
 
 

@@ -22,7 +22,7 @@ import seqjax.plots
 from seqjax.cli import launch
 from seqjax.tasks.base import Task
 from seqjax.training.fit import fit
-from seqjax.training.logger import Report
+from seqjax.training.logger import MetricLogger
 
 # The checkpoints of the killed run: the latest two, and that of the best epoch.
 NEWEST, BEFORE, BEST = "checkpoints/20", "checkpoints/16", "checkpoints/12"
@@ -36,7 +36,7 @@ def task_with_vocabulary(directory_text: str = '{"a": 1}', task: Task | None = N
         (directory / "vocabulary.json").write_text(directory_text, encoding="utf-8")
         return [directory / "vocabulary.json"]
 
-    return (task or linear_task())._replace(save=save)
+    return (task or linear_task())._replace(save_fitted=save)
 
 
 def config(**fields: Any):
@@ -56,7 +56,7 @@ class Killed(BaseException):
 
 def run_until_the_last_epoch(workdir: Path, task: Task = TASK, **fields: Any) -> None:
     """A run that dies before its last checkpoint is written."""
-    add = Report.add
+    add = MetricLogger.add
 
     def add_and_die(self, records):
         add(self, records)
@@ -64,7 +64,7 @@ def run_until_the_last_epoch(workdir: Path, task: Task = TASK, **fields: Any) ->
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Report, "add", add_and_die)
+        patch.setattr(MetricLogger, "add", add_and_die)
         fit(task, config(**fields), workdir)
 
 

@@ -6,7 +6,7 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqjax.data.parallel_text import Part
+from seqjax.data.parallel_text import Split
 from seqjax.inference.text_metrics import (
     answers_by_intent,
     distinct,
@@ -63,8 +63,8 @@ def test_as_many_replies_as_references():
         text_metrics(["a"], ["a", "b"])
 
 
-TRAIN = Part(["q1", "q2", "q3"], ["네, 돼요.", "물론이죠!", "9시요"], ["can", "can", "open"])
-TEST = Part(["q4", "q5", "q6"], ["가능해요", "가능해요", "9시요"], ["can", "can", "open"])
+TRAIN = Split(["q1", "q2", "q3"], ["네, 돼요.", "물론이죠!", "9시요"], ["can", "can", "open"])
+TEST = Split(["q4", "q5", "q6"], ["가능해요", "가능해요", "9시요"], ["can", "can", "open"])
 
 
 def test_every_answer_of_the_intent_is_right_wherever_it_stands():
@@ -78,10 +78,10 @@ def test_blanks_punctuation_and_case_are_not_what_is_right_or_wrong():
     answers = answers_by_intent([TRAIN, TEST])
     got = right_replies(["네 돼요", "네,돼 요?!", "8시요"], TEST, answers)
     assert got.tolist() == [True, True, False]
-    part = Part(["q"], ["The_End"], ["x"])
+    part = Split(["q"], ["The_End"], ["x"])
     assert right_replies(["the end."], part, answers_by_intent([part])).all()
 
 
 def test_without_labels_there_are_no_intents():
-    assert answers_by_intent([Part(["q"], ["a"], [])]) == {}
-    assert len(right_replies([], Part([], [], []), {})) == np.int64(0)
+    assert answers_by_intent([Split(["q"], ["a"], [])]) == {}
+    assert len(right_replies([], Split([], [], []), {})) == np.int64(0)

@@ -18,7 +18,7 @@ from seqjax.nn.layers import one_hot
 from seqjax.parameters import count_parameters, parameter_shapes
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import measure_tokens
-from seqjax.tasks.seq2seq_data import load_text_pairs
+from seqjax.tasks.seq2seq_data import load_seq2seq_data
 
 PAD, BOS, EOS, UNK = range(4)
 ROWS, WIDE = 3, 10  # of a batch, and places for a source: four more than the longest needs
@@ -294,7 +294,7 @@ def test_without_attention_there_are_no_weights():
 
 def test_without_boundaries_tensors_are_the_tutorials():
     config = get_config("sentence_translation", "faithful")
-    task, text = make_task(config), load_text_pairs(config).text
+    task, text = make_task(config), load_seq2seq_data(config).text
     rows = task.splits["train"]
     inputs = one_hot(rows["source"] - text.first_id, text.source.size - text.first_id)
     outputs = one_hot(rows["target"][:, :-1] - text.first_id, text.target.size - text.first_id)

@@ -18,8 +18,8 @@ from seqjax.runs.identity import Identity
 from seqjax.runs.workdir import (
     earlier_identities,
     environment,
-    held,
     load_run_config,
+    lock_workdir,
     other_packages,
     record_change,
     save_identity,
@@ -48,16 +48,16 @@ def test_what_was_saved_comes_back(tmp_path):
 
 def test_nobody_begun_nothing_in_a_new_directory(tmp_path):
     assert saved_identity(tmp_path / "new", fail) is None
-    with held(tmp_path / "some" / "where"):
+    with lock_workdir(tmp_path / "some" / "where"):
         assert saved_identity(tmp_path / "some" / "where", fail) is None
-    with held(tmp_path / "some" / "where"):  # an empty one will do, and again
+    with lock_workdir(tmp_path / "some" / "where"):  # an empty one will do, and again
         pass
 
 
 def test_a_directory_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
     told = "is not empty and no run: give a new --workdir"
-    with pytest.raises(UserError, match=told), held(tmp_path):
+    with pytest.raises(UserError, match=told), lock_workdir(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -89,8 +89,8 @@ def test_other_packages_are_named(tmp_path):
 def hold_elsewhere(workdir: Path) -> subprocess.Popen:
     """A process that works in a directory until it is killed."""
     program = (
-        "import sys, time; from pathlib import Path; from seqjax.runs.workdir import held\n"
-        "with held(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from seqjax.runs.workdir import lock_workdir\n"
+        "with lock_workdir(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", program, str(workdir)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
@@ -100,14 +100,14 @@ def hold_elsewhere(workdir: Path) -> subprocess.Popen:
 
 def test_a_directory_in_use_is_refused_and_a_dead_processs_is_taken_over(tmp_path):
     with hold_elsewhere(tmp_path) as other:
-        with pytest.raises(UserError) as caught, held(tmp_path):
+        with pytest.raises(UserError) as caught, lock_workdir(tmp_path):
             pass
         where = f"process {other.pid} on {socket.gethostname()}"
         assert str(caught.value).startswith(f"{tmp_path} is in use by {where}: wait for it")
         other.kill()
         other.wait()
         assert str(other.pid) in (tmp_path / "lock").read_text(encoding="utf-8")
-        with held(tmp_path):
+        with lock_workdir(tmp_path):
             assert f"process {os.getpid()} " in (tmp_path / "lock").read_text(encoding="utf-8")
     assert (tmp_path / "lock").read_text(encoding="utf-8") == ""
 
@@ -117,7 +117,7 @@ def test_a_file_is_no_directory(inside, tmp_path):
     path = tmp_path / "file"
     path.touch()
     told = "is, or lies in, a file: give a directory"
-    with pytest.raises(UserError, match=told), held(path / "run" if inside else path):
+    with pytest.raises(UserError, match=told), lock_workdir(path / "run" if inside else path):
         pass
 
 
@@ -128,7 +128,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(method, number, tmp_path
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, method, refuse)
-    with pytest.raises(UserError) as caught, held(tmp_path / "run"):
+    with pytest.raises(UserError) as caught, lock_workdir(tmp_path / "run"):
         pass
     reason = os.strerror(number)
     assert str(caught.value).startswith(f"cannot write to {tmp_path / 'run'} ({reason}): make ")

@@ -25,7 +25,7 @@ from support.tutorials import SENTENCES, TAUGHT, TOLERANCE, UNSEEN, WORDS
 
 from seqjax.config import as_json, base_config, text_pairs_config
 from seqjax.data import images
-from seqjax.data.parallel_text import Part
+from seqjax.data.parallel_text import Split
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.metrics import summarize
 from seqjax.models.classifier import Classifier
@@ -36,8 +36,8 @@ from seqjax.serving.export import export_run
 from seqjax.tasks import mnist_rows
 from seqjax.tasks.base import Task
 from seqjax.tasks.registry import make_task
-from seqjax.tasks.seq2seq import task_of_pairs
-from seqjax.tasks.seq2seq_data import load_text_pairs
+from seqjax.tasks.seq2seq import make_seq2seq_task
+from seqjax.tasks.seq2seq_data import load_seq2seq_data
 from seqjax.training.early_stopping import Progress
 from seqjax.training.fit import fit
 
@@ -106,16 +106,16 @@ def train(config: ConfigDict, folder: Path) -> Run:
         outputs.update({split: predict(split) for split in task.splits})
         return []
 
-    fit(task._replace(show=keep), config, workdir)
+    fit(task._replace(show_examples=keep), config, workdir)
     export_run(workdir, path)
     return Run(workdir, read_json(workdir / "result.json"), outputs, read_weights(path))
 
 
 def task_with_unseen(config: ConfigDict) -> Task:
-    pairs = load_text_pairs(config)
+    pairs = load_seq2seq_data(config)
     sources, targets = zip(*unseen(pairs.parts["train"].targets).items(), strict=True)
-    pairs.parts["unseen"] = Part([*sources], [*targets], [])
-    return task_of_pairs(pairs, config)
+    pairs.parts["unseen"] = Split([*sources], [*targets], [])
+    return make_seq2seq_task(pairs, config)
 
 
 def unseen(targets: Iterable[str]) -> dict[str, str]:
@@ -276,8 +276,8 @@ def test_every_kind_of_translator_with_any_weights(changes, tmp_path):
     config.model.update(embed_size=5, hidden_size=6)
     config.data.pairs = PAIRS
     config.update_from_flattened_dict(changes)
-    pairs = load_text_pairs(config)
-    task, params = task_of_pairs(pairs, config), random_params(pairs.text, config.seed)
+    pairs = load_seq2seq_data(config)
+    task, params = make_seq2seq_task(pairs, config), random_params(pairs.text, config.seed)
     pairs.save(tmp_path)
     reader = Translator(exported(config, params, tmp_path), *zip(*PAIRS, strict=True))
     more = [("abba", "다라"), ("zebra and more", "가나다라가나다라"), ("", "다라")]
@@ -288,7 +288,10 @@ def test_every_kind_of_translator_with_any_weights(changes, tmp_path):
         "weight": np.ones(len(sources), np.float32),
     }
     both = jax.jit(
-        lambda params, batch: (task.measure(params, batch, None), task.predict(params, batch))
+        lambda params, batch: (
+            task.loss_and_metrics(params, batch, None),
+            task.predict(params, batch),
+        )
     )
     metrics, replies = both(params, batch)
     assert_same_figures(reader.measure([*PAIRS, *more]), summarize(metrics))

@@ -19,7 +19,7 @@ import seqjax.plots
 from seqjax.config import text_pairs_config
 from seqjax.data import images
 from seqjax.data.images import load_mnist
-from seqjax.data.parallel_text import Part
+from seqjax.data.parallel_text import Split
 from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.inference.responder import Answer, Attention, Responder
@@ -58,7 +58,7 @@ class Parrot(Responder):
 
     def __init__(self, attention: bool = True, end: str = ""):
         self.attention, self.end = attention, end
-        self.train = Part(["polly?"], ["POLLY?"], [])
+        self.train = Split(["polly?"], ["POLLY?"], [])
 
     def answer(self, question):
         sure = len(question) < 6

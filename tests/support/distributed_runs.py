@@ -65,7 +65,7 @@ def vocabulary() -> str:
     with contextlib.nullcontext() if is_main() else unable:
         task = make_task(tiny_config("word_translation"))
     with tempfile.TemporaryDirectory() as directory:
-        (path,) = task.save(Path(directory))
+        (path,) = task.save_fitted(Path(directory))
         return path.read_text(encoding="utf-8")
 
 

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 import seqjax.plots
 from seqjax.config import text_pairs_config
-from seqjax.models.text_to_text import TextModel
+from seqjax.models.text_to_text import TextToText
 from seqjax.parameters import parameter_shapes
 from seqjax.tasks.registry import make_task
-from seqjax.tasks.seq2seq_data import TextPairs, load_text_pairs
+from seqjax.tasks.seq2seq_data import Seq2SeqData, load_seq2seq_data
 from seqjax.training.fit import fit
 from support.oracles import random_like
 
@@ -32,36 +32,36 @@ def make_pairs(
     loss: dict[str, Any] | None = None,
     decode: dict[str, Any] | None = None,
     **model: Any,
-) -> TextPairs:
+) -> Seq2SeqData:
     """The pairs above and a small model between them; keywords set fields of `model`."""
     config = text_pairs_config("")
     config.model.update({"embed_size": 5, "hidden_size": 6} | model)
     config.data.update({"pairs": PAIRS} | (data or {}))
     config.loss.update(loss or {})
     config.decode.update(decode or {})
-    return load_text_pairs(config)
+    return load_seq2seq_data(config)
 
 
-def make_text(**changes: Any) -> TextModel:
+def make_text(**changes: Any) -> TextToText:
     """The model of `make_pairs`."""
     return make_pairs(**changes).text
 
 
-def random_params(text: TextModel, seed: int = 0) -> Any:
+def random_params(text: TextToText, seed: int = 0) -> Any:
     """Weights of which no two are alike, for replies of several tokens, some of which end."""
     params = random_like(parameter_shapes(text.init), seed, scale=1.0)
     params["output"]["bias"][text.target.eos_id] += 1.5
     return jax.tree.map(jnp.asarray, params)
 
 
-def batch_of(text: TextModel, pairs: Any = PAIRS) -> dict[str, jax.Array]:
+def batch_of(text: TextToText, pairs: Any = PAIRS) -> dict[str, jax.Array]:
     """Rows as the task has them, each of weight 1."""
     sources, targets = zip(*pairs, strict=True)
     arrays = {"source": text.encode_sources(sources), "target": text.encode_targets(targets)}
     return jax.tree.map(jnp.asarray, arrays) | {"weight": jnp.ones(len(pairs))}
 
 
-def replies_of(text: TextModel, params: Any, batch: dict[str, Any]) -> list[str]:
+def replies_of(text: TextToText, params: Any, batch: dict[str, Any]) -> list[str]:
     """The decoder's replies as texts."""
     tokens = jax.jit(text.replies)(params, batch).tokens
     return [text.target.decode(row) for row in np.asarray(tokens)]

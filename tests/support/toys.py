@@ -99,7 +99,7 @@ def trace_step(config: ConfigDict, setup: Setup) -> tuple[Any, Any]:
     state = setup.arrays_like()["state"]
     index = np.zeros(config.train.batch_size, np.int32)
     batch = take_rows(setup.data.rows, index, np.ones(len(index), np.float32))
-    step = make_train_step(setup.task.measure, setup.optimizer)
+    step = make_train_step(setup.task.loss_and_metrics, setup.optimizer)
     jax.eval_shape(setup.task.predict, state.params, batch)
     return jax.eval_shape(step, state, batch, jax.random.key(0))
 

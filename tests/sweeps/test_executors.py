@@ -309,8 +309,8 @@ def test_what_goes_wrong_in_a_chunk_is_told_by_its_trials(tmp_path, monkeypatch)
 def test_a_group_that_another_process_trains_is_waited_for(tmp_path, monkeypatch):
     [chunk] = divide(make_trials(tmp_path, 1), 1, tmp_path / "groups")
     monkeypatch.setattr(workers, "IN_USE_SECONDS", 0.5)
-    code = "import sys; from pathlib import Path; from seqjax.runs.workdir import held\n"
-    code += "with held(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from seqjax.runs.workdir import lock_workdir\n"
+    code += "with lock_workdir(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(chunk.workdir)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as other:

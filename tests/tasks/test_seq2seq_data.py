@@ -19,8 +19,8 @@ from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError
 from seqjax.models.text_to_text import Replies
 from seqjax.tasks.registry import make_task
-from seqjax.tasks.seq2seq import score_replies, task_of_pairs, token_counts
-from seqjax.tasks.seq2seq_data import load_text_pairs
+from seqjax.tasks.seq2seq import make_seq2seq_task, score_replies, token_counts
+from seqjax.tasks.seq2seq_data import load_seq2seq_data
 from seqjax.training.evaluator import Evaluator
 from seqjax.training.fit import evaluate, fit
 
@@ -83,7 +83,7 @@ def test_a_runs_vocabularies_are_saved_before_it_trains(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         fit(task, config, workdir)
     vocabulary = Vocabulary.load(workdir / "vocabulary.json")
-    assert vocabulary.digest() == load_text_pairs(config).text.target.digest()
+    assert vocabulary.digest() == load_seq2seq_data(config).text.target.digest()
     assert not (workdir / "source_vocabulary.json").exists()
 
 
@@ -92,7 +92,7 @@ def test_another_corpus_leaves_a_runs_ids_as_they_are(trained, monkeypatch, caps
     before = make_task(config, workdir)
     swapped = [(answer, question) for question, answer, _ in QUESTIONS]
     monkeypatch.setattr(seqjax.data.parallel_text, "read_pairs", lambda *args, **options: swapped)
-    text, fresh = load_text_pairs(config, workdir).text, load_text_pairs(config).text
+    text, fresh = load_seq2seq_data(config, workdir).text, load_seq2seq_data(config).text
     for side, name in (("source", "source_vocabulary.json"), ("target", "vocabulary.json")):
         saved = Vocabulary.load(workdir / name)
         assert getattr(text, side).digest() == saved.digest() != getattr(fresh, side).digest()
@@ -131,7 +131,7 @@ def test_scores_of_perfect_replies_and_of_baselines(tmp_path):
     config = run_config(tmp_path)
     with config.unlocked():
         config.data.update(test_share=0.25, split_seed=1)  # two answers of known letters
-    pairs = load_text_pairs(config)
+    pairs = load_seq2seq_data(config)
     part, train = pairs.parts["test"], pairs.parts["train"]
     replies = Replies(
         pairs.text.encode_targets(part.targets)[:, 1:], np.zeros(2, np.float32), np.ones(2, bool)
@@ -156,8 +156,11 @@ def test_scores_of_perfect_replies_and_of_baselines(tmp_path):
 def measured(**changes):
     """A model, its task, random weights, the metrics of the training rows and its replies."""
     pairs = make_pairs(**changes)
-    task, params = task_of_pairs(pairs, text_pairs_config("")), random_params(pairs.text)
-    evaluator, rows = Evaluator(task.measure, task.predict, 5, make_mesh(1)), task.splits["train"]
+    task, params = make_seq2seq_task(pairs, text_pairs_config("")), random_params(pairs.text)
+    evaluator, rows = (
+        Evaluator(task.loss_and_metrics, task.predict, 5, make_mesh(1)),
+        task.splits["train"],
+    )
     metrics = evaluator.metrics(params, rows)
     return pairs, task, metrics, params, lambda split: evaluator.predict(params, rows)
 
@@ -201,7 +204,7 @@ def test_labels_of_zeros_cost_nothing_but_count():
 
 def test_perplexity_and_padding_share():
     _, task, got, _, predict = measured()
-    scores = task.score(predict, "train", got)
+    scores = task.corpus_metrics(predict, "train", got)
     assert scores["perplexity"] == pytest.approx(np.exp(got["cross_entropy"]))
     real = sum(len(target) + 1 for _, target in PAIRS)  # the end counts
     assert scores["padding_share"] == pytest.approx(1 - real / (5 * 5))

@@ -71,17 +71,19 @@ def full_batch(task, split: str, num_rows: int | None = None) -> dict:
 def test_a_task_measures_predicts_and_shows(name, tmp_path, few_images):
     task = make_task(tiny_config(name))
     params = fresh_params(task)
-    evaluator = Evaluator(task.measure, task.predict, 8, make_mesh(1))
+    evaluator = Evaluator(task.loss_and_metrics, task.predict, 8, make_mesh(1))
     for key in (None, jax.random.key(0)):
         metrics = evaluator.metrics(params, task.splits["train"], key)
-        assert {"loss", task.headline} <= set(metrics)
+        assert {"loss", task.main_metric} <= set(metrics)
         assert all(np.isfinite(value) for value in metrics.values())
         # Weights are fresh: the loss is about that of guessing.
         assert metrics["loss"] < 4
         assert 0 <= metrics["accuracy"] <= metrics.get("top5_accuracy", 1.0) <= 1
     for split, rows in task.splits.items():
         assert len({len(value) for value in rows.values()}) == 1, split
-    lines = task.show(params, lambda split: evaluator.predict(params, task.splits[split]), tmp_path)
+    lines = task.show_examples(
+        params, lambda split: evaluator.predict(params, task.splits[split]), tmp_path
+    )
     assert lines and all(line and "\n" not in line for line in lines)
     assert {path.name for path in tmp_path.iterdir()} == PICTURES[name]
     for picture in tmp_path.glob("*.png"):
@@ -199,7 +201,7 @@ def test_recall_asks_for_the_first_symbol(monkeypatch):
 
     monkeypatch.setattr(recall, "functional", perfect)
     task = make_task(tiny_config("recall"))
-    measure = jax.jit(lambda batch: dict(task.measure({}, batch, None)))
+    measure = jax.jit(lambda batch: dict(task.loss_and_metrics({}, batch, None)))
     for split in ("train", "valid", "test"):
         assert summarize(measure(full_batch(task, split)))["accuracy"] == 1.0
 
@@ -306,7 +308,7 @@ def test_padding_changes_neither_loss_nor_gradient_nor_logits(tagging):
     @jax.jit
     def everything(params, batch):
         def loss(params):
-            metrics = tagging.measure(params, batch, keys)
+            metrics = tagging.loss_and_metrics(params, batch, keys)
             return metrics["loss"].total, metrics
 
         return jax.grad(loss, has_aux=True)(params), tagging.predict(params, batch)

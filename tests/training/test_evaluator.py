@@ -23,7 +23,7 @@ def params():
 
 @cache
 def make_evaluator(batch_size: int, num_devices: int) -> Evaluator:
-    return Evaluator(TASK.measure, TASK.predict, batch_size, make_mesh(num_devices))
+    return Evaluator(TASK.loss_and_metrics, TASK.predict, batch_size, make_mesh(num_devices))
 
 
 def by_hand(num_rows: int) -> tuple[dict[str, float], np.ndarray]:
@@ -88,7 +88,7 @@ def test_predictions_may_be_nests_of_arrays():
     def predict(params, batch):
         return {"twice": 2 * batch["x"], "pair": (batch["label"], batch["x"][:, 0])}
 
-    evaluator = Evaluator(TASK.measure, predict, 5, make_mesh(2))
+    evaluator = Evaluator(TASK.loss_and_metrics, predict, 5, make_mesh(2))
     outputs = evaluator.predict(params(), ROWS)
     np.testing.assert_array_equal(outputs["twice"], 2 * ROWS["x"])
     np.testing.assert_array_equal(outputs["pair"][0], ROWS["label"])
@@ -101,7 +101,7 @@ def test_one_shape_a_split_is_one_compilation(num_devices):
 
     def measure(params, batch, keys):
         traces.append(batch["x"].shape)
-        return TASK.measure(params, batch, keys)
+        return TASK.loss_and_metrics(params, batch, keys)
 
     evaluator = Evaluator(measure, TASK.predict, 5, make_mesh(num_devices))
     for _ in range(2):

@@ -27,7 +27,7 @@ from seqjax.runs.checkpoint import check, newest
 from seqjax.runs.signals import Stopped
 from seqjax.training.epoch import LOOPS
 from seqjax.training.fit import evaluate, fit, restore_best
-from seqjax.training.logger import Report, read_records
+from seqjax.training.logger import MetricLogger, read_records
 from seqjax.training.setup import CPU_ROWS, make_setup
 from seqjax.training.train_step import init_train_state
 from seqjax.training.trainer import Training
@@ -69,14 +69,14 @@ class Killed(BaseException):
 
 def kill_at(monkeypatch, epoch: int) -> None:
     """Lets a run die once it has written the record of an epoch."""
-    add = Report.add
+    add = MetricLogger.add
 
     def add_and_die(self, records):
         add(self, records)
         if records[-1]["epoch"] == epoch:
             raise Killed
 
-    monkeypatch.setattr(Report, "add", add_and_die)
+    monkeypatch.setattr(MetricLogger, "add", add_and_die)
 
 
 def test_a_run_leaves_what_the_design_says(finished):
@@ -320,7 +320,7 @@ def test_what_was_fitted_is_saved_before_the_first_step_and_not_by_a_finished_ru
         (directory / "vocabulary.json").write_text("[]", encoding="utf-8")
         return [directory / "vocabulary.json"]
 
-    task = TASK._replace(save=save)
+    task = TASK._replace(save_fitted=save)
     config, workdir = linear_config(num_epochs=2), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 1)
@@ -344,7 +344,7 @@ def test_figures_of_whole_outputs_stand_beside_each_splits_means(tmp_path, capsy
         return {"rows": float(len(predict(split))), "twice": 2 * means["loss"]}
 
     workdir = tmp_path / "run"
-    result = fit(TASK._replace(score=score), linear_config(num_epochs=1), workdir)
+    result = fit(TASK._replace(corpus_metrics=score), linear_config(num_epochs=1), workdir)
     for split, size in (("train", 22), ("valid", 9), ("test", 5)):
         assert result[split]["rows"] == size
         assert result[split]["twice"] == 2 * result[split]["loss"]
@@ -413,14 +413,14 @@ def clock_task(limit: int):
         return {**TASK.init(key), "clock": {"time": jnp.zeros(())}}
 
     def measure(params, batch, keys):
-        metrics, time = TASK.measure(params, batch, keys), params["clock"]["time"]
+        metrics, time = TASK.loss_and_metrics(params, batch, keys), params["clock"]["time"]
         total, weight = metrics["loss"]
         ticking = total - time * weight
         return metrics | {
             "loss": metrics["loss"]._replace(total=jnp.where(time >= limit, jnp.nan, ticking))
         }
 
-    return TASK._replace(init=init, measure=measure)
+    return TASK._replace(init=init, loss_and_metrics=measure)
 
 
 def clock_config(**train) -> ConfigDict:
@@ -483,7 +483,7 @@ def test_no_step_is_made_after_a_bad_one(loop, tmp_path):
     setup = make_setup(task, config)
     make_loop = LOOPS[loop]
     run = make_loop(
-        task.measure, setup.optimizer, setup.data, setup.mesh, max_steps=24, max_skipped=0
+        task.loss_and_metrics, setup.optimizer, setup.data, setup.mesh, max_steps=24, max_skipped=0
     )
     params = jax.jit(task.init)(jax.random.key(0))
     state, log = run(init_train_state(params, setup.optimizer), jax.random.key(0), 24)
@@ -496,12 +496,15 @@ def test_a_parameter_that_is_no_number_is_never_saved(tmp_path):
     """The last update of an epoch may be too large for float32, after a loss that was fine."""
 
     def measure(params, batch, keys):
-        metrics = TASK.measure(params, batch, keys)
+        metrics = TASK.loss_and_metrics(params, batch, keys)
         steep = jnp.where(batch.get("step", 0) == 7, -3e38, 0.0) * params["clock"]["time"]
         total, weight = metrics["loss"]
         return metrics | {"loss": metrics["loss"]._replace(total=total + steep * weight)}
 
-    task, config = clock_task(0)._replace(measure=measure), clock_config(monitor="train.loss")
+    task, config = (
+        clock_task(0)._replace(loss_and_metrics=measure),
+        clock_config(monitor="train.loss"),
+    )
     config.optim.learning_rate = 2.0
     task = task._replace(splits={"train": TASK.splits["train"]})
     with pytest.raises(UserError, match="after epoch 2 the parameter clock.time has 1 of 1 elemen"):
@@ -511,11 +514,11 @@ def test_a_parameter_that_is_no_number_is_never_saved(tmp_path):
 
 def test_the_operation_that_gives_no_number_is_found(tmp_path):
     def measure(params, batch, keys):
-        metrics = TASK.measure(params, batch, keys)
+        metrics = TASK.loss_and_metrics(params, batch, keys)
         total, weight = metrics["loss"]
         return metrics | {"loss": metrics["loss"]._replace(total=total + jnp.log(-weight))}
 
-    task = TASK._replace(measure=measure)
+    task = TASK._replace(loss_and_metrics=measure)
     with pytest.raises(UserError) as caught:
         fit(task, linear_config(), tmp_path / "run", debug_nans=True)
     assert "at step 1 (epoch 1, batch 1) the loss is nan" in str(caught.value)

@@ -5,7 +5,7 @@ import json
 import pytest
 from support.toys import read_scalars
 
-from seqjax.training.logger import NUM_PLAIN_LINES, Report, read_records
+from seqjax.training.logger import NUM_PLAIN_LINES, MetricLogger, read_records
 
 
 def make_record(epoch: int, loss: float = 0.5) -> dict:
@@ -14,14 +14,16 @@ def make_record(epoch: int, loss: float = 0.5) -> dict:
     return record | {"valid": metrics}
 
 
-def make_report(workdir, *kept: dict, num_epochs: int = 10, log_every_epochs: int = 0) -> Report:
-    return Report(
+def make_report(
+    workdir, *kept: dict, num_epochs: int = 10, log_every_epochs: int = 0
+) -> MetricLogger:
+    return MetricLogger(
         workdir,
         records=kept,
         num_epochs=num_epochs,
         log_every_epochs=log_every_epochs,
         rows_per_epoch=22,
-        headline="accuracy",
+        main_metric="accuracy",
     )
 
 

@@ -24,7 +24,7 @@ from seqjax.nn.layers import functional
 from seqjax.training.epoch import TrainData, make_epoch_loop
 from seqjax.training.optimizer import make_optimizer
 from seqjax.training.setup import CPU_ROWS
-from seqjax.training.train_step import Measure, init_train_state
+from seqjax.training.train_step import LossAndMetrics, init_train_state
 from seqjax.typing import Batch, Params, SpecialIds
 
 LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
@@ -47,13 +47,16 @@ def build(
     return _trainer(workload, make_measure(workload), params, batches)
 
 
-def make_measure(workload: Workload) -> Measure:
+def make_measure(workload: Workload) -> LossAndMetrics:
     """What is trained on: the mean cross-entropy over all labels of real rows."""
     return _classifier(workload) if workload.kind == "classifier" else _seq2seq(workload)
 
 
 def _trainer(
-    workload: Workload, measure: Measure, params: Params, batches: list[dict[str, np.ndarray]]
+    workload: Workload,
+    measure: LossAndMetrics,
+    params: Params,
+    batches: list[dict[str, np.ndarray]],
 ) -> Peer:
     rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     mesh = make_mesh(0 if workload.batch_size >= LEAST_ROWS else 1)
@@ -107,7 +110,7 @@ def _cut_rows(rows: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Lengt
     return rows, real | {"inputs": real["labels"]}
 
 
-def _classifier(workload: Workload) -> Measure:
+def _classifier(workload: Workload) -> LossAndMetrics:
     _, bind = functional(
         lambda rngs: Classifier(
             input_size=workload.input_size,
@@ -125,7 +128,7 @@ def _classifier(workload: Workload) -> Measure:
     return measure
 
 
-def _seq2seq(workload: Workload, masked: bool = False) -> Measure:
+def _seq2seq(workload: Workload, masked: bool = False) -> LossAndMetrics:
     """Padding counts, as the peers count it, unless `masked`."""
     bind = _bind_seq2seq(workload)
 
