@@ -28,6 +28,12 @@ class UserError(ValueError):
     """
 
 
+def require(field: str, value: object, holds: bool, wanted: str) -> None:
+    """Raises UserError, "`field`=`value` must be `wanted`", unless `holds`."""
+    if not holds:
+        raise UserError(f"{field}={value} must be {wanted}")
+
+
 MAX_LISTED = 12  # names that still fit on the line beside the nearest one
 
 
