@@ -126,7 +126,7 @@ def newest(
     passed_over = []
     for path in steps_in(directory):
         try:
-            facts = check(path)
+            facts = read_facts(path)
             if reason := is_foreign(facts):
                 raise Damaged(f"it belongs to another run ({reason})")
             found = Checkpoint(int(path.name), _read_arrays(path, facts, like), facts)
@@ -148,11 +148,11 @@ def newest_facts(directory: Path) -> dict[str, Any] | None:
     """The facts of the newest whole checkpoint of whatever run; None without one."""
     for path in steps_in(directory):
         with contextlib.suppress(Damaged):
-            return check(path)
+            return read_facts(path)
     return None
 
 
-def check(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
     """A checkpoint's facts; raises Damaged unless its files are those that were written."""
     if not path.is_dir():
         raise Damaged("it is no directory")

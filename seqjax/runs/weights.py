@@ -20,13 +20,13 @@ from seqjax.runs.identity import arrays_digest
 from seqjax.runs.workdir import CHECKPOINTS, FINGERPRINT
 from seqjax.typing import Params
 
-FILE = "weights.safetensors"
-FORMAT, VERSION = "seqjax weights", "1"
+WEIGHTS_FILE = "weights.safetensors"
+_FORMAT, _VERSION = "seqjax weights", "1"
 FILE_NAME = re.compile(r"[a-z_]+\.json")  # of a file beside the weights: leads to no other folder
-REMEDY = "get a new copy, or export the run again"
+_REMEDY = "get a new copy, or export the run again"
 
 
-class Weights(NamedTuple):
+class WeightsFile(NamedTuple):
     """The best weights of a run, and what is needed to use them."""
 
     config: dict[str, Any]  # as JSON has it
@@ -35,7 +35,7 @@ class Weights(NamedTuple):
     tensors: dict[str, np.ndarray]  # by path, as in "stack.layer_0.weights.bias"
 
 
-def write_weights(path: Path, weights: Weights) -> None:
+def write_weights(path: Path, weights: WeightsFile) -> None:
     """Writes the file, whole or not at all, and reads it again; raises OSError or UserError."""
     from safetensors.numpy import save  # only where weights are exchanged
 
@@ -43,8 +43,8 @@ def write_weights(path: Path, weights: Weights) -> None:
         name: {"sha256": text_digest(text), "text": text} for name, text in weights.files.items()
     }
     metadata = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": _FORMAT,
+        "version": _VERSION,
         "config": json.dumps(weights.config),
         "progress": json.dumps(weights.progress),
         "files": json.dumps(files),
@@ -57,7 +57,7 @@ def write_weights(path: Path, weights: Weights) -> None:
         read_weights(beside)
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path) -> WeightsFile:
     """What a weights file holds; raises UserError unless it is just what was written."""
     from safetensors import safe_open
 
@@ -68,19 +68,19 @@ def read_weights(path: Path) -> Weights:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from None
     except Exception as error:  # of the library, and of NumPy where it lacks a type or the memory
-        raise UserError(f"{path} is damaged or no safetensors file ({error}): {REMEDY}") from None
-    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is damaged or no safetensors file ({error}): {_REMEDY}") from None
+    if metadata.get("format") != _FORMAT:
         raise UserError(f"{path} is not of seqjax: give a file that experiments.export wrote")
-    if metadata.get("version") != VERSION:
+    if metadata.get("version") != _VERSION:
         raise UserError(
             f"{path} has format version {metadata.get('version')!r}, but this seqjax reads "
-            f"{VERSION}: export the run with this one"
+            f"{_VERSION}: export the run with this one"
         )
     if metadata.pop("sha256", "") != _digest(metadata, tensors):
-        raise UserError(f"{path} is damaged or altered: its SHA-256 does not match: {REMEDY}")
+        raise UserError(f"{path} is damaged or altered: its SHA-256 does not match: {_REMEDY}")
     try:
         files = json.loads(metadata["files"])
-        weights = Weights(
+        weights = WeightsFile(
             json.loads(metadata["config"]),
             json.loads(metadata["progress"]),
             {name: entry["text"] for name, entry in files.items()},
@@ -91,11 +91,11 @@ def read_weights(path: Path) -> Weights:
         numbers = all(isinstance(x, int | float | None) for x in weights.progress.values())
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} has a header of another form ({reason}): {REMEDY}") from None
+        raise UserError(f"{path} has a header of another form ({reason}): {_REMEDY}") from None
     if strange := [name for name in files if not FILE_NAME.fullmatch(name)]:
-        raise UserError(f"{path} holds a file {min(strange)!r}, which no run has: {REMEDY}")
+        raise UserError(f"{path} holds a file {min(strange)!r}, which no run has: {_REMEDY}")
     if not (right and numbers and isinstance(weights.config, dict)):
-        raise UserError(f"{path} has a header that contradicts itself: {REMEDY}")
+        raise UserError(f"{path} has a header that contradicts itself: {_REMEDY}")
     return weights
 
 
@@ -109,7 +109,7 @@ def as_params(path: Path, tensors: dict[str, np.ndarray], shapes: Params) -> Par
         if wanted.get(name) != found.get(name):
             raise UserError(
                 f"{path}: {name} is {found.get(name, 'not there')}, but in the model of its config "
-                f"{wanted.get(name, 'not there')}: {REMEDY}"
+                f"{wanted.get(name, 'not there')}: {_REMEDY}"
             )
     return jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted])
 
@@ -117,7 +117,7 @@ def as_params(path: Path, tensors: dict[str, np.ndarray], shapes: Params) -> Par
 def is_imported(workdir: Path) -> bool:
     """Whether a directory holds weights that were trained elsewhere, and nothing to go on from."""
     trained = any((workdir / name).exists() for name in (FINGERPRINT, CHECKPOINTS))
-    return (workdir / FILE).exists() and not trained
+    return (workdir / WEIGHTS_FILE).exists() and not trained
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:

@@ -18,8 +18,8 @@ from seqjax.parameters import named_arrays, parameter_shapes
 from seqjax.runs.identity import Identity, differences
 from seqjax.runs.signals import say
 from seqjax.runs.weights import (
-    FILE,
-    Weights,
+    WEIGHTS_FILE,
+    WeightsFile,
     as_params,
     read_weights,
     write_weights,
@@ -50,7 +50,7 @@ def export_run(workdir: Path, output: Path) -> None:
     if (workdir / ABSTENTION).exists():
         files[ABSTENTION] = _text(workdir / ABSTENTION)
     tensors = dict(named_arrays(params))
-    weights = Weights(as_json(config), progress._asdict(), files, tensors)
+    weights = WeightsFile(as_json(config), progress._asdict(), files, tensors)
     try:
         _check_output(output, weights)
         write_weights(output, weights)
@@ -94,7 +94,7 @@ def import_run(path: Path, workdir: Path, given: Mapping[str, str]) -> None:
     print(f"imported to {workdir}: weights of epoch {progress.best_epoch}")
 
 
-def _fill(run: Path, path: Path, weights: Weights, config: ConfigDict) -> None:
+def _fill(run: Path, path: Path, weights: WeightsFile, config: ConfigDict) -> None:
     """Writes the files of a run, if its task can be made of them and has these weights."""
     for name, text in weights.files.items():
         (run / name).write_bytes(text.encode())
@@ -104,7 +104,7 @@ def _fill(run: Path, path: Path, weights: Weights, config: ConfigDict) -> None:
     given = {name: text for name, text in weights.files.items() if name != ABSTENTION}
     if fitted_files(task) != given:  # read from the run, or made anew
         raise UserError(f"{path} holds not the vocabularies of its config: export the run again")
-    write_weights(run / FILE, weights._replace(config=as_json(config)))
+    write_weights(run / WEIGHTS_FILE, weights._replace(config=as_json(config)))
     write_json(run / CONFIG, as_json(config))
 
 
@@ -132,7 +132,7 @@ def _tamed(path: Path, config: dict[str, Any], given: Mapping[str, str]) -> dict
     return config | {"data": data, "train": train}
 
 
-def _check_output(output: Path, weights: Weights) -> None:
+def _check_output(output: Path, weights: WeightsFile) -> None:
     """Raises UserError if the file is there and is no export of the same run."""
     if not output.exists():
         return

@@ -20,8 +20,8 @@ from seqjax.config import as_json
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json, write_text
 from seqjax.parameters import count_parameters, named_arrays
-from seqjax.runs.weights import FILE as WEIGHTS
-from seqjax.runs.weights import Weights, write_weights
+from seqjax.runs.weights import WEIGHTS_FILE as WEIGHTS
+from seqjax.runs.weights import WeightsFile, write_weights
 from seqjax.runs.workdir import CONFIG, ENVIRONMENT, RESULT, environment
 from seqjax.sweeps.vectorized import share_config
 from seqjax.tasks.registry import make_task
@@ -109,7 +109,7 @@ def save_result(
         config = as_json(trial.config)
         for name, text in files.items():
             write_text(directory / name, text)
-        weights = Weights(config, progress._asdict(), dict(files), dict(named_arrays(params)))
+        weights = WeightsFile(config, progress._asdict(), dict(files), dict(named_arrays(params)))
         write_weights(directory / WEIGHTS, weights)
         write_text(directory / RECORDS, "".join(json.dumps(r) + "\n" for r in records))
         write_json(directory / CONFIG, config)

@@ -30,7 +30,7 @@ from seqjax.plots import draw_curves
 from seqjax.runs.checkpoint import Checkpoint, Checkpoints, NoCheckpoints, newest, set_aside_after
 from seqjax.runs.identity import Identity, differences, make_identity
 from seqjax.runs.signals import StopSignals, say
-from seqjax.runs.weights import FILE as WEIGHTS
+from seqjax.runs.weights import WEIGHTS_FILE as WEIGHTS
 from seqjax.runs.weights import as_params, is_imported, read_weights, text_digest
 from seqjax.runs.workdir import (
     CHECKPOINTS,

@@ -18,7 +18,7 @@ from support.toys import read_json, tiny_config
 import seqjax.plots
 import seqjax.runs.weights
 from seqjax.errors import UserError
-from seqjax.runs.weights import FILE, Weights, read_weights, write_weights
+from seqjax.runs.weights import WEIGHTS_FILE, WeightsFile, read_weights, write_weights
 from seqjax.runs.workdir import load_run_config
 from seqjax.serving.export import export_run, import_run
 from seqjax.serving.load import load_responder
@@ -78,14 +78,14 @@ def test_what_is_written_is_read(tensors, step, tmp_path_factory):
     tensors = {name: x[::step] if x.ndim else x for name, x in tensors.items()}
     files = {"vocabulary.json": "{한 \n\r\n}"}
     progress = Progress(3, 0.1 + 0.2, 2, 1, True)._asdict()
-    weights = Weights({"a": [1, {"b": None}]}, progress, files, tensors)
+    weights = WeightsFile({"a": [1, {"b": None}]}, progress, files, tensors)
     path = tmp_path_factory.mktemp("weights") / "any.name"
     write_weights(path, weights)
     assert_same(read_weights(path), weights)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def assert_same(found: Weights, wanted: Weights) -> None:
+def assert_same(found: WeightsFile, wanted: WeightsFile) -> None:
     assert found[:3] == wanted[:3]
     assert found.tensors.keys() == wanted.tensors.keys()
     for name, x in wanted.tensors.items():
@@ -136,7 +136,7 @@ def test_a_file_of_another_kind_is_refused(data, message, tmp_path):
 
 
 def test_another_version_is_refused(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(seqjax.runs.weights, "VERSION", "2")
+    monkeypatch.setattr(seqjax.runs.weights, "_VERSION", "2")
     with pytest.raises(UserError, match="has format version '1', but this seqjax reads 2: export"):
         read_weights(runs / "toy.safetensors")
 
@@ -147,7 +147,7 @@ def test_another_version_is_refused(runs, tmp_path, monkeypatch):
 def test_an_imported_run_is_as_good_as_the_one_that_was_exported(runs, tmp_path):
     workdir = tmp_path / "new" / "run"
     import_run(runs / "texts.safetensors", workdir, data_of(runs))
-    names = {"config.json", "vocabulary.json", "abstention.json", FILE}
+    names = {"config.json", "vocabulary.json", "abstention.json", WEIGHTS_FILE}
     assert {path.name for path in workdir.iterdir()} == names
     results, answers = [], []
     for run in (runs / "texts", workdir):
@@ -206,7 +206,7 @@ def test_what_lies_beside_imported_weights_must_be_theirs(runs, tmp_path):
     import_run(runs / "texts.safetensors", workdir, data_of(runs))
     config = load_run_config(workdir, print)
     setup = make_setup(make_task(config, workdir), config)
-    for name in ("vocabulary.json", FILE):
+    for name in ("vocabulary.json", WEIGHTS_FILE):
         whole = (workdir / name).read_bytes()
         (workdir / name).write_bytes(whole[:-1])
         with pytest.raises(UserError, match=f"{name} is (not the one of this run|damaged)"):
@@ -233,7 +233,7 @@ def forged(tmp_path, monkeypatch, source, change) -> Path:
 def with_config(**fields):
     """Sets `section__field` in the config."""
 
-    def change(weights: Weights) -> Weights:
+    def change(weights: WeightsFile) -> WeightsFile:
         config = json.loads(json.dumps(weights.config))
         for name, value in fields.items():
             section, _, field = name.partition("__")
@@ -246,7 +246,7 @@ def with_config(**fields):
 def with_tensor(change):
     """Changes the tensors, of which the first has the given name."""
 
-    def changed(weights: Weights) -> Weights:
+    def changed(weights: WeightsFile) -> WeightsFile:
         return weights._replace(tensors=change(dict(weights.tensors)))
 
     return changed

@@ -31,7 +31,7 @@ from seqjax.metrics import summarize
 from seqjax.models.classifier import Classifier
 from seqjax.nn.layers import functional
 from seqjax.parameters import named_arrays, parameter_shapes
-from seqjax.runs.weights import Weights, write_weights
+from seqjax.runs.weights import WeightsFile, write_weights
 from seqjax.serving.export import export_run
 from seqjax.tasks import mnist_rows
 from seqjax.tasks.base import Task
@@ -127,7 +127,9 @@ def exported(config: ConfigDict, params: Any, folder: Path) -> numpy_reader.Weig
     """What the reader reads of any parameters, with the vocabularies in the folder."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
     arrays = {name: np.asarray(x) for name, x in named_arrays(params)}
-    write_weights(folder / "weights", Weights(as_json(config), Progress()._asdict(), texts, arrays))
+    write_weights(
+        folder / "weights", WeightsFile(as_json(config), Progress()._asdict(), texts, arrays)
+    )
     return read_weights(folder / "weights")
 
 

@@ -23,7 +23,7 @@ from support.toys import (
 import seqjax.plots
 from seqjax.errors import UserError
 from seqjax.files import sha256
-from seqjax.runs.checkpoint import check, newest
+from seqjax.runs.checkpoint import newest, read_facts
 from seqjax.runs.signals import Stopped
 from seqjax.training.epoch import LOOPS
 from seqjax.training.fit import evaluate, fit, restore_best
@@ -220,7 +220,7 @@ def test_a_run_that_was_stopped_at_an_evaluation_has_saved_it(finished, tmp_path
         fit(TASK, linear_config(steps_per_call=4), workdir)
     assert len(read_records(workdir / "metrics.jsonl")) == 3
     (saved,) = (p for p in (workdir / "checkpoints").iterdir() if p.name == "12")
-    assert check(saved)["progress"]["epoch"] == 3
+    assert read_facts(saved)["progress"]["epoch"] == 3
 
 
 def test_time_makes_checkpoints_in_the_middle_of_an_epoch(finished, tmp_path, monkeypatch):
