@@ -92,13 +92,13 @@ def rows_of(count: int) -> bool:
 
 def rows(study: Study, split: str) -> int:
     """Pairs of a split of `faithful`."""
-    return len(study.pairs(FAITHFUL).parts[split].sources)
+    return len(study.pairs(FAITHFUL).splits[split].sources)
 
 
 def larger_corpus(study: Study) -> Explanation:
     """Whether the test is the same share of a corpus that is larger than the tutorial's."""
-    config, parts = study.config(FAITHFUL), study.pairs(FAITHFUL).parts
-    corpus = sum(len(part.sources) for part in study.pairs(DEFAULT).parts.values())
+    config, parts = study.config(FAITHFUL), study.pairs(FAITHFUL).splits
+    corpus = sum(len(part.sources) for part in study.pairs(DEFAULT).splits.values())
     share = len(parts["test"].sources) / corpus
     told = (
         f"its corpus is not published; ours has {corpus:,} pairs, of which {share:.1%} are held out"
@@ -162,7 +162,7 @@ def accuracy_is_inflated(study: Study) -> Explanation:
 
 def published(study: Study) -> tuple[int, int]:
     """How many of the questions and answers of the printed dialogues are in our corpus."""
-    parts = study.pairs(DEFAULT).parts.values()
+    parts = study.pairs(DEFAULT).splits.values()
     ours = [
         {_letters(text) for part in parts for text in part.sources},
         {_letters(text) for part in parts for text in part.targets},

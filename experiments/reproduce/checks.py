@@ -177,6 +177,6 @@ def ratio(spec: Spec, numerator: str, denominator: str) -> Measure:
 def _fresh(study: Study, spec: Spec) -> tuple[TextToText, Any, np.ndarray, np.ndarray]:
     """The model with random weights, and its ids of sources and targets."""
     pairs = study.pairs(spec)
-    train = pairs.parts["train"]
+    train = pairs.splits["train"]
     ids = pairs.text.encode_sources(train.sources), pairs.text.encode_targets(train.targets)
     return pairs.text, jax.jit(pairs.text.init)(jax.random.key(0)), *ids

@@ -113,7 +113,7 @@ def given(spec: Spec, question: str) -> Measure:
     def measure(study: Study) -> list[bool]:
         trials = study.trials(spec)
         pairs, found = trials.pairs, []
-        train = pairs.parts["train"]
+        train = pairs.splits["train"]
         source = pairs.text.encode_sources(train.sources)
         responder = pairs.responder(trials.params[0])
         for params in trials.params:

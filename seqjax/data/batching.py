@@ -1,6 +1,6 @@
-"""Rows of arrays into batches of one static shape.
+"""Splits rows of arrays, and draws batches of one static shape from them.
 
-Nothing is dropped and nothing counted twice: a last batch is filled up with rows of weight 0.
+No row is dropped and none is counted twice: the last batch is padded with rows of weight 0.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,59 +12,68 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from seqjax.data.bucketing import Buckets
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 from seqjax.typing import Batch
 
-Rows = Mapping[str, Any]  # arrays with one leading axis in common
+Rows = Mapping[str, Any]  # arrays that share their leading axis
 
 
-def num_rows(rows: Rows) -> int:
-    """How many rows the arrays share."""
+def count_rows(rows: Rows) -> int:
+    """The size of the leading axis that the arrays share."""
     return len(next(iter(rows.values())))
 
 
-def split_rows(rows: Rows, sizes: Mapping[str, int], seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """Disjoint parts of the given sizes, and what is left as "train", chosen by the seed alone.
+def share_sizes(total: int, **shares: float) -> dict[str, int]:
+    """The number of rows of each split that gets a share of `total` rows.
 
-    Raises UserError if nothing would be left to train on.
+    Raises UserError unless every share is in [0, 1).
     """
-    if seed < 0:
-        raise UserError(f"data.split_seed={seed} must be at least 0")
-    total, held = num_rows(rows), sum(sizes.values())
-    if min(sizes.values(), default=0) < 0 or held >= total:
-        raise UserError(f"cannot hold out {held} of {total} rows: lower the sizes in config.data")
+    for split, share in shares.items():
+        require(f"data.{split}_share", share, 0 <= share < 1, "in [0, 1)")  # this refuses NaN too
+    return {split: round(share * total) for split, share in shares.items()}
+
+
+def split_rows(rows: Rows, sizes: Mapping[str, int], seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Random, disjoint splits of the given sizes, and the remaining rows as "train".
+
+    The seed alone decides which rows are drawn. Raises UserError if no row remains to train on.
+    """
+    require("data.split_seed", seed, seed >= 0, "at least 0")
+    total, num_held_out = count_rows(rows), sum(sizes.values())
+    if min(sizes.values(), default=0) < 0 or num_held_out >= total:
+        raise UserError(
+            f"cannot hold out {num_held_out} of {total} rows: lower the sizes in config.data"
+        )
     order = np.random.default_rng(seed).permutation(total)
-    parts, start = {"train": order[held:]}, 0
-    for name, size in sizes.items():
+    numbers, start = {"train": order[num_held_out:]}, 0
+    for split, size in sizes.items():
         if size:
-            parts[name] = order[start : start + size]
+            numbers[split] = order[start : start + size]
         start += size
-    # In file order, so that a part reads like its source.
+    # Each split keeps the order of the file, so that it is as readable as its source.
     return {
-        name: {key: value[np.sort(part)] for key, value in rows.items()}
-        for name, part in parts.items()
+        split: {name: array[np.sort(index)] for name, array in rows.items()}
+        for split, index in numbers.items()
     }
 
 
 def check_batch_size(batch_size: int, total: int) -> None:
     """Raises UserError unless 1 <= batch_size <= total."""
-    if not 1 <= batch_size <= total:
-        raise UserError(
-            f"train.batch_size={batch_size} must lie between 1 and the {total} training rows"
-        )
+    expected = f"between 1 and {total}, the number of training rows"
+    require("train.batch_size", batch_size, 1 <= batch_size <= total, expected)
 
 
 def steps_per_epoch(total: int, batch_size: int, drop_remainder: bool) -> int:
-    """Batches in one pass over `total` rows."""
+    """The number of batches in one pass over `total` rows."""
     return total // batch_size if drop_remainder else -(-total // batch_size)
 
 
 def epoch_order(
     key: Key[Array, ""], total: int, batch_size: int, drop_remainder: bool, num_devices: int
 ) -> tuple[Int[Array, "steps B"], Float[Array, "steps B"]]:
-    """One epoch's row numbers and weights, a pure function of the key.
+    """The row numbers and weights of one epoch's batches, a pure function of the key.
 
-    Every batch is filled up, with weight 0, to a multiple of `num_devices` rows.
+    Each batch is padded with rows of weight 0 to a multiple of `num_devices` rows.
     """
     steps = steps_per_epoch(total, batch_size, drop_remainder)
     order = jax.random.permutation(key, total)[: steps * batch_size]
@@ -78,31 +87,34 @@ def epoch_order(
 def bucketed_order(
     key: Key[Array, ""], buckets: Buckets, batch_size: int, num_devices: int
 ) -> tuple[Int[Array, "steps B"], Float[Array, "steps B"], Int[Array, " steps"]]:
-    """One epoch's row numbers, weights and buckets: each batch of one bucket, in random order."""
-    *keys, last = jax.random.split(key, buckets.number + 1)
-    parts = []
-    for number, (of_bucket, members) in enumerate(zip(keys, buckets.members, strict=True)):
+    """The row numbers, weights and buckets of one epoch's batches, which come in random order.
+
+    All rows of a batch belong to one bucket.
+    """
+    *keys, order_key = jax.random.split(key, buckets.num_buckets + 1)
+    orders = []
+    for bucket, (bucket_key, members) in enumerate(zip(keys, buckets.rows, strict=True)):
         size = (len(members), batch_size, False, num_devices)
-        index, weight = epoch_order(of_bucket, *size)
-        parts.append((jnp.asarray(members)[index], weight, jnp.full(len(index), number)))
-    whole = [jnp.concatenate(of_buckets) for of_buckets in zip(*parts, strict=True)]
-    order = jax.random.permutation(last, len(whole[2]))
-    index, weight, number = (x[order] for x in whole)
-    return index, weight, number
+        index, weight = epoch_order(bucket_key, *size)
+        orders.append((jnp.asarray(members)[index], weight, jnp.full(len(index), bucket)))
+    epoch = [jnp.concatenate(arrays) for arrays in zip(*orders, strict=True)]
+    order = jax.random.permutation(order_key, len(epoch[2]))
+    index, weight, bucket = (x[order] for x in epoch)
+    return index, weight, bucket
 
 
 def take_rows(rows: Rows, index: Any, weight: Any) -> Batch:
-    """The batch of the rows at `index`, with their weights. Works on host and device arrays."""
-    return {key: value[index] for key, value in rows.items()} | {"weight": weight}
+    """The batch of the rows at `index`, with their weights, for arrays on the host or a device."""
+    return {name: array[index] for name, array in rows.items()} | {"weight": weight}
 
 
 def eval_batches(rows: Rows, batch_size: int, num_devices: int) -> Iterator[tuple[Batch, int]]:
-    """Every row once and in order, as (batch, how many of its rows are real)."""
-    total = num_rows(rows)
+    """Yields every row once and in order, as (batch, number of its rows that are real)."""
+    total = count_rows(rows)
     size = min(batch_size, total)
     size += -size % num_devices
     for start in range(0, total, size):
         index = np.arange(start, start + size)
-        real = min(size, total - start)
+        num_real = min(size, total - start)
         weight = (index < total).astype(np.float32)
-        yield take_rows(rows, np.minimum(index, total - 1), weight), real
+        yield take_rows(rows, np.minimum(index, total - 1), weight), num_real

@@ -20,7 +20,7 @@ VOCABULARY, SOURCE_VOCABULARY = "vocabulary.json", "source_vocabulary.json"
 class Seq2SeqData(NamedTuple):
     """What chat and training need of a config alike."""
 
-    parts: dict[str, Split]
+    splits: dict[str, Split]
     answers: Answers  # by intent, of all splits; empty without labels
     text: TextToText
     ask: tuple[str, ...]  # questions without answers, to be tried at the end
@@ -36,7 +36,7 @@ class Seq2SeqData(NamedTuple):
 
     def responder(self, params: Params, abstention: Abstention | None = None) -> Responder:
         """The model with these parameters, answering single texts."""
-        return Responder(self.text, self.parts["train"], self.answers, params, abstention)
+        return Responder(self.text, self.splits["train"], self.answers, params, abstention)
 
 
 def load_seq2seq_data(config, directory: Path | None = None) -> Seq2SeqData:
@@ -75,8 +75,8 @@ def _make_pairs(
         raise UserError(f"data.ask={ask!r} must hold texts: write ('question', ...)")
     if not all(isinstance(pair, tuple) and all(isinstance(t, str) for t in pair) for pair in pairs):
         raise UserError("data.pairs must hold pairs of texts: write (('source', 'target'), ...)")
-    parts = load_corpus(pairs=pairs, **corpus)
-    train = parts["train"]
+    splits = load_corpus(pairs=pairs, **corpus)
+    train = splits["train"]
     source, target = _vocabularies((source_vocabulary, target_vocabulary), train, directory)
     longest_source = max(1, *(len(source.encode(text)) for text in train.sources))
     longest_target = max(1, *(len(target.encode(text)) for text in train.targets)) + 2 * boundaries
@@ -92,7 +92,7 @@ def _make_pairs(
         **decode,
         **{name: value for name, value in loss.items() if name != "label_smoothing"},
     )
-    return Seq2SeqData(parts, answers_by_intent(parts.values()), text, ask)
+    return Seq2SeqData(splits, answers_by_intent(splits.values()), text, ask)
 
 
 def _length(side: str, wanted: int, longest: int, num_texts: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from seqjax.data.batching import Rows, eval_batches, num_rows
+from seqjax.data.batching import Rows, count_rows, eval_batches
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, get, put, sharded
 from seqjax.metrics import Metrics, summarize
 from seqjax.nn.dropout import row_keys
@@ -28,7 +28,7 @@ class Evaluator:
         ) -> Metrics:
             # Each device's own sums, [1] here and [devices] outside. To sum them on the devices
             # would let batches in flight wait for one another on a CPU's few threads, for ever.
-            rows = num_rows(batch)
+            rows = count_rows(batch)
             first_row += jax.lax.axis_index(AXIS) * rows
             keys = None if key is None else row_keys(key, rows, first_row)
             return jax.tree.map(lambda x: x[None], dict(loss_and_metrics(params, batch, keys)))
@@ -43,7 +43,7 @@ class Evaluator:
         """Means over all rows; a key leaves dropout alive."""
         parts = []
         for i, (batch, _) in enumerate(self._batches(rows)):
-            first_row = jnp.int32(i * num_rows(batch))
+            first_row = jnp.int32(i * count_rows(batch))
             parts.append(self._measure(params, batch, key, first_row))
         return summarize(jax.tree.map(lambda *xs: np.stack(xs), *get(parts)))
 

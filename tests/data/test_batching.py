@@ -1,4 +1,4 @@
-"""Batches: every row once, fillers weigh nothing, the order is a function of the key alone."""
+"""Batches: every row comes once, padding rows have weight 0, and the key alone gives the order."""
 
 import jax
 import numpy as np
@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from seqjax.data.batching import (
     check_batch_size,
+    count_rows,
     epoch_order,
     eval_batches,
-    num_rows,
+    share_sizes,
     split_rows,
     steps_per_epoch,
     take_rows,
@@ -22,7 +23,7 @@ devices = st.sampled_from([1, 2, 8])
 
 
 def order_of(key: int, total: int, batch_size: int, drop: bool, num_devices: int):
-    """The epoch's row numbers and weights, on the host."""
+    """The row numbers and weights of an epoch, on the host."""
     order = epoch_order(jax.random.key(key), total, batch_size, drop, num_devices)
     return jax.device_get(order)
 
@@ -37,8 +38,8 @@ def test_every_row_comes_once_an_epoch_and_fillers_weigh_nothing(
     assert rows.shape == (-(-total // batch_size), batch_size + -batch_size % num_devices)
     assert set(np.unique(weight)) <= {0.0, 1.0}
     assert sorted(rows[weight == 1]) == list(range(total))
-    assert rows.min() >= 0 and rows.max() < total  # a filler is some row, so that it can be read
-    # Fillers stand at the end of a batch, and only the last batch lacks rows.
+    assert rows.min() >= 0 and rows.max() < total  # a padding row is a copy of some row
+    # Padding rows stand at the end of a batch, and only the last batch has fewer real rows.
     assert (np.diff(weight, axis=1) <= 0).all()
     assert (weight[:-1].sum(axis=1) == batch_size).all()
 
@@ -104,7 +105,7 @@ def test_take_rows_takes_the_same_rows_on_host_and_device():
     for name, value in host.items():
         np.testing.assert_array_equal(value, device[name])
     assert host["x"].tolist() == [[8, 9], [0, 1], [0, 1]]
-    assert num_rows(host) == 3
+    assert count_rows(host) == 3
 
 
 @settings(max_examples=60)
@@ -120,29 +121,36 @@ def test_splits_are_disjoint_complete_and_in_file_order(total, valid, test, seed
         with pytest.raises(UserError, match=f"cannot hold out {valid + test} of {total} rows"):
             split_rows(rows, {"valid": valid, "test": test}, seed)
         return
-    parts = split_rows(rows, {"valid": valid, "test": test}, seed)
+    splits = split_rows(rows, {"valid": valid, "test": test}, seed)
     expected = {"train": total - valid - test, "valid": valid, "test": test}
-    assert {name: num_rows(part) for name, part in parts.items()} == {
+    assert {name: count_rows(split) for name, split in splits.items()} == {
         name: size for name, size in expected.items() if size
     }
-    assert next(iter(parts)) == "train"
-    assert sorted(np.concatenate([part["x"] for part in parts.values()])) == list(range(total))
-    for part in parts.values():
-        assert (np.diff(part["x"]) > 0).all()
-        np.testing.assert_array_equal(part["y"], -part["x"])
+    assert next(iter(splits)) == "train"
+    assert sorted(np.concatenate([split["x"] for split in splits.values()])) == list(range(total))
+    for split in splits.values():
+        assert (np.diff(split["x"]) > 0).all()
+        np.testing.assert_array_equal(split["y"], -split["x"])
     again = split_rows(rows, {"valid": valid, "test": test}, seed)
-    assert {n: p["x"].tolist() for n, p in parts.items()} == {
+    assert {n: p["x"].tolist() for n, p in splits.items()} == {
         n: p["x"].tolist() for n, p in again.items()
     }
 
 
 def test_splits_differ_by_seed_and_only_by_seed():
     rows = {"x": np.arange(50)}
-    parts = [tuple(split_rows(rows, {"valid": 10}, seed)["valid"]["x"]) for seed in range(5)]
-    assert len(set(parts)) == 5
-    # A second held-out part moves no row of the first: the figures on it stay comparable.
+    valid = [tuple(split_rows(rows, {"valid": 10}, seed)["valid"]["x"]) for seed in range(5)]
+    assert len(set(valid)) == 5
+    # A second held-out split moves no row of the first, whose metrics stay comparable.
     both = split_rows(rows, {"valid": 10, "test": 5}, 0)
-    assert tuple(both["valid"]["x"]) == parts[0]
+    assert tuple(both["valid"]["x"]) == valid[0]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_out_of_range_is_refused(share):
+    assert share_sizes(9, valid=0.0, test=0.25) == {"valid": 0, "test": 2}
+    with pytest.raises(UserError, match=rf"^data.test_share={share} must be in \[0, 1\)$"):
+        share_sizes(9, valid=0.5, test=share)
 
 
 def test_a_negative_size_is_refused():
@@ -155,7 +163,7 @@ def test_a_batch_size_out_of_range_is_one_line(batch_size):
     with pytest.raises(UserError) as caught:
         check_batch_size(batch_size, 10)
     assert str(caught.value) == (
-        f"train.batch_size={batch_size} must lie between 1 and the 10 training rows"
+        f"train.batch_size={batch_size} must be between 1 and 10, the number of training rows"
     )
 
 

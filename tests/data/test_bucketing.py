@@ -18,7 +18,7 @@ from seqjax.distributed.mesh import WHOLE, make_mesh, put
 from seqjax.errors import UserError
 from seqjax.nn.dropout import row_keys
 from seqjax.tasks.registry import make_task
-from seqjax.tasks.seq2seq import measure_tokens
+from seqjax.tasks.seq2seq import token_metrics
 from seqjax.training.epoch import LOOPS, TrainData
 from seqjax.training.fit import fit
 from seqjax.training.optimizer import make_optimizer
@@ -37,7 +37,7 @@ def assert_close(ours, theirs) -> None:
 
 def num_positions(buckets: Buckets, batch_size: int) -> int:
     """Of all batches of an epoch, fillers included."""
-    pairs = zip(buckets.widths, buckets.members, strict=True)
+    pairs = zip(buckets.lengths, buckets.rows, strict=True)
     return sum(-(-len(rows) // batch_size) * batch_size * sum(w.values()) for w, rows in pairs)
 
 
@@ -45,18 +45,18 @@ def num_positions(buckets: Buckets, batch_size: int) -> int:
 def test_every_row_is_in_the_smallest_bucket_that_it_fits(rows, most, batch_size):
     lengths = {"source": rows[:, 0], "target": rows[:, 1]}
     buckets = find_buckets(lengths, most, batch_size)
-    assert 1 <= buckets.number == len(buckets.members) <= most
-    assert sorted(np.concatenate(buckets.members)) == list(range(len(rows)))
-    for widths, members in zip(buckets.widths, buckets.members, strict=True):
+    assert 1 <= buckets.num_buckets == len(buckets.rows) <= most
+    assert sorted(np.concatenate(buckets.rows)) == list(range(len(rows)))
+    for widths, members in zip(buckets.lengths, buckets.rows, strict=True):
         for row in members:
             fitting = [
                 sum(w.values())
-                for w in buckets.widths
+                for w in buckets.lengths
                 if w["source"] >= rows[row, 0] and w["target"] >= rows[row, 1]
             ]
             assert widths["source"] >= rows[row, 0] and widths["target"] >= rows[row, 1]
             assert sum(widths.values()) == min(fitting)
-    assert find_buckets(lengths, most, batch_size).widths == buckets.widths
+    assert find_buckets(lengths, most, batch_size).lengths == buckets.lengths
 
 
 @given(
@@ -102,7 +102,7 @@ def test_an_epoch_has_every_row_once_and_batches_of_one_bucket():
     assert sorted(index[weight == 1].tolist()) == list(range(45))
     assert set(weight.flatten().tolist()) == {0.0, 1.0}
     for rows, real, bucket in zip(index, weight, number, strict=True):
-        assert set(rows[real == 1].tolist()) <= set(buckets.members[bucket].tolist())
+        assert set(rows[real == 1].tolist()) <= set(buckets.rows[bucket].tolist())
     assert len(number) == TrainData({"x": np.zeros(45)}, 4, False, buckets).steps_per_epoch
     assert number.tolist() != sorted(number.tolist())  # in random order
 
@@ -127,7 +127,7 @@ def test_what_is_cut_off_changes_nothing(model):
     assert (cut["source"].shape, cut["target"].shape) == ((5, 6), (5, 6))
 
     def loss(params, batch):
-        metrics = measure_tokens(text, text.logits(params, batch, keys), batch, 0.1)
+        metrics = token_metrics(text, text.logits(params, batch, keys), batch, 0.1)
         return metrics["loss"].total, (metrics["loss"], metrics["cross_entropy"])
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
@@ -139,10 +139,10 @@ def text_loop(kind: str, num_devices: int, is_cut: bool = True):
     config = tiny_config("cafe_chatbot", num_buckets=3, batch_size=4, num_devices=num_devices)
     setup = make_setup(make_task(config), config)
     buckets = setup.data.buckets
-    assert buckets.number == 3
+    assert buckets.num_buckets == 3
     if not is_cut:
         widest = {name: x.shape[1] for name, x in setup.data.rows.items()}
-        buckets = buckets._replace(widths=(widest,) * 3)
+        buckets = buckets._replace(lengths=(widest,) * 3)
     optimizer = make_optimizer(
         **{**config.optim, "name": "momentum", "learning_rate": 0.1},
         steps_per_epoch=5,

@@ -1,4 +1,4 @@
-"""Corpora: parts that share no source, the same for a seed, each pair beside its label."""
+"""Corpora: splits share no source, depend on the seed alone, and keep labels with their pairs."""
 
 from collections import Counter
 
@@ -6,23 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqjax.data.parallel_text import LABELS, SHIPPED, load_corpus, read_labels, read_pairs
+from seqjax.data.parallel_text import (
+    SHIPPED,
+    SHIPPED_LABELS,
+    load_corpus,
+    read_labels,
+    read_pairs,
+)
 from seqjax.errors import UserError
 
 
 def load(pairs=(), **options):
-    """Parts of pairs, or of a corpus."""
+    """The splits of pairs, or of a corpus."""
     fields = {"name": "", "labels": "", "form": "lines", "source_column": "", "target_column": ""}
     numbers = {"valid_share": 0.0, "test_share": 0.0, "train_size": 0, "split_seed": 0}
     file = {"encoding": "utf-8", "max_megabytes": 1.0}
     return load_corpus(pairs=pairs, **fields | file | numbers | options)
 
 
-def rows_of(part):
-    return list(zip(part.sources, part.targets, strict=True))
+def rows_of(split):
+    return list(zip(split.sources, split.targets, strict=True))
 
 
-# Pairs with sources that come again and again, each with a number of its own as its target.
+# Pairs whose sources recur and whose targets are numbered, so that each pair is distinct.
 corpora = st.lists(st.integers(0, 8), min_size=8, max_size=16).map(
     lambda sources: [(f"q{source}", f"a{i}") for i, source in enumerate(sources)]
 )
@@ -34,15 +40,15 @@ def test_parts_are_all_pairs_in_file_order_and_share_no_source(pairs, valid, tes
     num_sources = len(dict(pairs))
     if round(valid * num_sources) + round(test * num_sources) >= num_sources:
         return
-    parts = load(pairs, valid_share=valid, test_share=test, split_seed=seed)
-    sources = {split: set(part.sources) for split, part in parts.items()}
+    splits = load(pairs, valid_share=valid, test_share=test, split_seed=seed)
+    sources = {name: set(split.sources) for name, split in splits.items()}
     assert sum(map(len, sources.values())) == len(set().union(*sources.values())) == num_sources
     for split, share in (("valid", valid), ("test", test)):
         assert len(sources.get(split, ())) == round(share * num_sources)
-    assert Counter(row for part in parts.values() for row in rows_of(part)) == Counter(pairs)
-    for part in parts.values():
-        assert rows_of(part) == [pair for pair in pairs if pair[0] in part.sources]
-        assert part.labels == []
+    assert Counter(row for split in splits.values() for row in rows_of(split)) == Counter(pairs)
+    for split in splits.values():
+        assert rows_of(split) == [pair for pair in pairs if pair[0] in split.sources]
+        assert split.labels == []
 
 
 def test_the_split_is_a_function_of_the_seed_alone():
@@ -67,10 +73,10 @@ def test_labels_follow_their_pairs(tmp_path):
     path = tmp_path / "labels.txt"
     pairs = [(f"q{i % 11}", f"a{i}") for i in range(20)]
     path.write_text("".join(f"label of a{i}\n" for i in range(20)), encoding="utf-8")
-    parts = load(pairs, labels=str(path), valid_share=0.2, test_share=0.2, train_size=6)
-    assert [len(parts[split].labels) > 0 for split in ("train", "valid", "test")] == [True] * 3
-    for part in parts.values():
-        assert part.labels == [f"label of {target}" for target in part.targets]
+    splits = load(pairs, labels=str(path), valid_share=0.2, test_share=0.2, train_size=6)
+    assert [len(splits[split].labels) > 0 for split in ("train", "valid", "test")] == [True] * 3
+    for split in splits.values():
+        assert split.labels == [f"label of {target}" for target in split.targets]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -78,7 +84,7 @@ def test_shipped_pairs_come_once_and_no_answer_has_two_labels(name):
     pairs = read_pairs(name)
     assert len(pairs) == len(set(pairs))
     labels = read_labels("", name, len(pairs))
-    assert len(labels) == (len(pairs) if name in LABELS else 0)
+    assert len(labels) == (len(pairs) if name in SHIPPED_LABELS else 0)
     intents = {}
     for label, (_, answer) in zip(labels, pairs, strict=bool(labels)):
         assert intents.setdefault(answer, label) == label
@@ -96,8 +102,8 @@ PAIRS = (("a", "b"), ("c", "d"), ("e", "f"))
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"valid_share": 1.0}, r"data.valid_share=1.0 must lie in \[0, 1\)"),
-        ({"test_share": -0.1}, r"data.test_share=-0.1 must lie in \[0, 1\)"),
+        ({"valid_share": 1.0}, r"data.valid_share=1.0 must be in \[0, 1\)"),
+        ({"test_share": -0.1}, r"data.test_share=-0.1 must be in \[0, 1\)"),
         ({"valid_share": 0.5, "test_share": 0.5}, "cannot hold out 4 of 3 rows"),
         ({"train_size": -1}, "data.train_size=-1 must be at least 0"),
         ({"split_seed": -1}, "data.split_seed=-1"),

@@ -114,6 +114,9 @@ def test_empty_missing_and_unknown_texts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("\n")
     with pytest.raises(UserError, match="mine.txt, line 1: the tagged text is empty.*word/TAG"):
         load_tagged_sentences(str(tmp_path / "mine.txt"))
+    (tmp_path / "mine.txt").write_text("a/S\x00b/V\n")
+    with pytest.raises(UserError, match="mine.txt, line 1: control character U\\+0000"):
+        load_tagged_sentences(str(tmp_path / "mine.txt"))
     with pytest.raises(UserError, match="cannot read the tagged text .*none.txt"):
         load_tagged_sentences(str(tmp_path / "none.txt"))
     with pytest.raises(UserError, match="unknown tagged text 'everday': did you mean 'everyday'"):

@@ -49,6 +49,7 @@ def test_encoding_refuses_what_it_cannot_encode(words: list[str]) -> None:
         b"sun\nsky",
         b"\xef\xbb\xbfsun\nsky\n",
         b"sun\r\nsky\r\n",
+        b"sun\rsky",
         b"\n  sun \n\n\tsky\n\n",
     ],
 )
@@ -67,7 +68,8 @@ def test_user_file_may_have_a_bom_crlf_and_blanks(tmp_path: Path, data: bytes) -
         ("sun\nété\n".encode(), "line 2: 'été' is not one word"),
         (b"a\nb\n", "line 1: 'a' is not one word of two or more letters"),
         (b"sun\nsky\nsun\n", "line 3: 'sun' is also at .*line 1; remove"),
-        (b"sun\n\xe9t\xe9\n", "line 2: not UTF-8 text"),
+        (b"sun\n\xe9t\xe9\n", "line 2: not UTF-8 text; save the file as UTF-8$"),
+        (b"sun\ns\x00y\n", "line 2: control character U\\+0000; remove it"),
         ("sun\n".encode("utf-16"), "line 1: not UTF-8 text"),
         (b"", "line 1: the word list is empty; write one lowercase word a line"),
         (b"\xef\xbb\xbf\r\n \n", "line 1: the word list is empty"),

@@ -113,8 +113,8 @@ def train(config: ConfigDict, folder: Path) -> Run:
 
 def task_with_unseen(config: ConfigDict) -> Task:
     pairs = load_seq2seq_data(config)
-    sources, targets = zip(*unseen(pairs.parts["train"].targets).items(), strict=True)
-    pairs.parts["unseen"] = Split([*sources], [*targets], [])
+    sources, targets = zip(*unseen(pairs.splits["train"].targets).items(), strict=True)
+    pairs.splits["unseen"] = Split([*sources], [*targets], [])
     return make_seq2seq_task(pairs, config)
 
 

@@ -20,7 +20,7 @@ from support.toys import CONFIGS
 from seqjax.config import text_pairs_config
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.inference.calibration import Abstention
-from seqjax.inference.responder import Answer, Attention, Responder
+from seqjax.inference.responder import Answer, AttentionMap, Responder
 from seqjax.serving.repl import (
     COMMANDS,
     HELP,
@@ -47,7 +47,7 @@ class Fake(Responder):
     """Says how it was asked, is as confident as it is told to be, and explains what it is given."""
 
     def __init__(self, pairs, abstention=None, confidence=0.9, looks=None, reply=None):
-        self.text, self.train, self.abstention = pairs.text, pairs.parts["train"], abstention
+        self.text, self.train, self.abstention = pairs.text, pairs.splits["train"], abstention
         self.confidence, self.looks, self.reply = confidence, looks, reply
 
     def _said(self, text: str) -> Answer:
@@ -204,7 +204,7 @@ def test_scores_are_shown_and_hidden():
 
 def test_why_shows_the_nearest_question_and_where_attention_looked():
     weights = np.array([[0.1, 0.9], [0.75, 0.25]])
-    looks = Attention(weights, ["x", "y\n"], ["나", "<eos>"])
+    looks = AttentionMap(weights, ["x", "y\n"], ["나", "<eos>"])
     before, _, plain = heard([":why", "a", ":why"])
     assert before == "nothing was asked yet"
     source, target = PAIRS[1]
@@ -216,7 +216,7 @@ def test_why_shows_the_nearest_question_and_where_attention_looked():
     assert explained.startswith(plain)
     assert explained.splitlines()[3:] == ["  나 <- y  (0.90)", "  <eos> <- x (0.75)"]
     # A question of which nothing is known has no token to look at.
-    nothing = Attention(np.zeros((2, 0)), [], ["나", "<eos>"])
+    nothing = AttentionMap(np.zeros((2, 0)), [], ["나", "<eos>"])
     assert heard(["a", ":why"], Fake(pairs(), looks=nothing))[1] == plain
 
 

@@ -70,8 +70,8 @@ def test_lengths_are_those_of_the_longest_training_text_or_as_given():
 
 def test_what_is_held_out_is_in_no_vocabulary():
     pairs = make_pairs(data={"test_share": 0.2})
-    (held_out,) = pairs.parts["test"].sources
-    train = {*"".join(pairs.parts["train"].sources + pairs.parts["train"].targets)}
+    (held_out,) = pairs.splits["test"].sources
+    train = {*"".join(pairs.splits["train"].sources + pairs.splits["train"].targets)}
     assert set(pairs.text.source.tokens(range(4, pairs.text.source.size))) == train
     assert set(held_out) <= set("abcd")
 
@@ -132,7 +132,7 @@ def test_scores_of_perfect_replies_and_of_baselines(tmp_path):
     with config.unlocked():
         config.data.update(test_share=0.25, split_seed=1)  # two answers of known letters
     pairs = load_seq2seq_data(config)
-    part, train = pairs.parts["test"], pairs.parts["train"]
+    part, train = pairs.splits["test"], pairs.splits["train"]
     replies = Replies(
         pairs.text.encode_targets(part.targets)[:, 1:], np.zeros(2, np.float32), np.ones(2, bool)
     )

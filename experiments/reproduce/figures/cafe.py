@@ -125,7 +125,7 @@ FIGURES = [
         "test pairs",
         101,
         one(lambda study: cafe.rows(study, "test")),
-        default=one(lambda study: len(study.pairs(DEFAULT).parts["test"].sources)),
+        default=one(lambda study: len(study.pairs(DEFAULT).splits["test"].sources)),
         default_is="of a tenth, and as many to validate",
         why=cafe.larger_corpus,
     ),

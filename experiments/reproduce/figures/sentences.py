@@ -12,14 +12,14 @@ DEFAULT, FAITHFUL = Spec(NAME), Spec(NAME, "faithful")
 
 def pairs(study: Study) -> str:
     """What is translated into what."""
-    part = study.pairs(FAITHFUL).parts["train"]
+    part = study.pairs(FAITHFUL).splits["train"]
     return " · ".join(map("/".join, zip(part.sources, part.targets, strict=True)))
 
 
 def shifted(study: Study) -> bool:
     """Whether each label is the input of the step after it, of texts from their first character."""
     text, rows = study.pairs(FAITHFUL).text, study.task(FAITHFUL).splits["train"]
-    targets = study.pairs(FAITHFUL).parts["train"].targets
+    targets = study.pairs(FAITHFUL).splits["train"].targets
     first = [text.target.decode(row[:1]) for row in rows["target"]]
     labels = [text.target.decode(row[1:]) for row in rows["target"]]
     return first == [t[0] for t in targets] and labels == [t[1:] for t in targets]

@@ -5,7 +5,7 @@ from experiments.reproduce.layers import count
 from experiments.reproduce.measure import final, lints, one, proved, settings
 from experiments.reproduce.trials import Spec, Study
 from experiments.reproduce.verdict import holds, unprinted
-from seqjax.data.parallel_text import COLUMNS, SHIPPED
+from seqjax.data.parallel_text import KNOWN_COLUMNS, SHIPPED
 
 NAME = "wiki_chatbot"
 DEFAULT, FAITHFUL = Spec(NAME), Spec(NAME, "faithful")
@@ -36,7 +36,7 @@ def printed_widths(study: Study) -> tuple[int, int]:
 def longest(study: Study) -> tuple[int, int]:
     """Tokens of the longest training question, and of the longest answer with its end."""
     pairs = study.pairs(FAITHFUL)
-    train, text = pairs.parts["train"], pairs.text
+    train, text = pairs.splits["train"], pairs.text
     return (
         max(len(text.source.encode(question)) for question in train.sources),
         max(len(text.target.encode(answer)) for answer in train.targets) + 1,
@@ -45,12 +45,12 @@ def longest(study: Study) -> tuple[int, int]:
 
 def rows_of_test(study: Study) -> int:
     """How many there are."""
-    return len(study.pairs(FAITHFUL).parts["test"].sources)
+    return len(study.pairs(FAITHFUL).splits["test"].sources)
 
 
 def smaller_corpus(study: Study) -> Explanation:
     """Whether our whole corpus has fewer rows than the tutorial holds out."""
-    parts = study.pairs(FAITHFUL).parts
+    parts = study.pairs(FAITHFUL).splits
     rows = sum(len(part.sources) for part in parts.values())
     told = f"its corpus is not published; ours has {rows:,} rows in all"
     return Explanation(told, rows < 2500 and {*parts} == {"train", "test"})
@@ -58,7 +58,7 @@ def smaller_corpus(study: Study) -> Explanation:
 
 def held_out(study: Study) -> bool:
     """Whether no test question is one of training or validation."""
-    parts = study.pairs(DEFAULT).parts
+    parts = study.pairs(DEFAULT).splits
     seen = {*parts["train"].sources, *parts["valid"].sources}
     return bool(parts["test"].sources) and not seen & set(parts["test"].sources)
 
@@ -71,7 +71,7 @@ FIGURES = [
         "R1:39",
         "form and columns of the corpus",
         ("csv", ("q", "a")),
-        one(lambda study: (SHIPPED["wiki"][1], COLUMNS[0])),
+        one(lambda study: (SHIPPED["wiki"][1], KNOWN_COLUMNS[0])),
     ),
     line("R1:53", "start begins the decoder's inputs, end its labels", (True, True), one(shifted)),
     line(
@@ -92,7 +92,7 @@ FIGURES = [
         "rows that are test and validation at once",
         2500,
         one(rows_of_test),
-        default=one(lambda study: len(study.pairs(DEFAULT).parts["test"].sources)),
+        default=one(lambda study: len(study.pairs(DEFAULT).splits["test"].sources)),
         why=smaller_corpus,
     ),
     line(

@@ -23,7 +23,7 @@ SAID = {"word": "단어", "wodr": "나무", "love": "사랑", "loev": "사랑", 
 
 def pairs(study: Study) -> str:
     """What is translated into what."""
-    part = study.pairs(FAITHFUL).parts["train"]
+    part = study.pairs(FAITHFUL).splits["train"]
     return " ".join(map("/".join, zip(part.sources, part.targets, strict=True)))
 
 
