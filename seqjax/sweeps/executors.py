@@ -28,7 +28,7 @@ from seqjax.sweeps.workers import (
     RETRIES,
     STOP_SECONDS,
     Chunk,
-    conclude,
+    conclude_chunk,
     make_job,
     stoppable,
     train_chunk,
@@ -45,7 +45,7 @@ def local(
 ) -> Iterator[Chunk]:
     """One after the other in this process, on the devices of `worker.start_devices`."""
     for chunk in chunks:
-        conclude(chunk, {"failed": train_chunk(chunk, watch, until, dropped)})
+        conclude_chunk(chunk, {"failed": train_chunk(chunk, watch, until, dropped)})
         yield chunk
 
 
@@ -94,7 +94,7 @@ def processes(
                         continue
                     else:
                         message = {"failed": f"{RETRIES + 1} workers died: {message['died']}"}
-                    conclude(chunk, message)
+                    conclude_chunk(chunk, message)
                     yield chunk
         finally:
             _end([*idle, *(worker for worker, _ in busy.values())])

@@ -37,9 +37,9 @@ from seqjax.sweeps.vectorized import group_key
 
 PROPOSALS = "proposals.json"
 KIND, OWNER = "sweep", "directory"  # Optuna's user attributes: of a study, of a trial
-MAX_REASON = 300  # characters
+_MAX_REASON = 300  # characters
 
-Batch = dict[int, Changes]  # trials that are trained together, by the study's numbers
+TrialBatch = dict[int, Changes]  # trials that are trained together, by the study's numbers
 
 
 def run_search(
@@ -94,7 +94,7 @@ def run_search(
     return entries
 
 
-def _batches(shared: "Study", search: Search, path: Path) -> Iterator[Batch]:
+def _batches(shared: "Study", search: Search, path: Path) -> Iterator[TrialBatch]:
     """What was proposed before, then what is proposed now, noted in the file before it is given."""
     saved = read_json(path) if path.exists() else []
     noted = [{number: dict(with_tuples(own)) for number, own in batch} for batch in saved]
@@ -144,11 +144,11 @@ class Study:
             if not same or self._study.direction.name.lower() != direction:
                 differ = differing_fields(self._study.user_attrs.get(KIND, {}), kind)
                 raise UserError(
-                    f"{self._told} is of another sweep ({brief(', '.join(differ), MAX_REASON)}): "
+                    f"{self._told} is of another sweep ({brief(', '.join(differ), _MAX_REASON)}): "
                     "give another --study, or the config and the space that it was begun with"
                 )
 
-    def check(self, noted: Sequence[Batch]) -> None:
+    def check(self, noted: Sequence[TrialBatch]) -> None:
         """Raises UserError unless the study has these trials."""
         with _storage_errors(self._storage):
             known = {trial.number: self._changes(trial.params) for trial in self._trials()}
@@ -159,7 +159,7 @@ class Study:
                     "the storage from a copy, or give a new --workdir"
                 )
 
-    def propose(self, search: Search, noted: set[int]) -> Batch:
+    def propose(self, search: Search, noted: set[int]) -> TrialBatch:
         """The next trials, none if the study is full; first those that a kill left unnoted."""
         running = self._optuna.trial.TrialState.RUNNING
         with _storage_errors(self._storage):
@@ -235,7 +235,7 @@ def _storage_errors(storage: str) -> Generator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = brief(f"{error} ".splitlines()[0].strip() or type(error).__name__, MAX_REASON)
+        reason = brief(f"{error} ".splitlines()[0].strip() or type(error).__name__, _MAX_REASON)
         raise UserError(
             f"--storage={storage} cannot be used ({reason}): give sqlite:///FILE or journal:FILE "
             "where it can be written; the same command resumes"

@@ -8,13 +8,13 @@ import numpy as np
 
 from seqjax.plots import make_figure, make_label, save_figure
 
-WIDE = 30.0  # times the least is the greatest: such numbers lie on a logarithmic axis
+_WIDE = 30.0  # times the least is the greatest: such numbers lie on a logarithmic axis
 MOST_TICKS = 20
 MOST_VALUES = 8  # that are all written beside an axis of numbers
 APART = 0.035  # of an axis, from one of its labels to the next
 FAN = 0.07  # of an axis, over which lines through the same place are fanned out
 WIDEST = 40.0  # inches
-BEST = {"color": "tab:red", "label": "the one in best.py", "zorder": 3}
+_BEST_STYLE = {"color": "tab:red", "label": "the one in best.py", "zorder": 3}
 
 
 class Scale(NamedTuple):
@@ -38,7 +38,7 @@ def make_scale(name: str, values: Sequence[Any]) -> Scale:
     """The scale of a field's values, one a trial."""
     if all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
         places = np.array(values, float)
-        is_log = places.min() > 0 and places.max() > WIDE * places.min()
+        is_log = places.min() > 0 and places.max() > _WIDE * places.min()
         return Scale(make_label(name), places, (), bool(is_log))
     things = {repr(value): value for value in values}
     try:
@@ -83,7 +83,7 @@ def _draw_strip(goal: Scale, best: int) -> Any:
     axis.axvspan(low, high, color="tab:blue", alpha=0.12, label="5 to 95 %")
     axis.axvline(median, color="tab:blue", label=f"median {median:.4g}")
     axis.scatter(goal.places, heights, color="tab:blue", alpha=0.7, s=24)
-    axis.scatter(goal.places[best], heights[best], **BEST, s=40)
+    axis.scatter(goal.places[best], heights[best], **_BEST_STYLE, s=40)
     axis.set(xlabel=goal.label, xscale=goal.kind, yticks=[], ylim=(-0.15, 1.15))
     return figure
 
@@ -97,7 +97,7 @@ def _draw_scatter(scale: Scale, goal: Scale, best: int) -> Any:
     if len(there) < len(scale.places):
         medians = [np.median(goal.places[scale.places == place]) for place in there]
         axis.plot(there, medians, "k_" if scale.things else "k_-", markersize=18, label="median")
-    axis.scatter(scale.places[best], goal.places[best], **BEST, s=40)
+    axis.scatter(scale.places[best], goal.places[best], **_BEST_STYLE, s=40)
     axis.set(xlabel=scale.label, ylabel=goal.label, yscale=goal.kind)
     if scale.things:
         every = -(-len(scale.things) // MOST_TICKS)
@@ -132,7 +132,7 @@ def _draw_parallel(scales: Sequence[Scale], sign: int, best: int) -> Any:
     shades = LineCollection(lines, array=goodness[order], cmap="viridis_r", alpha=0.7)
     shades.set_clim(-0.1, 1)  # the palest is not seen on white
     axis.add_collection(shades)
-    axis.plot(across, heights[best], **BEST, linewidth=3)
+    axis.plot(across, heights[best], **_BEST_STYLE, linewidth=3)
     for x, scale in enumerate(scales):
         axis.axvline(x, color="black", linewidth=0.8)
         for height, text in _marks(scale):

@@ -20,7 +20,7 @@ from seqjax.sweeps.workers import (
     RETRIES,
     STOP_SECONDS,
     Chunk,
-    conclude,
+    conclude_chunk,
     do_job,
     make_job,
     stoppable,
@@ -78,7 +78,7 @@ def on_ray(
                         message, told = {"failed": f"{RETRIES + 1} workers died: {reason}"}, []
                     for call in told:
                         watch(chunk.trials[call["trial"]], call["records"])
-                    conclude(chunk, message)
+                    conclude_chunk(chunk, message)
                     yield chunk
         finally:
             for ref in running:

@@ -23,7 +23,7 @@ from seqjax.sweeps.results import (
     best_config,
     best_of,
     combine,
-    count,
+    count_statuses,
     objective,
     read_outcome,
     shared_objective,
@@ -42,7 +42,7 @@ from seqjax.training.logger import Record
 
 MOST_ROWS, MOST_LIVE_ROWS, MOST_REASONS = 20, 15, 10
 LONGEST_CELL, LONGEST_REASON = 40, 300  # characters
-WIDE = 1000  # columns, where the output is no terminal
+_WIDE = 1000  # columns, where the output is no terminal
 NONE_FINISHED = "no trial has finished with a number: there is no best.py and no sweep.png"
 HEADLINE = "test.accuracy"  # of every task
 SEED_COLUMNS = (*STATUSES, "median", "5 to 95 %", "mean ± std")
@@ -177,7 +177,7 @@ def _seeds_row(members: Sequence[Outcome], fields: Sequence[str]) -> list[Any]:
     between = " to ".join(filter(None, (shown["p5"], shown["p95"])))
     spread = " ± ".join(filter(None, (shown["mean"], shown["std"])))  # of one seed there is none
     shared = [value_in(members[0].entry, name) for name in fields]
-    return [*shared, *count(members).values(), found["median"], between, spread]
+    return [*shared, *count_statuses(members).values(), found["median"], between, spread]
 
 
 def _show_ranked(
@@ -215,7 +215,7 @@ def _say(console: Console, line: str) -> None:
 def _console() -> Console:
     """The terminal, or where there is none lines of any length."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDE)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
 
 
 def save_report(entries: Sequence[Entry], directory: Path) -> list[Path]:

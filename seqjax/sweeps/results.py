@@ -147,7 +147,7 @@ def statistics(values: Sequence[float]) -> dict[str, float | None]:
     return {name: None if x is None else float(x) for name, x in found.items()}
 
 
-def count(outcomes: Iterable[Outcome]) -> dict[str, int]:
+def count_statuses(outcomes: Iterable[Outcome]) -> dict[str, int]:
     """How many there are of each status."""
     found = [outcome.status for outcome in outcomes]
     return {status: found.count(status) for status in STATUSES}
@@ -155,7 +155,9 @@ def count(outcomes: Iterable[Outcome]) -> dict[str, int]:
 
 def told_counts(outcomes: Iterable[Outcome]) -> str:
     """The counts that are not 0, in words."""
-    return ", ".join(f"{number} {status}" for status, number in count(outcomes).items() if number)
+    return ", ".join(
+        f"{number} {status}" for status, number in count_statuses(outcomes).items() if number
+    )
 
 
 def overridden(entries: Iterable[Entry]) -> list[str]:
@@ -196,7 +198,7 @@ def _read_value(trial: Trial, result: Mapping[str, Any]) -> float:
 
 
 COUNTS = ("best_epoch", "num_epochs", "num_parameters")  # of a result
-BEST = '''"""{doc}
+_BEST_CONFIG = '''"""{doc}
 """
 
 from ml_collections import ConfigDict
@@ -259,7 +261,7 @@ def summary_csv(outcomes: Sequence[Outcome], by: Objective) -> str:
             columns.append([one.metrics[name] for one in members if name in one.metrics])
         shared = [value_in(members[0].entry, name) for name in fields]
         figures = [x for values in columns for x in statistics(values).values()]
-        rows.append([*shared, len(members), *count(members).values(), *figures])
+        rows.append([*shared, len(members), *count_statuses(members).values(), *figures])
     figures = [f"{name}.{kind}" for name in ("objective", *metrics) for kind in STATISTICS]
     return _csv([*fields, "seeds", *STATUSES, *figures], rows)
 
@@ -278,7 +280,7 @@ def best_config(best: Outcome, outcomes: Sequence[Outcome], by: Objective, path:
     changes = ", ".join(f"{name}={value!r}" for name, value in entry.overrides.items())
     command = f"    python -m experiments.train --config={shlex.quote(str(path))}"
     doc = (f"{claim}.", "", why, f"Overrides: {changes or 'none'}.", "", command)
-    return BEST.format(
+    return _BEST_CONFIG.format(
         doc="\n".join(map(_in_docstring, doc)),
         fields="\n".join(_code(entry.trial.config.to_dict(), " " * 12)),
     )

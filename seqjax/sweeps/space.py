@@ -81,7 +81,7 @@ class Search(NamedTuple):
         for name, number in (("num_trials", self.num_trials), ("batch_size", self.batch_size)):
             if type(number) is not int or number < 1:
                 raise UserError(f"Search({name}={number!r}): give a whole number of at least 1")
-        check_number(self.num_trials)
+        check_num_trials(self.num_trials)
         if not isinstance(self.space, Mapping) or not self.space:
             raise UserError(f"Search({self.space!r}): give a dict of at least one field's choice")
         tries = [(n, value) for n, own in self.space.items() for value in _known(n, own).options]
@@ -101,7 +101,7 @@ def product(*parts: Sequence[Changes] | Grid) -> list[Changes]:
             sweeps += [_each(name, values) for name, values in part.items()]
         else:
             sweeps.append(part)
-    check_number(math.prod(len(sweep) for sweep in sweeps))
+    check_num_trials(math.prod(len(sweep) for sweep in sweeps))
     trials: list[Changes] = [{}]
     for sweep in sweeps:
         trials = [_joined(trial, changes) for trial in trials for changes in sweep]
@@ -120,7 +120,7 @@ def zipped(grid: Grid) -> list[Changes]:
 
 def random(number: int, space: Mapping[str, Any], seed: int = 0) -> list[Changes]:
     """So many draws, each of all fields, by the seed alone."""
-    check_number(number)
+    check_num_trials(number)
     rng = np.random.default_rng(seed)
     return [{name: _known(name, d).sample(rng) for name, d in space.items()} for _ in range(number)]
 
@@ -155,7 +155,7 @@ def _each(name: str, values: Any) -> list[Changes]:
     if isinstance(values, str) or not hasattr(values, "__len__"):
         raise UserError(f"the sweep gives {name} {values!r}: give a list of values")
     if len(values) > MAX_TRIALS:
-        check_number(len(values))
+        check_num_trials(len(values))
     return [{name: plain(value)} for value in values]
 
 
@@ -178,7 +178,7 @@ def _joined(a: Changes, b: Changes) -> Changes:
     return a | b
 
 
-def check_number(number: int) -> None:
+def check_num_trials(number: int) -> None:
     """Raises UserError unless a sweep may have so many trials."""
     if not 1 <= number <= MAX_TRIALS:
         raise UserError(f"a sweep of {number:,} trials: it needs between 1 and {MAX_TRIALS:,}")

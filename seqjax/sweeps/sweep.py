@@ -20,12 +20,12 @@ from seqjax.runs.workdir import lock_workdir
 from seqjax.sweeps.group import NONE_DROPPED, PROGRESS, Dropped
 from seqjax.sweeps.report import LiveTable, save_report, show_table
 from seqjax.sweeps.results import Entry, objective
-from seqjax.sweeps.space import Changes, Search, apply, check_number, plain
+from seqjax.sweeps.space import Changes, Search, apply, check_num_trials, plain
 from seqjax.sweeps.trial import Trial
 from seqjax.sweeps.vectorized import group_key
 from seqjax.sweeps.workers import Chunk, divide
 
-SWEEP, HALVING, DIVISION = "sweep.json", "halving.json", "division.json"
+SWEEP, _HALVING, _DIVISION = "sweep.json", "halving.json", "division.json"
 TRIALS, GROUPS = "trials", "groups"
 
 # (chunks, *, until, dropped, watch) -> the chunks as they end
@@ -89,7 +89,7 @@ def train_all(
 
     They stay divided for as many workers as there were at first, so that groups go on.
     """
-    trials, division = [entry.trial for entry in entries], directory / GROUPS / DIVISION
+    trials, division = [entry.trial for entry in entries], directory / GROUPS / _DIVISION
     if not division.exists():
         division.parent.mkdir(exist_ok=True)
         write_json(division, num_workers)
@@ -121,7 +121,7 @@ def load_sweep(source: str) -> Sequence[Changes] | Search:
         return sweep
     if not isinstance(sweep, Sequence) or not all(isinstance(own, dict) for own in sweep):
         raise UserError(f"{source}: get_sweep() must return what product() gives, not {sweep!r}")
-    check_number(len(sweep))
+    check_num_trials(len(sweep))
     return sweep
 
 
@@ -146,7 +146,7 @@ def _decided(directory: Path, until: int) -> bool:
 
 
 def _decisions(directory: Path) -> dict[str, list[str]]:
-    path = directory / HALVING
+    path = directory / _HALVING
     return read_json(path) if path.exists() else {}
 
 
@@ -157,7 +157,7 @@ def _thin_out(entries: Sequence[Entry], directory: Path, until: int, halving: in
         values = _values(entries, directory)
         ranked = sorted(sorted(values), key=lambda name: -values[name])
         decisions[str(until)] = ranked[-(-len(ranked) // halving) :]
-        write_json(directory / HALVING, decisions)
+        write_json(directory / _HALVING, decisions)
     return decisions[str(until)]
 
 

@@ -37,7 +37,7 @@ RETRIES = 2  # of a chunk whose worker has died
 POLL_SECONDS = 0.2  # between looks for a signal
 STOP_SECONDS = 60.0  # for workers to save in
 IN_USE_SECONDS = 30  # in which a worker that lost its sweep has saved and ended
-MAX_REASON = 1000  # characters
+_MAX_REASON = 1000  # characters
 
 
 class Chunk(NamedTuple):
@@ -99,10 +99,10 @@ def train_chunk(
         except UserError:
             raise
         except Exception as error:  # one chunk's end is not the sweep's
-            return brief(f"{type(error).__name__}: {error}", MAX_REASON)
+            return brief(f"{type(error).__name__}: {error}", _MAX_REASON)
 
 
-def conclude(chunk: Chunk, message: dict[str, Any]) -> None:
+def conclude_chunk(chunk: Chunk, message: dict[str, Any]) -> None:
     """Ends the trials of a chunk that failed; raises UserError if it could not be begun."""
     if "refused" in message:
         raise UserError(message["refused"])
