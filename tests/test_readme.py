@@ -1,4 +1,4 @@
-"""The README's Python runs, and its commands name files that exist."""
+"""The Python blocks of README.md run, and its commands name files that exist."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,9 @@ def test_python_blocks_run_in_order(capsys):
     assert len(blocks) >= 4
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert "parameters" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "parameters" in printed
+    assert re.search(r"^loss 2\.\d+ after 1 step$", printed, re.MULTILINE)  # about ln 8
 
 
 def test_commands_name_configs_and_variants_that_exist():
