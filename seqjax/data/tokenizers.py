@@ -1,7 +1,7 @@
-"""How text falls into pieces, by a spec: the kinds of vocabulary.
+"""Tokenizers: each splits text into tokens and joins tokens to text, as a spec says.
 
-A piece that begins a word begins with its blank, so that joining is plain concatenation and gives
-the spaces back. `words`, `whitespace` and `characters` need no such mark.
+A token that begins a word begins with a blank, so that joining is plain concatenation and restores
+the spaces. `words`, `whitespace` and `characters` need no such mark.
 """
 
 import json
@@ -22,21 +22,21 @@ ANALYZERS: dict[str, Callable[[str], list[str]]] = {"okt": okt_morphs}
 KERAS_FILTERS = dict.fromkeys(map(ord, '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'), " ")
 
 
-class Pieces(NamedTuple):
-    """What the ids of a vocabulary stand for, in order, and the way from text to them and back."""
+class FittedTokenizer(NamedTuple):
+    """The tokens of a vocabulary in the order of their ids, and the functions that use them."""
 
-    names: list[str]
-    split: Callable[[str], list[str]]
-    join: Callable[[list[str]], str]
-    unknown: str | None = UNKNOWN  # joined in for an unknown piece; None: unknown pieces vanish
-    show: Callable[[str], str] = str
+    tokens: list[str]
+    split: Callable[[str], list[str]]  # text -> tokens
+    join: Callable[[list[str]], str]  # tokens -> text
+    unknown: str | None = UNKNOWN  # joined in for an unknown token; None drops unknown tokens
+    show: Callable[[str], str] = str  # token -> readable text
 
 
 class TokenizerSpec(NamedTuple):
-    """How pieces are found in training texts, and used."""
+    """How to fit a tokenizer to training texts, and how to open it again."""
 
-    fit: Callable[[Iterable[str]], Any]  # texts in NFC -> the model, as JSON
-    open: Callable[[Any], Pieces]
+    fit: Callable[[Iterable[str]], Any]  # texts in NFC -> the fitted model, as JSON
+    open: Callable[[Any], FittedTokenizer]  # the fitted model -> the tokenizer
 
 
 def _counted(
@@ -45,45 +45,45 @@ def _counted(
     size: int | None,
     unknown: str | None = UNKNOWN,
 ) -> TokenizerSpec:
-    """The kind whose ids are the pieces, most frequent first; equals keep the texts' order."""
-    limit = None if size is None else _room(size)
+    """The tokenizer of the most frequent tokens; ties keep the order of the texts."""
+    max_tokens = None if size is None else _num_tokens(size)
 
     def fit(texts: Iterable[str]) -> list[str]:
-        counts = Counter(piece for text in texts for piece in split(text))
-        return [piece for piece, _ in counts.most_common(limit)]
+        counts = Counter(token for text in texts for token in split(text))
+        return [token for token, _ in counts.most_common(max_tokens)]
 
-    return TokenizerSpec(fit, lambda names: Pieces(names, split, join, unknown))
+    return TokenizerSpec(fit, lambda tokens: FittedTokenizer(tokens, split, join, unknown))
 
 
-def _room(size: Any) -> int:
-    """How many pieces a vocabulary of `size` ids has room for."""
+def _num_tokens(size: Any) -> int:
+    """The number of tokens in a vocabulary of `size` ids; raises UserError if there is no room."""
     if not isinstance(size, int) or size <= len(RESERVED):
         raise UserError(f"vocabulary size={size!r}: write a number above the 4 reserved ids")
     return size - len(RESERVED)
 
 
 def characters(size: int | None = None) -> TokenizerSpec:
-    """Code points of the text in NFC: for Korean, syllables."""
+    """The code points of the text in NFC (for Korean: syllables)."""
     return _counted(list, "".join, size)
 
 
 def jamo(size: int | None = None) -> TokenizerSpec:
-    """Code points of the text in NFD: for Korean, consonants and vowels."""
-    split = partial(unicodedata.normalize, "NFD")
-    join = partial(unicodedata.normalize, "NFC")
-    return _counted(lambda text: list(split(text)), lambda pieces: join("".join(pieces)), size)
+    """The code points of the text in NFD (for Korean: consonants and vowels)."""
+    nfd = partial(unicodedata.normalize, "NFD")
+    nfc = partial(unicodedata.normalize, "NFC")
+    return _counted(lambda text: list(nfd(text)), lambda tokens: nfc("".join(tokens)), size)
 
 
 def whitespace(size: int | None = None) -> TokenizerSpec:
-    """Whatever stands between blanks: for Korean, eojeol."""
+    """The strings between white space (for Korean: eojeol)."""
     return _counted(str.split, " ".join, size)
 
 
 def words(num_words: int | None = None, unknown: bool = True, analyzer: str = "") -> TokenizerSpec:
-    """Words as Keras' `Tokenizer` finds them: id = Keras' id + 3, so `num_words` - 1 of them.
+    """Words as Keras' `Tokenizer` splits them, without punctuation and in lower case.
 
-    `unknown=False` drops unknown words, as Keras does; `analyzer="okt"` cuts into Okt's morphemes
-    first. Punctuation and case are lost.
+    An id is Keras' id + 3, so there are `num_words` - 1 words. `unknown=False` drops unknown words,
+    as Keras does; `analyzer="okt"` first splits the text into Okt's morphemes.
     """
     if num_words is not None and (not isinstance(num_words, int) or num_words < 2):
         raise UserError(f"words(num_words={num_words!r}): write a number of 2 or more, or None")
@@ -93,7 +93,7 @@ def words(num_words: int | None = None, unknown: bool = True, analyzer: str = ""
 
     def split(text: str) -> list[str]:
         text = " ".join(morphs(text)).lower().translate(KERAS_FILTERS)
-        return [word for word in text.split(" ") if word]  # other white space is left, as in Keras
+        return [word for word in text.split(" ") if word]  # Keras keeps other white space too
 
     size = None if num_words is None else len(RESERVED) + num_words - 1
     return _counted(split, " ".join, size, UNKNOWN if unknown else None)
@@ -109,17 +109,19 @@ def okt(size: int | None = None) -> TokenizerSpec:
     return _counted(okt_split, _join_words, size, f" {UNKNOWN}")
 
 
-def _join_words(pieces: list[str]) -> str:
-    return "".join(pieces).removeprefix(" ")
+def _join_words(tokens: list[str]) -> str:
+    return "".join(tokens).removeprefix(" ")
 
 
 def byte_bpe(size: int = 1000) -> TokenizerSpec:
-    """Byte-pair encoding of UTF-8: no text has unknown pieces. Needs a size of 260 or more."""
+    """Byte-pair encoding of UTF-8 (no text has unknown tokens); needs a size of 260 or more."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    room = _room(size)
-    if room < len(alphabet):
+    num_tokens = _num_tokens(size)
+    if num_tokens < len(alphabet):
         raise UserError(f"byte_bpe(size={size}): too small for 4 reserved ids and 256 bytes")
-    trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_tokens, initial_alphabet=alphabet, show_progress=False
+    )
     decoder = decoders.ByteLevel()
 
     def fit(texts: Iterable[str]) -> dict[str, Any]:
@@ -127,50 +129,54 @@ def byte_bpe(size: int = 1000) -> TokenizerSpec:
             models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), trainer, texts
         )
 
-    def open_model(model: dict[str, Any]) -> Pieces:
+    def open_model(model: dict[str, Any]) -> FittedTokenizer:
         ids = model["model"]["vocab"]
-        return Pieces(
+        return FittedTokenizer(
             sorted(ids, key=ids.get),
             _splitter(model),
-            lambda pieces: decoder.decode(pieces).removeprefix(" "),
-            show=lambda piece: decoder.decode([piece]),
+            lambda tokens: decoder.decode(tokens).removeprefix(" "),
+            show=lambda token: decoder.decode([token]),
         )
 
     return TokenizerSpec(fit, open_model)
 
 
 def unigram(size: int = 1000) -> TokenizerSpec:
-    """SentencePiece's unigram language model: at most `size` ids, fewer for a small text."""
-    missing = "\uffff"  # not a character, so that no text can hold it
+    """SentencePiece's unigram language model; fewer than `size` ids for a small text."""
+    missing = "\uffff"  # not a character, so no text can contain it
     trainer = trainers.UnigramTrainer(
-        vocab_size=_room(size) + 1, unk_token=missing, special_tokens=[missing], show_progress=False
+        vocab_size=_num_tokens(size) + 1,
+        unk_token=missing,
+        special_tokens=[missing],
+        show_progress=False,
     )
 
     def fit(texts: Iterable[str]) -> dict[str, Any]:
         pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
         try:
             model = _train(models.Unigram(), pre_tokenizer, trainer, texts)
-        except Exception as error:  # the library's own: raised as a bare Exception
+        except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"unigram(size={size}): {error}; raise the size") from error
         unknown, *vocab = model["model"]["vocab"]
-        # The trainer orders equal scores at random, and gives single characters that are too rare
-        # to be pieces scores just above the lowest one, also at random. Undo both.
+        # The trainer orders tokens of equal score at random. It also gives random scores, just
+        # above the lowest one, to single characters that are too rare to be tokens. Both are
+        # undone here.
         low = min((score for _, score in vocab), default=0.0)
         rare = low + 1e-4 * len(vocab)
-        vocab = [(low if len(p) == 1 and score <= rare else score, p) for p, score in vocab]
-        ordered = sorted((-round(score, 6), piece) for score, piece in vocab)
-        model["model"]["vocab"] = [unknown, *([piece, -cost] for cost, piece in ordered)]
+        vocab = [(low if len(t) == 1 and score <= rare else score, t) for t, score in vocab]
+        ordered = sorted((-round(score, 6), token) for score, token in vocab)
+        model["model"]["vocab"] = [unknown, *([token, -cost] for cost, token in ordered)]
         return model
 
-    def open_model(model: dict[str, Any]) -> Pieces:
-        names = [piece for piece, _ in model["model"]["vocab"][1:]]
-        return Pieces(names, _splitter(model), _join_words)
+    def open_model(model: dict[str, Any]) -> FittedTokenizer:
+        tokens = [token for token, _ in model["model"]["vocab"][1:]]
+        return FittedTokenizer(tokens, _splitter(model), _join_words)
 
     return TokenizerSpec(fit, open_model)
 
 
 def _train(model, pre_tokenizer, trainer, texts: Iterable[str]) -> dict[str, Any]:
-    """The JSON of a tokenizer trained on the texts, each with a blank before its first word."""
+    """The JSON of a tokenizer that was trained on the texts, with a blank before each text."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizer
@@ -183,7 +189,7 @@ def _splitter(model: dict[str, Any]) -> Callable[[str], list[str]]:
     return lambda text: tokenizer.encode(text).tokens
 
 
-KINDS: dict[str, Callable[..., TokenizerSpec]] = {
+TOKENIZERS: dict[str, Callable[..., TokenizerSpec]] = {
     "characters": characters,
     "jamo": jamo,
     "whitespace": whitespace,

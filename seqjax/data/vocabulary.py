@@ -1,4 +1,4 @@
-"""Vocabularies: text to ids and back."""
+"""Vocabularies, which map text to ids and back."""
 
 import hashlib
 import json
@@ -10,101 +10,101 @@ from typing import Any, Literal, SupportsInt
 import numpy as np
 from jaxtyping import Int
 
-from seqjax.data.tokenizers import KINDS, RESERVED
+from seqjax.data.tokenizers import RESERVED, TOKENIZERS
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_text
 from seqjax.hparams import from_spec
 from seqjax.typing import SpecialIds
 
-FORMAT, VERSION = "seqjax vocabulary", 1
+_FORMAT, _VERSION = "seqjax vocabulary", 1
 
 
 class Vocabulary:
-    """Text to ids and back, by a spec such as `characters` or `byte_bpe(size=1000)`.
+    """Maps text to ids and back, by a spec such as `characters` or `byte_bpe(size=1000)`.
 
-    Text is taken in NFC, so that its two Unicode forms give the same ids. Ids 0 to 3 are padding,
-    start, end and unknown; no text encodes to the first three.
+    Text is normalised to NFC, so that equivalent Unicode texts give the same ids. Ids 0 to 3 are
+    padding, start, end and unknown; encoding a text never gives the first three.
     """
 
     pad_id, bos_id, eos_id, unk_id = SpecialIds()
 
     def __init__(self, spec: str, model: Any):
-        """For `fit` and `load`; `model` is the JSON that the spec's kind was fitted to."""
+        """For `fit` and `load`; `model` is the JSON of the spec's fitted tokenizer."""
         self.spec, self._model = spec, model
-        self._pieces = from_spec("vocabulary", spec, KINDS).open(model)
-        self._names = [*RESERVED, *self._pieces.names]
-        self._ids = {name: i for i, name in enumerate(self._pieces.names, len(RESERVED))}
+        self._tokenizer = from_spec("vocabulary", spec, TOKENIZERS).open(model)
+        self._tokens = [*RESERVED, *self._tokenizer.tokens]
+        self._ids = {token: i for i, token in enumerate(self._tokenizer.tokens, len(RESERVED))}
 
     @classmethod
     def fit(cls, spec: str, texts: Iterable[str]) -> "Vocabulary":
-        """The vocabulary of the training texts; equal texts in equal order give equal ids.
+        """The vocabulary of the training texts; the same texts in the same order give the same ids.
 
-        Raises UserError for a spec that cannot be read or met, and for texts without content.
+        Raises UserError for a spec that cannot be read or fitted, and for texts without content.
         """
-        vocabulary = cls(spec, from_spec("vocabulary", spec, KINDS).fit(map(_nfc, texts)))
+        vocabulary = cls(spec, from_spec("vocabulary", spec, TOKENIZERS).fit(map(_nfc, texts)))
         if not vocabulary._ids:
             raise UserError(f"vocabulary {spec}: the training texts are empty; give some text")
         return vocabulary
 
     @property
     def size(self) -> int:
-        """Number of ids, the reserved ones included."""
-        return len(self._names)
+        """The number of ids, including the reserved ones."""
+        return len(self._tokens)
 
     @property
     def num_reserved(self) -> int:
-        """Number of reserved ids, the first ones."""
+        """The number of reserved ids, which are the first ones."""
         return len(RESERVED)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without start and end."""
+        """The ids of the text, without start and end."""
         ids = self._lookup(text)
-        return ids if self._pieces.unknown else [i for i in ids if i != self.unk_id]
+        return ids if self._tokenizer.unknown else [i for i in ids if i != self.unk_id]
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """Text of the ids up to the first end symbol, without padding and start."""
-        pieces = []
+        """The text of the ids up to the first end symbol, without padding and start."""
+        tokens = []
         for i in map(int, ids):
             if i == self.eos_id:
                 break
-            if i == self.unk_id and self._pieces.unknown:
-                pieces.append(self._pieces.unknown)
+            if i == self.unk_id and self._tokenizer.unknown:
+                tokens.append(self._tokenizer.unknown)
             if i >= len(RESERVED):
-                pieces.append(self._names[i])
-        return self._pieces.join(pieces)
+                tokens.append(self._tokens[i])
+        return self._tokenizer.join(tokens)
 
     def tokens(self, ids: Iterable[SupportsInt]) -> list[str]:
-        """What each id stands for, to be looked at: blanks are shown as in "▁word"."""
-        shown = (self._names[i] if i < len(RESERVED) else self._show(i) for i in map(int, ids))
-        return list(shown)
+        """The token of each id in readable form, with blanks shown as in "▁word"."""
+        return [self._tokens[i] if i < len(RESERVED) else self._show(i) for i in map(int, ids)]
 
     def count_unknown(self, texts: Iterable[str]) -> tuple[int, int]:
-        """(how many of the texts' pieces are unknown, how many pieces there are)."""
+        """(number of unknown tokens, number of tokens) in the texts."""
         ids = [i for text in texts for i in self._lookup(text)]
         return ids.count(self.unk_id), len(ids)
 
     def save(self, path: Path) -> None:
-        """Writes the vocabulary as JSON, whole or not at all."""
+        """Writes the vocabulary as JSON; the file is replaced as a whole or not at all."""
         value = self._content() | {"sha256": self.digest()}
         write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """The vocabulary that was saved there, never fitted anew.
+        """The vocabulary that was saved at `path`.
 
-        Raises UserError for a file that is missing, foreign, of another version or damaged.
+        Raises UserError for a file that is missing, damaged, of another version or not a
+        vocabulary.
         """
         remedy = "give the vocabulary.json of a run"
         try:
             value = read_json(path)
         except UserError as error:
             raise UserError(f"{error}; {remedy}") from None
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise UserError(f"{path} is no vocabulary of seqjax; {remedy}")
-        if value.get("version") != VERSION:
+        if not isinstance(value, dict) or value.get("format") != _FORMAT:
+            raise UserError(f"{path} is not a vocabulary of seqjax; {remedy}")
+        if value.get("version") != _VERSION:
             raise UserError(
                 f"{path} has format version {value.get('version')}, but this seqjax reads "
-                f"{VERSION}; use the seqjax that wrote it, or train anew"
+                f"{_VERSION}; use the seqjax that wrote it, or train anew"
             )
         digest = value.pop("sha256", "")
         if digest != _sha256(value):
@@ -113,22 +113,22 @@ class Vocabulary:
             return cls(value["spec"], value["model"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        except Exception as error:  # `tokenizers` raises just anything
+        except Exception as error:  # `tokenizers` may raise any exception
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{path} is no vocabulary of seqjax ({reason}); {remedy}") from error
+            raise UserError(f"{path} is not a vocabulary of seqjax ({reason}); {remedy}") from error
 
     def digest(self) -> str:
-        """sha256 of the vocabulary's content: equal for equal vocabularies."""
+        """The sha256 of the vocabulary's content, in hexadecimal."""
         return _sha256(self._content())
 
     def _content(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, "spec": self.spec, "model": self._model}
+        return {"format": _FORMAT, "version": _VERSION, "spec": self.spec, "model": self._model}
 
     def _lookup(self, text: str) -> list[int]:
-        return [self._ids.get(piece, self.unk_id) for piece in self._pieces.split(_nfc(text))]
+        return [self._ids.get(token, self.unk_id) for token in self._tokenizer.split(_nfc(text))]
 
     def _show(self, i: int) -> str:
-        return self._pieces.show(self._names[i]).replace(" ", "▁")
+        return self._tokenizer.show(self._tokens[i]).replace(" ", "▁")
 
 
 def encode_batch(
@@ -140,15 +140,16 @@ def encode_batch(
     add_eos: bool,
     padding: Literal["post", "pre"] = "post",
 ) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
-    """Ids of the texts, padded to `max_length` (None: to the longest), and their lengths.
+    """The ids of the texts, padded to `max_length` (None: to the longest), and their lengths.
 
-    A text that is too long loses its end, but neither its start nor its end symbol.
+    A text that is too long is cut at its end, but keeps its start and end symbols. Raises UserError
+    if `max_length` leaves no room for text.
     """
     bos, eos = [vocabulary.bos_id] * add_bos, [vocabulary.eos_id] * add_eos
-    room = None if max_length is None else max_length - add_bos - add_eos
-    if room is not None and room < 1:
+    max_tokens = None if max_length is None else max_length - add_bos - add_eos
+    if max_tokens is not None and max_tokens < 1:
         raise UserError(f"max_length={max_length} leaves no room for text; raise it")
-    rows = [bos + vocabulary.encode(text)[:room] + eos for text in texts]
+    rows = [bos + vocabulary.encode(text)[:max_tokens] + eos for text in texts]
     return pad(rows, max_length, padding=padding)
 
 
@@ -158,18 +159,18 @@ def pad(
     *,
     padding: Literal["post", "pre"] = "post",
 ) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
-    """The rows as one array, filled up with padding behind ("post") or before them, and lengths."""
+    """The rows as one array, padded after ("post") or before ("pre") the ids, and their lengths."""
     lengths = np.array([len(row) for row in rows], np.int32)
-    width = int(lengths.max(initial=0)) if max_length is None else max_length
-    ids = np.full((len(rows), width), Vocabulary.pad_id, np.int32)
+    num_steps = int(lengths.max(initial=0)) if max_length is None else max_length
+    ids = np.full((len(rows), num_steps), Vocabulary.pad_id, np.int32)
     for row, out in zip(rows, ids, strict=True):
-        start = width - len(row) if padding == "pre" else 0
+        start = num_steps - len(row) if padding == "pre" else 0
         out[start : start + len(row)] = row
     return ids, lengths
 
 
 def _nfc(text: str) -> str:
-    """The text in NFC, with "?" for bytes that a terminal could not decode."""
+    """The text in NFC, with "?" for each byte that a terminal could not decode."""
     return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
 
 

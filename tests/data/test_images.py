@@ -205,7 +205,7 @@ def test_no_network(
 
 def test_no_manual_dir(tmp_path: Path) -> None:
     text = message("mnist", data_dir=str(tmp_path), manual_dir=str(tmp_path / "none"))
-    assert text == f"no folder '{tmp_path / 'none'}': mend manual_dir or leave it empty"
+    assert text == f"no folder '{tmp_path / 'none'}': correct manual_dir or leave it empty"
 
 
 def test_data_dir_that_cannot_be_written(tmp_path: Path, offline: None) -> None:
@@ -219,7 +219,7 @@ def test_preparing_without_tensorflow(tmp_path: Path, capfd: pytest.CaptureFixtu
     builder(tmp_path, "toy_arrays", random_images(), known=True)  # TFDS encodes arrays with it
     text = message("toy_arrays", data_dir=str(tmp_path))
     assert text.endswith(
-        "pip install tensorflow (once, to prepare this set; reading it needs none)"
+        "pip install tensorflow (once, to prepare this set; reading does not need it)"
     )
     assert capfd.readouterr() == ("", "")
 
@@ -242,7 +242,8 @@ def test_damaged_file(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     text = message("toy", data_dir=str(tmp_path))
     assert (
-        text.startswith(f"cannot read {folder}: ") and "another data_dir to prepare it anew" in text
+        text.startswith(f"cannot read {folder}: ")
+        and "another data_dir to prepare it again" in text
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seqjax.data import morphemes, vocabulary
-from seqjax.data.tokenizers import KINDS
+from seqjax.data.tokenizers import TOKENIZERS
 from seqjax.data.vocabulary import Vocabulary, encode_batch, pad
 from seqjax.errors import UserError
 
@@ -84,9 +84,9 @@ def test_fitted_text_comes_back_with_single_blanks(spec: str, texts: list[str]) 
 @given(text=sentences)
 def test_kiwi_gives_words_and_particles_back(text: str) -> None:
     pytest.importorskip("kiwipiepy")
-    pieces = morphemes.kiwi_split(text)
-    assert morphemes.kiwi_join(pieces) == text
-    assert sum(piece.startswith(" ") for piece in pieces) == len(text.split())
+    tokens = morphemes.kiwi_split(text)
+    assert morphemes.kiwi_join(tokens) == text
+    assert sum(token.startswith(" ") for token in tokens) == len(text.split())
 
 
 @pytest.mark.parametrize(
@@ -314,9 +314,9 @@ def test_bad_spec_is_one_line(spec: str, complaint: str) -> None:
     "name, options", [("byte_bpe", {"size": "all"}), ("unigram", {"size": None})]
 )
 def test_size_that_is_no_number_is_one_line(name: str, options: dict) -> None:
-    kind = inspect.unwrap(KINDS[name])  # without the checks of types that only tests have
+    make = inspect.unwrap(TOKENIZERS[name])  # without the checks of types that only tests have
     with pytest.raises(UserError, match="^vocabulary size=.*: write a number above the 4"):
-        kind(**options)
+        make(**options)
 
 
 @pytest.mark.parametrize("spec", ["characters", "words", "unigram"])
@@ -343,11 +343,11 @@ def test_bad_file_is_refused_in_one_line(tmp_path: Path) -> None:
         (good[:-20].encode(), "is damaged: .*; give the vocab"),
         (good.encode().replace("네".encode(), b"\xff"), "is damaged: .*; give the vocab"),
         (b"", "is damaged: .*; give the vocab"),
-        (b"[1, 2]", "is no vocabulary of seqjax"),
-        (b'{"version": "1.0"}', "is no vocabulary of seqjax"),
-        (signed("characters", 5), "is no vocabulary of seqjax .TypeError"),
-        (signed("characters", [["\ud800"]]), "is no vocabulary of seqjax .TypeError"),
-        (signed("unigram", {"model": {"type": 1, "vocab": []}}), "is no vocabulary of seqjax ."),
+        (b"[1, 2]", "is not a vocabulary of seqjax"),
+        (b'{"version": "1.0"}', "is not a vocabulary of seqjax"),
+        (signed("characters", 5), "is not a vocabulary of seqjax .TypeError"),
+        (signed("characters", [["\ud800"]]), "is not a vocabulary of seqjax .TypeError"),
+        (signed("unigram", {"model": {"type": 1, "vocab": []}}), "is not a vocabulary of seqjax ."),
         (signed("rot13", []), "unknown vocabulary 'rot13'"),
         (old.encode(), "has format version 0, but this seqjax reads 1"),
     ]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from seqjax.data.tokenizers import KINDS
-from seqjax.data.vocabulary import FORMAT, VERSION, _sha256
+from seqjax.data.tokenizers import TOKENIZERS
+from seqjax.data.vocabulary import _FORMAT, _VERSION, _sha256
 from seqjax.errors import one_line
 from seqjax.models import scheduled_sampling, text_to_text
 from seqjax.nn import initializers
@@ -73,7 +73,7 @@ TABLES: dict[str, Mapping] = {
     "model.output_bias_init": initializers._TABLE,
     "optim.name": optimizer.OPTIMIZERS,
     "optim.schedule": optimizer.SCHEDULES,
-    "data.source_vocabulary": KINDS,
+    "data.source_vocabulary": TOKENIZERS,
     "loss.scheduled_sampling": scheduled_sampling.SCHEDULES,
     "decode.decoder": text_to_text.DECODERS,
 }
@@ -240,5 +240,5 @@ def forged_vocabularies(text: str) -> Iterator[str]:
         ("byte_bpe", {"model": {"vocab": {"a": 10**30, "b": 10**30}}}),
         ("unigram(size=9)", {"model": {"vocab": [["a", -1], ["b"]]}}),
     ):
-        value = {"format": FORMAT, "version": VERSION, "spec": spec, "model": model}
+        value = {"format": _FORMAT, "version": _VERSION, "spec": spec, "model": model}
         yield json.dumps(value | {"sha256": _sha256(value)})
