@@ -14,12 +14,12 @@ from experiments.reproduce.measure import curve, final, replies
 from experiments.reproduce.trials import Spec, Study
 from seqjax.data.batching import steps_per_epoch
 
-NAME = "cafe_chatbot"
-DEFAULT = Spec(NAME)
-FAITHFUL = Spec(NAME, "faithful", (("train.num_epochs", 16),))  # as many as were printed
+_NAME = "cafe_chatbot"
+CAFE_DEFAULT = Spec(_NAME)
+CAFE_FAITHFUL = Spec(_NAME, "faithful", (("train.num_epochs", 16),))  # as many as were printed
 # The same shapes without Okt, which needs Java: two pairs, cut at blanks.
 SHAPES = Spec(
-    NAME,
+    _NAME,
     "faithful",
     (
         ("data.pairs", (("문 여나요", "네 여덟 시 에 열어요"), ("커피 있나요", "네 있습니다"))),
@@ -27,7 +27,7 @@ SHAPES = Spec(
         ("data.test_share", 0.0),
     ),
 )
-EPOCHS = tuple(range(1, 17))
+CAFE_EPOCHS = tuple(range(1, 17))
 LOSS = (
     *(3.1125, 0.6049, 0.5686, 0.5580, 0.5391, 0.5338, 0.5397, 0.5245),
     *(0.5150, 0.5026, 0.4903, 0.4730, 0.4583, 0.4439, 0.4354, 0.4297),
@@ -90,15 +90,15 @@ def rows_of(count: int) -> bool:
     return bool(np.all(np.abs(hits - np.round(hits)) < 0.02))
 
 
-def rows(study: Study, split: str) -> int:
+def num_pairs(study: Study, split: str) -> int:
     """Pairs of a split of `faithful`."""
-    return len(study.pairs(FAITHFUL).splits[split].sources)
+    return len(study.pairs(CAFE_FAITHFUL).splits[split].sources)
 
 
 def larger_corpus(study: Study) -> Explanation:
     """Whether the test is the same share of a corpus that is larger than the tutorial's."""
-    config, parts = study.config(FAITHFUL), study.pairs(FAITHFUL).splits
-    corpus = sum(len(part.sources) for part in study.pairs(DEFAULT).splits.values())
+    config, parts = study.config(CAFE_FAITHFUL), study.pairs(CAFE_FAITHFUL).splits
+    corpus = sum(len(part.sources) for part in study.pairs(CAFE_DEFAULT).splits.values())
     share = len(parts["test"].sources) / corpus
     told = (
         f"its corpus is not published; ours has {corpus:,} pairs, of which {share:.1%} are held out"
@@ -108,14 +108,14 @@ def larger_corpus(study: Study) -> Explanation:
 
 def batches(study: Study) -> tuple[int, int]:
     """Steps of an epoch, and rows of the last one."""
-    config = study.config(FAITHFUL)
+    config = study.config(CAFE_FAITHFUL)
     rows, size = config.data.train_size, config.train.batch_size
     return steps_per_epoch(rows, size, config.train.drop_remainder), (rows - 1) % size + 1
 
 
 def vocabulary(study: Study) -> tuple[int, bool, bool]:
     """Ids in all; whether both sides have the same ones; whether each has a table of its own."""
-    config = study.config(FAITHFUL)
+    config = study.config(CAFE_FAITHFUL)
     both, tables = not config.data.target_vocabulary, not config.model.share_embeddings
     return config.data.vocab_size, both, tables
 
@@ -136,9 +136,9 @@ def sides(study: Study) -> tuple[str, str]:
 
 def loss_is_diluted(study: Study) -> Explanation:
     """Whether the tutorial's share of padding, for ours, gives about its loss."""
-    own = 1 - np.median(final(FAITHFUL, "train.padding_share")(study))
-    guessed = 1 - np.median(curve(FAITHFUL, "accuracy_padded", (2,))(study))
-    masked = np.median(curve(FAITHFUL, "cross_entropy", EPOCHS[1:])(study), axis=0)
+    own = 1 - np.median(final(CAFE_FAITHFUL, "train.padding_share")(study))
+    guessed = 1 - np.median(curve(CAFE_FAITHFUL, "accuracy_padded", (2,))(study))
+    masked = np.median(curve(CAFE_FAITHFUL, "cross_entropy", CAFE_EPOCHS[1:])(study), axis=0)
     ratio = masked * REAL / np.array(LOSS[1:])
     told = (
         f"its corpus is not published; of its positions {REAL:.1%} are real, of ours {own:.1%} "
@@ -150,7 +150,7 @@ def loss_is_diluted(study: Study) -> Explanation:
 
 def accuracy_is_inflated(study: Study) -> Explanation:
     """Whether without padding the two accuracies are about the same."""
-    masked = np.median(curve(FAITHFUL, "accuracy", EPOCHS[1:])(study), axis=0)
+    masked = np.median(curve(CAFE_FAITHFUL, "accuracy", CAFE_EPOCHS[1:])(study), axis=0)
     mean_off = float(np.abs(masked - np.array(ACCURACY_OF_REAL)).mean())
     told = (
         f"its corpus is not published, of which {1 - REAL:.1%} is padding; of real tokens it ends "
@@ -162,7 +162,7 @@ def accuracy_is_inflated(study: Study) -> Explanation:
 
 def published(study: Study) -> tuple[int, int]:
     """How many of the questions and answers of the printed dialogues are in our corpus."""
-    parts = study.pairs(DEFAULT).splits.values()
+    parts = study.pairs(CAFE_DEFAULT).splits.values()
     ours = [
         {_letters(text) for part in parts for text in part.sources},
         {_letters(text) for part in parts for text in part.targets},

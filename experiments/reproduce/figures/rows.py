@@ -10,27 +10,27 @@ from experiments.reproduce.verdict import alike, higher, lower_curve
 from seqjax.data.batching import steps_per_epoch
 from seqjax.tasks.mnist_rows import brightness
 
-NAME = "mnist_rows"
-DEFAULT, FAITHFUL = Spec(NAME), Spec(NAME, "faithful")
-EPOCHS = tuple(range(1, 20, 3))
-ADAM = ("optim.name", "optim.learning_rate")
+_NAME = "mnist_rows"
+ROWS_DEFAULT, ROWS_FAITHFUL = Spec(_NAME), Spec(_NAME, "faithful")
+_EPOCHS = tuple(range(1, 20, 3))
+_ADAM = ("optim.name", "optim.learning_rate")
 
 
 def images(study: Study) -> tuple[int, ...]:
     """How many there are by split."""
-    splits = study.task(FAITHFUL).splits
+    splits = study.task(ROWS_FAITHFUL).splits
     return tuple(len(splits[name]["label"]) for name in ("train", "valid", "test"))
 
 
-def image_shape(study: Study) -> tuple[int, ...]:
+def _image_shape(study: Study) -> tuple[int, ...]:
     """Rows of an image, pixels of a row, and classes."""
-    train = study.task(FAITHFUL).splits["train"]
+    train = study.task(ROWS_FAITHFUL).splits["train"]
     return *train["image"].shape[1:], int(train["label"].max()) + 1
 
 
-def pixels(study: Study) -> tuple[float, float]:
+def _pixels(study: Study) -> tuple[float, float]:
     """The least and the greatest brightness that the model reads."""
-    read = brightness(study.task(FAITHFUL).splits["train"]["image"][:1000])
+    read = brightness(study.task(ROWS_FAITHFUL).splits["train"]["image"][:1000])
     return float(read.min()), float(read.max())
 
 
@@ -44,60 +44,63 @@ def steps(spec: Spec) -> Measure:
     return one(find)
 
 
-def readout_spread(study: Study) -> list[float]:
+def _readout_spread(study: Study) -> list[float]:
     """Standard deviation of the readout's first weights, by seed."""
-    init = jax.jit(study.task(FAITHFUL).init)
+    init = jax.jit(study.task(ROWS_FAITHFUL).init)
     params = [init(jax.random.key(seed)) for seed in range(MANY)]
     return [float(np.std(tree["output"]["kernel"])) for tree in params]
 
 
-line = lines_of(NAME)
+_line = lines_of(_NAME)
 
 
-FIGURES = [
-    line("R3:21", "images to train, validate and test", (55_000, 5_000, 10_000), one(images)),
-    line("R3:21", "brightness, least and greatest", (0.0, 1.0), one(pixels)),
-    line(
+ROW_FIGURES = [
+    _line("R3:21", "images to train, validate and test", (55_000, 5_000, 10_000), one(images)),
+    _line("R3:21", "brightness, least and greatest", (0.0, 1.0), one(_pixels)),
+    _line(
         "R3:45",
         "rate, epochs, batch, units",
         (0.001, 20, 512, 128),
         settings(
-            FAITHFUL,
+            ROWS_FAITHFUL,
             "optim.learning_rate",
             "train.num_epochs",
             "train.batch_size",
             "model.hidden_size",
         ),
     ),
-    line("R3:45", "rows, pixels of each, classes", (28, 28, 10), one(image_shape)),
-    line(
+    _line("R3:45", "rows, pixels of each, classes", (28, 28, 10), one(_image_shape)),
+    _line(
         "R3:61",
         "readout, first weights and biases",
         ("normal(1)", "normal(1)"),
-        settings(FAITHFUL, "model.output_kernel_init", "model.output_bias_init"),
+        settings(ROWS_FAITHFUL, "model.output_kernel_init", "model.output_bias_init"),
     ),
-    line("R3:61", "readout, standard deviation", 1.0, readout_spread, alike),
-    line("R3:64", "cell", "simple_rnn", settings(FAITHFUL, "model.cell")),
-    line("R3:64", "parameters by layer, and all", (20_096, 1_290, 21_386), sizes(FAITHFUL)),
-    line(
-        "R3:81", "Adam of TF1, its rate", ("keras_adam(eps=1e-8)", 0.001), settings(FAITHFUL, *ADAM)
+    _line("R3:61", "readout, standard deviation", 1.0, _readout_spread, alike),
+    _line("R3:64", "cell", "simple_rnn", settings(ROWS_FAITHFUL, "model.cell")),
+    _line("R3:64", "parameters by layer, and all", (20_096, 1_290, 21_386), sizes(ROWS_FAITHFUL)),
+    _line(
+        "R3:81",
+        "Adam of TF1, its rate",
+        ("keras_adam(eps=1e-8)", 0.001),
+        settings(ROWS_FAITHFUL, *_ADAM),
     ),
-    line("R3:88", "steps an epoch", 107, steps(FAITHFUL)),
-    line(
+    _line("R3:88", "steps an epoch", 107, steps(ROWS_FAITHFUL)),
+    _line(
         "R3:106",
         "average cost of an epoch [nats]",
         (1.004, 0.210, 0.140, 0.113, 0.098, 0.084, 0.072),
-        curve(FAITHFUL, "loss", EPOCHS),
+        curve(ROWS_FAITHFUL, "loss", _EPOCHS),
         lower_curve,
-        default=curve(DEFAULT, "loss", EPOCHS),
-        epochs=EPOCHS,
+        default=curve(ROWS_DEFAULT, "loss", _EPOCHS),
+        epochs=_EPOCHS,
     ),
-    line(
+    _line(
         "R3:125",
         "accuracy on the test images",
         0.9719,
-        final(FAITHFUL, "test.accuracy"),
+        final(ROWS_FAITHFUL, "test.accuracy"),
         higher,
-        default=final(DEFAULT, "test.accuracy"),
+        default=final(ROWS_DEFAULT, "test.accuracy"),
     ),
 ]

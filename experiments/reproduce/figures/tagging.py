@@ -17,39 +17,41 @@ from experiments.reproduce.verdict import at_least, higher, lower, occurs
 from seqjax.data.text_files import TAGS, load_tagged_sentences
 from seqjax.parameters import layer_sizes, parameter_shapes
 
-NAME = "svo_tagging"
-LSTM, GRU = Spec(NAME), Spec(NAME, "gru")
-LONG = Spec(NAME, "gru", (("train.num_epochs", 1000),))
-CONVERGED = Spec(NAME, "converged")
-CONVERGED_GRU = Spec(NAME, "converged", (("model.cell", "gru(reset_after=False)"),))
+_NAME = "svo_tagging"
+LSTM_TAGGER, GRU_TAGGER = Spec(_NAME), Spec(_NAME, "gru")
+LONG = Spec(_NAME, "gru", (("train.num_epochs", 1000),))
+CONVERGED = Spec(_NAME, "converged")
+CONVERGED_GRU = Spec(_NAME, "converged", (("model.cell", "gru(reset_after=False)"),))
 
 # What the tutorial prints of the right tags' probabilities.
-OF_LSTM = (0.3516856, 0.38397402, 0.3559919, 0.34340426, 0.38435557, 0.356233)
-OF_GRU = (0.8838949, 0.89175344, 0.8166431, 0.8183433, 0.8973856, 0.8688859)
+_OF_LSTM = (0.3516856, 0.38397402, 0.3559919, 0.34340426, 0.38435557, 0.356233)
+_OF_GRU = (0.8838949, 0.89175344, 0.8166431, 0.8183433, 0.8973856, 0.8688859)
 
 
-def cross_entropy(probabilities: tuple[float, ...]) -> float:
+def _cross_entropy(probabilities: tuple[float, ...]) -> float:
     """Of the right tags' probabilities, in nats."""
     return float(-np.mean(np.log(probabilities)))
 
 
-def weights(study: Study) -> tuple[Any, ...]:
+def _weights(study: Study) -> tuple[Any, ...]:
     """Shapes of the LSTM tagger's arrays, kernels first."""
-    layers = layer_sizes(parameter_shapes(study.task(LSTM).init))
+    layers = layer_sizes(parameter_shapes(study.task(LSTM_TAGGER).init))
     found = [shape for part in layers for shape in part.shapes.values()]
     return tuple(sorted(found, key=lambda shape: (-len(shape), -np.prod(shape))))
 
 
-def rows(study: Study) -> tuple[Any, ...]:
+def _rows(study: Study) -> tuple[Any, ...]:
     """Shapes of one-hot words and of tags."""
-    train = study.task(LSTM).splits["train"]
-    width = parameter_shapes(study.task(LSTM).init)["stack"]["layer_0"]["weights"]["w_x"].shape[0]
+    train = study.task(LSTM_TAGGER).splits["train"]
+    width = parameter_shapes(study.task(LSTM_TAGGER).init)["stack"]["layer_0"]["weights"][
+        "w_x"
+    ].shape[0]
     return (*train["word"].shape, width), (*train["tag"].shape, 1)
 
 
 def stale(study: Study) -> Explanation:
     """Whether the printed loss can only come from more steps than those that are shown."""
-    printed, ends = cross_entropy(OF_GRU), final(GRU, "train.loss")(study)
+    printed, ends = _cross_entropy(_OF_GRU), final(GRU_TAGGER, "train.loss")(study)
     steps = np.array(first_below(LONG, "loss", printed)(study))
     passed = steps[np.isfinite(steps)]
     told = (
@@ -63,17 +65,19 @@ def stale(study: Study) -> Explanation:
 
 def lucky(study: Study) -> Explanation:
     """Whether six right tags, where they occur, come without the probabilities beside them."""
-    right, losses = (np.array(final(GRU, f"train.{name}")(study)) for name in ("accuracy", "loss"))
+    right, losses = (
+        np.array(final(GRU_TAGGER, f"train.{name}")(study)) for name in ("accuracy", "loss")
+    )
     _, is_stale, _ = stale(study)
     seeds = losses[right == 1]
     told = f"{len(seeds)} of {len(right)} seeds have all six right after 100 steps"
     if len(seeds):
         told += f", with a loss of {seeds.min():.3f} or more"
-    told += f"; the printed tags come with {cross_entropy(OF_GRU):.3f}, which is of other steps"
-    return Explanation(told, is_stale and all(seeds > 2 * cross_entropy(OF_GRU)))
+    told += f"; the printed tags come with {_cross_entropy(_OF_GRU):.3f}, which is of other steps"
+    return Explanation(told, is_stale and all(seeds > 2 * _cross_entropy(_OF_GRU)))
 
 
-def tags(spec: Spec) -> Measure:
+def _tags(spec: Spec) -> Measure:
     """What each trial says of the two sentences, as "SVO OVO"."""
 
     def measure(study: Study) -> list[str]:
@@ -86,18 +90,18 @@ def tags(spec: Spec) -> Measure:
     return measure
 
 
-line = lines_of(NAME)
+_line = lines_of(_NAME)
 
 
-FIGURES = [
-    line(
+TAGGING_FIGURES = [
+    _line(
         "R2:77",
         "shapes of one-hot words, and of tags",
         ((2, 3, 4), (2, 3, 1)),
-        one(rows),
+        one(_rows),
         note="ours are one-hot in the model only, and the tags without their last axis",
     ),
-    line(
+    _line(
         "R2:77",
         "sentences and their tags",
         (("John loves Jane", "SVO"), ("Jane loves Alex", "SVO")),
@@ -108,89 +112,91 @@ FIGURES = [
             )
         ),
     ),
-    line("R2:111", "classes", 3, one(lambda study: len(TAGS))),
-    line(
+    _line("R2:111", "classes", 3, one(lambda study: len(TAGS))),
+    _line(
         "R2:137",
         "units, rate, epochs, batch (1 step an epoch)",
         (3, 0.001, 100, 2),
         settings(
-            LSTM,
+            LSTM_TAGGER,
             "model.hidden_size",
             "optim.learning_rate",
             "train.num_epochs",
             "train.batch_size",
         ),
     ),
-    line(
+    _line(
         "R2:160",
         "epochs that are logged",
         78,
-        lambda study: [len(records) for records in study.trials(LSTM).records],
+        lambda study: [len(records) for records in study.trials(LSTM_TAGGER).records],
         at_least,
         note="the log breaks off at 78 of 100",
     ),
-    line(
+    _line(
         "R2:251",
         "LSTM, loss after 100 epochs [nats]",
-        cross_entropy(OF_LSTM),
-        final(LSTM, "train.loss"),
+        _cross_entropy(_OF_LSTM),
+        final(LSTM_TAGGER, "train.loss"),
         lower,
         default=final(CONVERGED, "train.loss"),
         note="from the six printed probabilities",
     ),
-    line(
+    _line(
         "R2:251",
         "LSTM, share of the six tags that are right",
         5 / 6,
-        final(LSTM, "train.accuracy"),
+        final(LSTM_TAGGER, "train.accuracy"),
         higher,
         default=final(CONVERGED, "train.accuracy"),
     ),
-    line(
+    _line(
         "R2:251",
         "LSTM, tags",
         "SVO OVO",
-        tags(LSTM),
+        _tags(LSTM_TAGGER),
         occurs,
-        default=tags(CONVERGED),
+        default=_tags(CONVERGED),
         note="met where at least 5 % of the seeds say so",
-        why=arbitrary(tags(LSTM)),
+        why=arbitrary(_tags(LSTM_TAGGER)),
     ),
-    line("R2:271", "LSTM tagger: parameters by layer, and all", (96, 12, 108), sizes(LSTM)),
-    line(
+    _line("R2:271", "LSTM tagger: parameters by layer, and all", (96, 12, 108), sizes(LSTM_TAGGER)),
+    _line(
         "R2:285",
         "LSTM tagger: shapes of its arrays",
         ((4, 12), (3, 12), (3, 3), (12,), (3,)),
-        one(weights),
+        one(_weights),
     ),
-    line("R2:415", "GRU tagger: cell", "gru(reset_after=False)", settings(GRU, "model.cell")),
-    line(
+    _line(
+        "R2:415", "GRU tagger: cell", "gru(reset_after=False)", settings(GRU_TAGGER, "model.cell")
+    ),
+    _line(
         "R2:531",
         "GRU, loss after 100 epochs [nats]",
-        cross_entropy(OF_GRU),
-        final(GRU, "train.loss"),
+        _cross_entropy(_OF_GRU),
+        final(GRU_TAGGER, "train.loss"),
         lower,
         default=final(CONVERGED_GRU, "train.loss"),
         why=stale,
     ),
-    line(
+    _line(
         "R2:531",
         "GRU, share of the six tags that are right",
         1.0,
-        final(GRU, "train.accuracy"),
+        final(GRU_TAGGER, "train.accuracy"),
         higher,
         default=final(CONVERGED_GRU, "train.accuracy"),
         why=lucky,
     ),
-    line(
+    _line(
         "R2:531",
         "GRU, tags",
         "SVO SVO",
-        tags(GRU),
+        _tags(GRU_TAGGER),
         occurs,
-        default=tags(CONVERGED_GRU),
+        default=_tags(CONVERGED_GRU),
         note="met where at least 5 % of the seeds say so",
         why=lucky,
     ),
-    line("R2:551", "GRU tagger: parameters by layer, and all", (72, 12, 84), sizes(GRU)),
+    _line("R2:551", "GRU tagger: parameters by layer, and all", (72, 12, 84), sizes(GRU_TAGGER)),
 ]

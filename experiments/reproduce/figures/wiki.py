@@ -7,35 +7,35 @@ from experiments.reproduce.trials import Spec, Study
 from experiments.reproduce.verdict import holds, unprinted
 from seqjax.data.parallel_text import KNOWN_COLUMNS, SHIPPED
 
-NAME = "wiki_chatbot"
-DEFAULT, FAITHFUL = Spec(NAME), Spec(NAME, "faithful")
-AS_LONG = FAITHFUL._replace(changes=(("data.test_share", 0.0),))
+_NAME = "wiki_chatbot"
+WIKI_DEFAULT, WIKI_FAITHFUL = Spec(_NAME), Spec(_NAME, "faithful")
+_AS_LONG = WIKI_FAITHFUL._replace(changes=(("data.test_share", 0.0),))
 
 
-def shifted(study: Study) -> tuple[bool, ...]:
+def _shifted(study: Study) -> tuple[bool, ...]:
     """Whether the decoder's input begins with the start symbol, and its labels hold the end."""
-    text, rows = study.pairs(FAITHFUL).text, study.task(FAITHFUL).splits["train"]
+    text, rows = study.pairs(WIKI_FAITHFUL).text, study.task(WIKI_FAITHFUL).splits["train"]
     inputs, labels = rows["target"][:, :-1], rows["target"][:, 1:]
     return bool((inputs[:, 0] == text.target.bos_id).all()), bool(
         (labels == text.target.eos_id).any(axis=1).all()
     )
 
 
-def widths(study: Study, spec: Spec = FAITHFUL) -> tuple[int, int]:
+def widths(study: Study, spec: Spec = WIKI_FAITHFUL) -> tuple[int, int]:
     """To how many tokens questions and answers are padded: without start or end."""
     text = study.pairs(spec).text
     return text.max_source_length, text.max_target_length - 1
 
 
-def printed_widths(study: Study) -> tuple[int, int]:
+def _printed_widths(study: Study) -> tuple[int, int]:
     """The same of texts that are as long as the tutorial's longest."""
     pair = " ".join(["말"] * 117), " ".join(["말"] * 127)
-    return widths(study, AS_LONG._replace(changes=(("data.pairs", (pair,)), *AS_LONG.changes)))
+    return widths(study, _AS_LONG._replace(changes=(("data.pairs", (pair,)), *_AS_LONG.changes)))
 
 
 def longest(study: Study) -> tuple[int, int]:
     """Tokens of the longest training question, and of the longest answer with its end."""
-    pairs = study.pairs(FAITHFUL)
+    pairs = study.pairs(WIKI_FAITHFUL)
     train, text = pairs.splits["train"], pairs.text
     return (
         max(len(text.source.encode(question)) for question in train.sources),
@@ -43,14 +43,14 @@ def longest(study: Study) -> tuple[int, int]:
     )
 
 
-def rows_of_test(study: Study) -> int:
+def _rows_of_test(study: Study) -> int:
     """How many there are."""
-    return len(study.pairs(FAITHFUL).splits["test"].sources)
+    return len(study.pairs(WIKI_FAITHFUL).splits["test"].sources)
 
 
-def smaller_corpus(study: Study) -> Explanation:
+def _smaller_corpus(study: Study) -> Explanation:
     """Whether our whole corpus has fewer rows than the tutorial holds out."""
-    parts = study.pairs(FAITHFUL).splits
+    parts = study.pairs(WIKI_FAITHFUL).splits
     rows = sum(len(part.sources) for part in parts.values())
     told = f"its corpus is not published; ours has {rows:,} rows in all"
     return Explanation(told, rows < 2500 and {*parts} == {"train", "test"})
@@ -58,89 +58,91 @@ def smaller_corpus(study: Study) -> Explanation:
 
 def held_out(study: Study) -> bool:
     """Whether no test question is one of training or validation."""
-    parts = study.pairs(DEFAULT).splits
+    parts = study.pairs(WIKI_DEFAULT).splits
     seen = {*parts["train"].sources, *parts["valid"].sources}
     return bool(parts["test"].sources) and not seen & set(parts["test"].sources)
 
 
-line = lines_of(NAME)
+_line = lines_of(_NAME)
 
 
-FIGURES = [
-    line(
+WIKI_FIGURES = [
+    _line(
         "R1:39",
         "form and columns of the corpus",
         ("csv", ("q", "a")),
         one(lambda study: (SHIPPED["wiki"][1], KNOWN_COLUMNS[0])),
     ),
-    line("R1:53", "start begins the decoder's inputs, end its labels", (True, True), one(shifted)),
-    line(
+    _line(
+        "R1:53", "start begins the decoder's inputs, end its labels", (True, True), one(_shifted)
+    ),
+    _line(
         "R1:53",
         "two vocabularies, unlimited, no unknown word",
         ("words(unknown=False)",) * 2,
-        settings(FAITHFUL, "data.source_vocabulary", "data.target_vocabulary"),
+        settings(WIKI_FAITHFUL, "data.source_vocabulary", "data.target_vocabulary"),
     ),
-    line(
+    _line(
         "R1:66",
         "widths of questions and answers, where the longest have 117 words and 127",
         (117, 128),
-        one(printed_widths),
+        one(_printed_widths),
     ),
-    line("R1:66", "padding of questions", "post", settings(FAITHFUL, "data.source_padding")),
-    line(
+    _line("R1:66", "padding of questions", "post", settings(WIKI_FAITHFUL, "data.source_padding")),
+    _line(
         "R1:78",
         "rows that are test and validation at once",
         2500,
-        one(rows_of_test),
-        default=one(lambda study: len(study.pairs(DEFAULT).splits["test"].sources)),
-        why=smaller_corpus,
+        one(_rows_of_test),
+        default=one(lambda study: len(study.pairs(WIKI_DEFAULT).splits["test"].sources)),
+        why=_smaller_corpus,
     ),
-    line(
+    _line(
         "R1:102",
         "encoder: embedding, units",
         (50, 50),
-        settings(FAITHFUL, "model.embed_size", "model.hidden_size"),
+        settings(WIKI_FAITHFUL, "model.embed_size", "model.hidden_size"),
     ),
-    line(
+    _line(
         "R1:105",
         "LSTM(50) on 50 features: parameters",
         20_200,
         one(lambda s: count("lstm", 50, 50)),
     ),
-    line(
+    _line(
         "R1:114",
         "decoder starts at the encoder's state; its own embedding",
         ("none", False),
-        settings(FAITHFUL, "model.attention", "model.share_embeddings"),
+        settings(WIKI_FAITHFUL, "model.attention", "model.share_embeddings"),
     ),
-    line(
+    _line(
         "R1:129",
         "optimizer, batch, epochs",
         ("rmsprop", 128, 100),
-        settings(FAITHFUL, "optim.name", "train.batch_size", "train.num_epochs"),
+        settings(WIKI_FAITHFUL, "optim.name", "train.batch_size", "train.num_epochs"),
     ),
-    line(
+    _line(
         "R1:129",
         "accuracy after training, counting padding",
         None,
-        final(FAITHFUL, "train.accuracy_padded"),
+        final(WIKI_FAITHFUL, "train.accuracy_padded"),
         unprinted,
-        default=final(DEFAULT, "test.intent_accuracy"),
+        default=final(WIKI_DEFAULT, "test.intent_accuracy"),
         default_is="an answer of the question's intent, unseen questions",
     ),
-    line(
+    _line(
         "R1:140",
         "one step of the decoder is its training, step by step",
         "yes",
         proved("models/test_seq2seq", "steps_reproduce_teacher_forcing"),
         holds,
     ),
-    line(
+    _line(
         "R1:161",
         "a chat replies to every line",
         "yes",
         proved("serving/test_repl", "each_line_of_input_gets_one_line"),
         holds,
     ),
-    line("R1:37", "imports that nothing uses are refused (printed: 1)", "no", lints("F"), holds),
+    _line("R1:37", "imports that nothing uses are refused (printed: 1)", "no", lints("F"), holds),
 ]

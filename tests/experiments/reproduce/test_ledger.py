@@ -14,8 +14,10 @@ from support.toys import assert_picture, get_config, read_json
 
 import experiments.reproduce.trials
 from experiments.reproduce import cafe
+from experiments.reproduce.cafe import CAFE_DEFAULT, CAFE_FAITHFUL
 from experiments.reproduce.figure import TESTED, Explanation, Figure, judge
-from experiments.reproduce.figures import SECTIONS, tagging, words
+from experiments.reproduce.figures import SECTIONS, tagging
+from experiments.reproduce.figures.words import WORDS_DEFAULT, WORDS_EPOCHS, WORDS_FAITHFUL
 from experiments.reproduce.ledger import NAMES, choose, reproduce
 from experiments.reproduce.measure import arbitrary, first_below, one, proved
 from experiments.reproduce.show import cells, make_markdown, make_tables, save_ledger, show_values
@@ -223,11 +225,11 @@ def test_an_explanation_must_be_found_true():
 
 def test_the_gru_needs_more_steps_than_are_shown():
     short = trial([1.1] * 99 + [1.0])
-    late = FakeStudy({tagging.GRU: short, tagging.LONG: trial([1.0] * 700 + [0.1] * 300)})
+    late = FakeStudy({tagging.GRU_TAGGER: short, tagging.LONG: trial([1.0] * 700 + [0.1] * 300)})
     told, is_true, _ = tagging.stale(late)
     assert is_true and "at step 701" in told
-    early = FakeStudy({tagging.GRU: short, tagging.LONG: trial([1.0] * 50 + [0.1] * 950)})
-    never = FakeStudy({tagging.GRU: short, tagging.LONG: trial([1.0] * 1000)})
+    early = FakeStudy({tagging.GRU_TAGGER: short, tagging.LONG: trial([1.0] * 50 + [0.1] * 950)})
+    never = FakeStudy({tagging.GRU_TAGGER: short, tagging.LONG: trial([1.0] * 1000)})
     assert not tagging.stale(early).is_true and not tagging.stale(never).is_true
 
 
@@ -239,7 +241,7 @@ def test_six_right_tags_are_lucky_only_with_another_loss(losses, is_true):
     results = [{"train": {"loss": x, "accuracy": 1.0}} for x in losses[:-1]]
     results.append({"train": {"loss": losses[-1], "accuracy": 0.5}})
     late = trial([1.0] * 700 + [0.1] * 300)
-    study = FakeStudy({tagging.GRU: SimpleNamespace(results=results), tagging.LONG: late})
+    study = FakeStudy({tagging.GRU_TAGGER: SimpleNamespace(results=results), tagging.LONG: late})
     assert tagging.lucky(study).is_true == is_true
 
 
@@ -248,7 +250,7 @@ def test_dialogues_are_of_another_corpus_only_if_ours_has_few_of_them(shared, is
     questions, answers, _ = zip(*cafe.DIALOGUES, strict=True)
     part = SimpleNamespace(sources=[*questions[:shared]], targets=[f"{x} !" for x in answers[:2]])
     study = FakeStudy({})
-    study.pairs = {cafe.DEFAULT: SimpleNamespace(parts={"train": part})}.__getitem__
+    study.pairs = {CAFE_DEFAULT: SimpleNamespace(splits={"train": part})}.__getitem__
     told, found, _ = cafe.other_dialogues(study)
     assert found == is_true and f"{shared} are in ours" in told and "answers 2;" in told
 
@@ -261,14 +263,14 @@ def test_padding_explains_the_cafes_loss_only_if_it_does(real, factor, is_true):
     masked = [10.0, *(factor * loss for loss in cafe.LOSS_OF_REAL)]
     records = [{"train": {"cross_entropy": x, "accuracy_padded": 0.8}} for x in masked]
     result = {"train": {"padding_share": 1 - real}}
-    study = FakeStudy({cafe.FAITHFUL: SimpleNamespace(records=[records], results=[result])})
+    study = FakeStudy({CAFE_FAITHFUL: SimpleNamespace(records=[records], results=[result])})
     assert cafe.loss_is_diluted(study).is_true == is_true
 
 
 @pytest.mark.parametrize(("off", "is_true"), [(0.0, True), (0.2, False)])
 def test_padding_explains_the_cafes_accuracy_only_if_it_does(off, is_true):
     records = [{"train": {"accuracy": x + off}} for x in (0.0, *cafe.ACCURACY_OF_REAL)]
-    study = FakeStudy({cafe.FAITHFUL: SimpleNamespace(records=[records], results=[])})
+    study = FakeStudy({CAFE_FAITHFUL: SimpleNamespace(records=[records], results=[])})
     assert cafe.accuracy_is_inflated(study).is_true == is_true
 
 
@@ -309,24 +311,24 @@ def small_config(name, variant):
 def small(tmp_path_factory):
     """The ledger of one config, of one seed, and where it lies."""
     directory = tmp_path_factory.mktemp("ledger")
-    sections, study = reproduce([words.NAME], small_config, directory, 1)
+    sections, study = reproduce(["word_translation"], small_config, directory, 1)
     return sections, study, directory
 
 
 def test_figures_are_those_of_the_runs(small):
     sections, study, directory = small
     workdirs = {
-        spec: directory / spec.directory / "seed-0" for spec in (words.FAITHFUL, words.DEFAULT)
+        spec: directory / spec.directory / "seed-0" for spec in (WORDS_FAITHFUL, WORDS_DEFAULT)
     }
     assert set(study.used) == set(workdirs)
-    records = read_records(workdirs[words.FAITHFUL] / "metrics.jsonl")
+    records = read_records(workdirs[WORDS_FAITHFUL] / "metrics.jsonl")
     lines = {line.figure.what: line for part in sections.values() for line in part}
     cost = lines["cost under dropout [nats]"]
-    assert cost.faithful == [tuple(records[epoch - 1]["train"]["loss"] for epoch in words.EPOCHS)]
-    result = read_json(workdirs[words.DEFAULT] / "result.json")
+    assert cost.faithful == [tuple(records[epoch - 1]["train"]["loss"] for epoch in WORDS_EPOCHS)]
+    result = read_json(workdirs[WORDS_DEFAULT] / "result.json")
     assert lines["decoder"].default == [result["train"]["exact_match"]]
-    assert first_below(words.FAITHFUL, "loss", np.inf)(study) == [1]
-    assert first_below(words.FAITHFUL, "loss", 0.0)(study) == [np.inf]
+    assert first_below(WORDS_FAITHFUL, "loss", np.inf)(study) == [1]
+    assert first_below(WORDS_FAITHFUL, "loss", 0.0)(study) == [np.inf]
     assert type(lines["translation of word"].faithful[0]) is str
     assert lines["pairs"].verdict == MET and lines["symbols of encoder and decoder"].verdict == MET
     sizes = lines["parameters by layer, and all"]
@@ -340,13 +342,13 @@ def test_what_is_finished_is_not_trained_again(small, monkeypatch):
     for spec in study.used:
         assert again.trials(spec).results == study.trials(spec).results
     with pytest.raises(TypeError):  # a seed more is trained
-        Study(small_config, directory, 2).trials(words.DEFAULT)
+        Study(small_config, directory, 2).trials(WORDS_DEFAULT)
 
 
 def test_a_group_whose_trials_have_begun_to_end_goes_on(small, tmp_path):
     """A kill between two results costs no training."""
     _, study, _ = small
-    configs = [study.config(words.FAITHFUL, seed) for seed in (0, 1)]
+    configs = [study.config(WORDS_FAITHFUL, seed) for seed in (0, 1)]
     trials = [Trial(config, tmp_path / f"seed-{config.seed}") for config in configs]
     [chunk] = divide(trials, 1, tmp_path / GROUPS)
     train_group(*chunk, until=95)
@@ -363,14 +365,14 @@ def test_a_group_whose_trials_have_begun_to_end_goes_on(small, tmp_path):
 
 def test_trials_of_other_configs_are_left_alone(small):
     _, study, directory = small
-    config = study.config(words.FAITHFUL._replace(changes=(("optim.learning_rate", 0.5),)))
+    config = study.config(WORDS_FAITHFUL._replace(changes=(("optim.learning_rate", 0.5),)))
     with pytest.raises(UserError, match="holds a run of another config"):
-        train_trials([config], directory / words.FAITHFUL.directory)
+        train_trials([config], directory / WORDS_FAITHFUL.directory)
 
 
 def test_a_trial_that_fails_is_named(small, tmp_path):
     _, study, _ = small
-    config = study.config(words.FAITHFUL).copy_and_resolve_references()
+    config = study.config(WORDS_FAITHFUL).copy_and_resolve_references()
     with config.unlocked():
         config.optim.learning_rate = float("inf")
         config.train.num_epochs = 2
@@ -443,10 +445,16 @@ def test_a_spec_has_a_command_and_a_directory_of_its_own():
     assert tagging.LONG.command.endswith(
         "svo_tagging.py:gru --config.train.num_epochs=1000 --config.seed=0"
     )
-    specs = (tagging.LSTM, tagging.GRU, tagging.LONG, tagging.CONVERGED, tagging.CONVERGED_GRU)
+    specs = (
+        tagging.LSTM_TAGGER,
+        tagging.GRU_TAGGER,
+        tagging.LONG,
+        tagging.CONVERGED,
+        tagging.CONVERGED_GRU,
+    )
     assert len({spec.directory for spec in specs}) == len(specs)
     study = Study(get_config, Path("nowhere"))
-    assert study.num_seeds(Spec("mnist_rows")) == 5 and study.num_seeds(tagging.LSTM) == MANY
+    assert study.num_seeds(Spec("mnist_rows")) == 5 and study.num_seeds(tagging.LSTM_TAGGER) == MANY
 
 
 def test_only_chooses_by_config():

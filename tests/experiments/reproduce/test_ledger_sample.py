@@ -9,7 +9,10 @@ from support.numpy_reader import Translator, measure, one_hot, read_sequences, r
 from support.toys import get_config
 from support.tutorials import SENTENCES, TAUGHT, TOLERANCE, WORDS
 
-from experiments.reproduce.figures import SECTIONS, completion, sentences, tagging, words
+from experiments.reproduce.figures import SECTIONS, tagging
+from experiments.reproduce.figures.completion import COMPLETION_DEFAULT
+from experiments.reproduce.figures.sentences import SENTENCES_DEFAULT
+from experiments.reproduce.figures.words import SAID, WORDS_DEFAULT
 from experiments.reproduce.trials import Study
 
 pytestmark = pytest.mark.slow
@@ -38,10 +41,10 @@ def files_of(study, spec):
 
 
 def test_words_are_completed_as_the_ledger_says(study):
-    figure = figure_of(completion.NAME, "accuracy on the ten training words")
+    figure = figure_of("word_completion", "accuracy on the ten training words")
     letters = np.array([list(word.encode()) for word in WORDS]) - ord("a")
     found = []
-    for file in files_of(study, completion.DEFAULT):
+    for file in files_of(study, COMPLETION_DEFAULT):
         logits, _ = read_sequences(file, one_hot(letters[:, :-1], 26))
         found.append(measure(logits, letters[:, -1])["accuracy"])
     assert figure.default(study) == found
@@ -53,11 +56,11 @@ def test_sentences_are_tagged_as_the_ledger_says(study):
     ids = np.array([[known.index(word) for word, _ in row] for row in pairs])
     tags = np.array([["SVO".index(tag) for _, tag in row] for row in pairs])
     loss, right = (
-        figure_of(tagging.NAME, what)
+        figure_of("svo_tagging", what)
         for what in ("LSTM, loss after 100 epochs", "LSTM, share of the six tags")
     )
     for spec, losses, shares in (
-        (tagging.LSTM, loss.faithful(study), right.faithful(study)),
+        (tagging.LSTM_TAGGER, loss.faithful(study), right.faithful(study)),
         (tagging.CONVERGED, loss.default(study), right.default(study)),
     ):
         for file, its_loss, share in zip(files_of(study, spec), losses, shares, strict=True):
@@ -67,24 +70,24 @@ def test_sentences_are_tagged_as_the_ledger_says(study):
             assert share == found["accuracy"]
 
 
-@pytest.mark.parametrize("word", words.SAID)
+@pytest.mark.parametrize("word", SAID)
 def test_words_are_translated_as_the_ledger_says(study, word):
-    figure = figure_of(words.NAME, f"translation of {word}")
-    taught = TAUGHT[words.NAME]
+    figure = figure_of("word_translation", f"translation of {word}")
+    taught = TAUGHT["word_translation"]
     found = []
-    for file in files_of(study, words.DEFAULT):
+    for file in files_of(study, WORDS_DEFAULT):
         reader = Translator(file, taught.keys(), taught.values())
         found.append(reader.target.decode(reader.reply(word)[0]))
     assert figure.default(study) == found
 
 
 def test_sentences_are_translated_as_the_ledger_says(study):
-    figure = figure_of(sentences.NAME, "epoch of the early stop")
-    taught = TAUGHT[sentences.NAME]
-    trials = study.trials(sentences.DEFAULT)
+    figure = figure_of("sentence_translation", "epoch of the early stop")
+    taught = TAUGHT["sentence_translation"]
+    trials = study.trials(SENTENCES_DEFAULT)
     ids = trials.pairs.text.encode_sources([*taught])
     shares = []
-    for file, params in zip(files_of(study, sentences.DEFAULT), trials.params, strict=True):
+    for file, params in zip(files_of(study, SENTENCES_DEFAULT), trials.params, strict=True):
         reader = Translator(file, taught.keys(), taught.values())
         tokens = [reader.reply(source)[0] for source in taught]
         theirs = np.asarray(trials.reply(params, {"source": ids}).tokens)
