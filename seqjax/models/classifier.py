@@ -1,5 +1,6 @@
 """A sequence to one class (MNIST read row by row, the last letter of a word), or to tags."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -31,10 +32,15 @@ class Classifier(nnx.Module):
         )
 
     def __call__(
-        self, xs: Features, *, lengths: Lengths | None = None, keys: RowKeys | None = None
+        self,
+        xs: Features,
+        *,
+        lengths: Lengths | None = None,
+        keys: RowKeys | None = None,
+        rates: Mapping[str, Any] | None = None,
     ) -> Logits:
-        """Logits `[B, C]`."""
-        return self.output(self.stack(xs, lengths=lengths, keys=keys).last)
+        """Logits `[B, C]`; `keys` and `rates` as in `Stack`."""
+        return self.output(self.stack(xs, lengths=lengths, keys=keys, rates=rates).last)
 
     def every_step(self, xs: Features, *, lengths: Lengths | None = None) -> Logits:
         """Logits `[B, T, C]`: what the model would say if the sequence ended at each step."""
@@ -45,7 +51,12 @@ class Tagger(Classifier):
     """A stack's output at every step, through a dense layer to logits."""
 
     def __call__(
-        self, xs: Features, *, lengths: Lengths | None = None, keys: RowKeys | None = None
+        self,
+        xs: Features,
+        *,
+        lengths: Lengths | None = None,
+        keys: RowKeys | None = None,
+        rates: Mapping[str, Any] | None = None,
     ) -> Logits:
-        """Logits `[B, T, C]`; those of padding mean nothing."""
-        return self.output(self.stack(xs, lengths=lengths, keys=keys).sequence)
+        """Logits `[B, T, C]`, without meaning at padded steps; `keys` and `rates` as in `Stack`."""
+        return self.output(self.stack(xs, lengths=lengths, keys=keys, rates=rates).sequence)

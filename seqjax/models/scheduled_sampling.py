@@ -4,7 +4,7 @@ Each input token is, with a probability that may grow over training, replaced by
 model's own distribution at the step before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -54,10 +54,12 @@ def sampled_logits(
     inputs: Tokens,
     probability: Float[Array, ""],
     keys: RowKeys,
+    rates: Mapping[str, Any] | None = None,
 ) -> Logits:
-    """Logits `[B, T, V]` after each input, of which some are the model's own words.
+    """Logits `[B, T, V]` after each of `inputs`, some of which are replaced by the model's own.
 
-    One step after the other, so dropout inside the decoder keeps one mask a sequence.
+    `state` is the decoder's before its first token, `rates` as in `Seq2Seq.encode`. Tokens are read
+    one after the other, so dropout inside the decoder keeps one mask a sequence.
     """
     replace_keys, draw_keys = fold_keys(keys, 3), fold_keys(keys, 4)
 
@@ -66,7 +68,7 @@ def sampled_logits(
         token, step = xs
         replace = jax.vmap(lambda k: jax.random.bernoulli(_at(k, step), probability))(replace_keys)
         token = jnp.where(replace & (step > 0), guess, token)
-        run = model.decode(state, token[:, None], keys=keys)
+        run = model.decode(state, token[:, None], keys=keys, rates=rates)
         logits = model.logits(run.hidden[:, 0])
         frozen = jax.lax.stop_gradient(logits)
         guess = jax.vmap(lambda k, row: jax.random.categorical(_at(k, step), row))(

@@ -4,6 +4,7 @@ Teacher forcing and generation are two functions over one `decode`: `teacher_for
 whole target at once, `decode_step` one token. Neither is a flag of the other.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,16 @@ from seqjax.errors import UserError
 from seqjax.nn.attention import Attention
 from seqjax.nn.dropout import dropout, fold_keys
 from seqjax.nn.layers import Dense, Embed, one_hot
-from seqjax.nn.stack import MAX_SIZE, Rates, make_stack
+from seqjax.nn.stack import DROPOUTS, MAX_SIZE, Rates, check_names, make_stack
 from seqjax.typing import Logits, RowKeys, SpecialIds, Tokens
+
+RATES = (
+    "token_dropout",
+    "input_dropout",
+    "state_dropout",
+    "encoder_output_dropout",
+    "decoder_output_dropout",
+)
 
 
 class DecoderState(NamedTuple):
@@ -116,13 +125,30 @@ class Seq2Seq(nnx.Module):
         self.tie_output = tie_output
 
     def encode(
-        self, source: Int[Array, "B S"], mask: Bool[Array, "B S"], *, keys: RowKeys | None = None
+        self,
+        source: Int[Array, "B S"],
+        mask: Bool[Array, "B S"],
+        *,
+        keys: RowKeys | None = None,
+        rates: Mapping[str, Any] | None = None,
     ) -> DecoderState:
-        """The decoder's state before its first token. Padding may lie on either side."""
+        """The decoder's state before its first token. Padding may lie on either side.
+
+        Without `keys` nothing is dropped. `rates` replaces the constructor's dropout rates by the
+        options' names, as in `Stack`.
+        """
+        rates = rates or {}
+        check_names(rates, RATES)
+        token_rate = rates.get("token_dropout", self.token_dropout) if self.token_dropout else 0.0
         embed = self.target_embed if self.source_embed is None else self.source_embed
-        kept = dropout(fold_keys(keys, 2), jnp.ones(source.shape), self.token_dropout) > 0
+        kept = dropout(fold_keys(keys, 2), jnp.ones(source.shape), token_rate) > 0
         source = jnp.where(kept, source, SpecialIds().unk_id)
-        run = self.encoder(self._inputs(embed, source, 0), mask=mask, keys=fold_keys(keys, 0))
+        run = self.encoder(
+            self._inputs(embed, source, 0),
+            mask=mask,
+            keys=fold_keys(keys, 0),
+            rates=_stack_rates(rates, "encoder_"),
+        )
         states = run.states
         if self.bridged:
             states = self._bridge(states)
@@ -134,18 +160,26 @@ class Seq2Seq(nnx.Module):
         return DecoderState(states, memory, feed)
 
     def decode(
-        self, state: DecoderState, tokens: Tokens, *, keys: RowKeys | None = None
+        self,
+        state: DecoderState,
+        tokens: Tokens,
+        *,
+        keys: RowKeys | None = None,
+        rates: Mapping[str, Any] | None = None,
     ) -> DecoderRun:
-        """Reads target tokens, `[B, T]`, one after the other."""
+        """Reads target tokens, `[B, T]`, one after the other; `keys` and `rates` as in `encode`."""
+        rates = rates or {}
+        check_names(rates, RATES)
+        decoder_rates = _stack_rates(rates, "decoder_")
         xs = self._inputs(self.target_embed, tokens, 1)
         keys = fold_keys(keys, 1)
         if not self.input_feeding:
-            return self._decode_inputs(state, xs, keys)
+            return self._decode_inputs(state, xs, keys, decoder_rates)
 
         def body(state, x):  # each step reads what the one before it found
             feeding = jnp.concatenate([x, state.feed], axis=-1)[:, None]
             # The same keys at every step: under input feeding, dropout keeps one mask a sequence.
-            run = self._decode_inputs(state, feeding, keys)
+            run = self._decode_inputs(state, feeding, keys, decoder_rates)
             return run.state, (run.hidden[:, 0], run.weights[:, 0])
 
         state, (hidden, weights) = jax.lax.scan(body, state, jnp.swapaxes(xs, 0, 1))
@@ -163,10 +197,14 @@ class Seq2Seq(nnx.Module):
         inputs: Tokens,
         *,
         keys: RowKeys | None = None,
+        rates: Mapping[str, Any] | None = None,
     ) -> Logits:
-        """Logits `[B, T, V]` for the token after each of `inputs`, the target shifted right."""
-        state = self.encode(source, source_mask, keys=keys)
-        return self.logits(self.decode(state, inputs, keys=keys).hidden)
+        """Logits `[B, T, V]` for the token after each of `inputs`, the target shifted right.
+
+        `keys` and `rates` as in `encode`.
+        """
+        state = self.encode(source, source_mask, keys=keys, rates=rates)
+        return self.logits(self.decode(state, inputs, keys=keys, rates=rates).hidden)
 
     def decode_step(
         self, state: DecoderState, token: Int[Array, " B"]
@@ -176,9 +214,13 @@ class Seq2Seq(nnx.Module):
         return decoded.state, self.logits(decoded.hidden[:, 0])
 
     def _decode_inputs(
-        self, state: DecoderState, xs: Float[Array, "B T I"], keys: RowKeys | None
+        self,
+        state: DecoderState,
+        xs: Float[Array, "B T I"],
+        keys: RowKeys | None,
+        rates: Mapping[str, Any],
     ) -> DecoderRun:
-        run = self.decoder(xs, initial_states=state.states, keys=keys)
+        run = self.decoder(xs, initial_states=state.states, keys=keys, rates=rates)
         hidden, weights, feed = run.sequence, None, state.feed
         if self.attends:
             contexts, weights = self.attention(hidden, state.memory)
@@ -200,3 +242,9 @@ class Seq2Seq(nnx.Module):
             for i, pair in enumerate(zip(fields, others, strict=True))
         ]
         return jax.tree.unflatten(treedef, bridged)
+
+
+def _stack_rates(rates: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The rates of the encoder's or the decoder's stack, by that stack's own names."""
+    names = {name: f"{part}{name}" if name == "output_dropout" else name for name in DROPOUTS}
+    return {name: rates[option] for name, option in names.items() if option in rates}

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
-from seqjax.hparams import value_of
 from seqjax.typing import RowKeys
+
+Rate = float | Float[Array, ""]  # in [0, 1)
 
 
 def row_keys(key: Key[Array, ""], num_rows: int, first_row: Any = 0) -> RowKeys:
@@ -25,12 +27,15 @@ def fold_keys(keys: RowKeys | None, data: int) -> RowKeys | None:
 
 
 def dropout(
-    keys: RowKeys | None, x: Float[Array, "..."], rate: float, axis: int = 0
+    keys: RowKeys | None, x: Float[Array, "..."], rate: Rate, axis: int = 0
 ) -> Float[Array, "..."]:
-    """`x` with a share `rate` of its elements zeroed and the rest scaled up; rows lie on `axis`."""
-    if keys is None or rate == 0.0:
+    """`x` with a share `rate` of its elements zeroed and the rest scaled up; rows lie on `axis`.
+
+    A rate that is a JAX array is an input of the compiled program, which then serves every rate.
+    """
+    if keys is None or _is_zero(rate):
         return x
-    share = 1.0 - value_of(rate)
+    share = 1.0 - (rate if isinstance(rate, jax.Array) else np.float32(rate))
     kept = jax.vmap(
         lambda key, row: jax.random.bernoulli(key, share, row.shape),
         in_axes=(0, axis),
@@ -40,7 +45,13 @@ def dropout(
 
 
 def dropout_scale(
-    keys: RowKeys | None, like: Float[Array, "B H"], rate: float
+    keys: RowKeys | None, like: Float[Array, "B H"], rate: Rate
 ) -> Float[Array, "B H"] | None:
     """The factors of one dropout mask, to be used many times; None where nothing is dropped."""
-    return None if keys is None or rate == 0.0 else dropout(keys, jnp.ones_like(like), rate)
+    if keys is None or _is_zero(rate):
+        return None
+    return dropout(keys, jnp.ones_like(like), rate)
+
+
+def _is_zero(rate: Rate) -> bool:
+    return not isinstance(rate, jax.Array) and rate == 0.0

@@ -1,21 +1,22 @@
 """Layers on top of each other, with dropout between them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from seqjax.errors import UserError
+from seqjax.errors import UserError, unknown_name
 from seqjax.nn.cells import make_cell
-from seqjax.nn.dropout import dropout, fold_keys
+from seqjax.nn.dropout import Rate, dropout, fold_keys
 from seqjax.nn.layers import Bidirectional, Layer, Recurrent, time_major
 from seqjax.typing import Features, Lengths, Mask, RowKeys
 
 MAX_SIZE = 10**6  # whose weights have more numbers than a shape can count
 MAX_LAYERS = 100  # each is compiled by itself
-Rates = float | tuple[Any, ...]  # of floats, which `_rates` checks
+Rates = float | tuple[Any, ...]  # a dropout rate for all layers, or one for each
+DROPOUTS = ("input_dropout", "output_dropout", "state_dropout")
 
 
 class StackRun(NamedTuple):
@@ -75,7 +76,15 @@ class Stack(nnx.Module):
         mask: Mask | None = None,
         lengths: Lengths | None = None,
         keys: RowKeys | None = None,
+        rates: Mapping[str, Any] | None = None,
     ) -> StackRun:
+        """Runs the layers; without `keys` nothing is dropped.
+
+        `rates` replaces the constructor's dropout rates by the options' names. Its values are as in
+        the constructor, and may be arrays: then one compiled program serves several rates. A rate
+        that is 0 in the constructor stays 0.
+        """
+        input_rates, output_rates, state_rates = self._rates_of_call(rates or {})
         ys, time_mask = time_major(xs, mask, lengths)
         if initial_states is None:
             initial_states = self.initial_states(xs.shape[0], xs.dtype)
@@ -83,14 +92,24 @@ class Stack(nnx.Module):
         for i in range(self.num_layers):
             layer = getattr(self, f"layer_{i}")
             of_input, of_output, of_last, of_state = (fold_keys(keys, 4 * i + j) for j in range(4))
-            ys = dropout(of_input, ys, self.input_dropout[i], axis=1)
-            run = layer.run(ys, time_mask, initial_states[i], of_state, self.state_dropout[i])
-            ys = dropout(of_output, run.sequence, self.output_dropout[i], axis=1)
-            last = dropout(of_last, run.last, self.output_dropout[i])
+            ys = dropout(of_input, ys, input_rates[i], axis=1)
+            run = layer.run(ys, time_mask, initial_states[i], of_state, state_rates[i])
+            ys = dropout(of_output, run.sequence, output_rates[i], axis=1)
+            last = dropout(of_last, run.last, output_rates[i])
             ends.append(run.states)
             if time_mask is not None and getattr(layer, "go_backwards", False):
                 time_mask = time_mask[::-1]  # its outputs come reversed, and the padding with them
         return StackRun(jnp.swapaxes(ys, 0, 1), last, tuple(ends))
+
+    def _rates_of_call(self, rates: Mapping[str, Any]) -> list[tuple[Rate, ...]]:
+        """The rates of every layer in one call, in the order of `DROPOUTS`."""
+        check_names(rates, DROPOUTS)
+        used = []
+        for name in DROPOUTS:
+            built = getattr(self, name)
+            values = _per_layer(name, rates.get(name, built), self.num_layers)
+            used.append(tuple(new if old else 0.0 for old, new in zip(built, values, strict=True)))
+        return used
 
 
 def make_stack(
@@ -132,12 +151,25 @@ def make_stack(
     )
 
 
-def _rates(name: str, rate: Rates, num_layers: int) -> tuple[float, ...]:
-    """One rate a layer; raises UserError for a wrong number of them or one outside [0, 1)."""
+def check_names(rates: Iterable[str], names: Sequence[str]) -> None:
+    """Raises UserError unless every rate has one of the names."""
+    for name in rates:
+        if name not in names:
+            raise unknown_name("dropout rate", name, names)
+
+
+def _per_layer(name: str, rate: Any, num_layers: int) -> tuple[Any, ...]:
+    """One rate a layer; raises UserError for a wrong number of them."""
     rates = tuple(rate) if isinstance(rate, tuple | list) else (rate,)
     rates = rates * num_layers if len(rates) == 1 else rates
     if len(rates) != num_layers:
         raise UserError(f"model.{name}={rates}: {len(rates)} rates for {num_layers} layers")
+    return rates
+
+
+def _rates(name: str, rate: Rates, num_layers: int) -> tuple[float, ...]:
+    """One rate a layer; raises UserError for a wrong number of them or one outside [0, 1)."""
+    rates = _per_layer(name, rate, num_layers)
     if not all(isinstance(r, int | float) and 0.0 <= r < 1.0 for r in rates):
         raise UserError(f"model.{name}={rates}: a dropout rate lies in [0, 1)")
     return tuple(rate if isinstance(rate, float) else float(rate) for rate in rates)

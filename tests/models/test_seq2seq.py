@@ -1,5 +1,7 @@
 """Encoder, decoder and attention: one step and many agree, and padding has no influence."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from support.oracles import random_like
 
 from seqjax.errors import UserError
-from seqjax.models.seq2seq import Seq2Seq
+from seqjax.models.seq2seq import RATES, Seq2Seq
 from seqjax.nn.attention import Attention
 from seqjax.nn.dropout import row_keys
 from seqjax.nn.layers import functional
@@ -200,6 +202,35 @@ def test_dropout_needs_keys_and_reaches_both_sides():
     loud = bind(params).teacher_forced(source, mask, inputs, keys=row_keys(jax.random.key(0), B))
     assert np.array_equal(quiet, again)
     assert np.abs(np.asarray(loud - quiet)).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["bridged LSTM, dot, feeding", "GRU, general, tied"])
+@pytest.mark.parametrize("rate", [*RATES, "all"])
+def test_a_call_replaces_the_rates(name, rate):
+    low, high = dict.fromkeys(RATES, 0.1), dict.fromkeys(RATES if rate == "all" else [rate], 0.6)
+    source, mask, inputs = problem()
+    keys = row_keys(jax.random.key(0), B)
+    logits = []
+    for built, rates in ((low, high), (low | high, None), (low, None)):
+        bind, params = make(**MODELS[name], **built)
+
+        @jax.jit
+        def run(p, rates, bind=bind):
+            return bind(p).teacher_forced(source, mask, inputs, keys=keys, rates=rates)
+
+        logits.append(run(params, jax.tree.map(jnp.float32, rates)))
+    np.testing.assert_allclose(logits[0], logits[1], rtol=2e-5, atol=2e-6)  # float32's last bits
+    assert np.abs(logits[0] - logits[2]).max() > 0.01
+
+
+def test_a_call_refuses_unknown_rates():
+    bind, params = make()
+    source, mask, inputs = problem()
+    model = bind(params)
+    state = model.encode(source, mask)
+    for run in (partial(model.encode, source, mask), partial(model.decode, state, inputs)):
+        with pytest.raises(UserError, match="unknown dropout rate 'output_dropout'"):
+            run(rates={"output_dropout": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,36 @@ def test_without_keys_nothing_is_dropped():
     assert_same(run, plain(params, inputs(), keys=KEYS))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rates", [0.3, (0.3,), (0.2, 0.5, 0.4)])
+def test_a_call_replaces_the_rates(kind, rates):
+    params, call = make_layer(mixed_stack, **dict.fromkeys(KINDS, 0.1))
+    _, built = make_layer(mixed_stack, **dict.fromkeys(KINDS, 0.1) | {kind: rates})
+    arrays = jax.tree.map(np.float32, {kind: rates})
+    got, want = call(params, inputs(), keys=KEYS, rates=arrays), built(params, inputs(), keys=KEYS)
+    assert relative_error(got, want) < 1e-6  # equal masks; float32 in another program
+    assert relative_error(got, call(params, inputs(), keys=KEYS)) > 0.01
+
+
+def test_one_program_serves_several_rates():
+    init, bind = functional(lambda rngs: mixed_stack(rngs=rngs, **dict.fromkeys(KINDS, 0.1)))
+    params = random_like(jax.eval_shape(init, jax.random.key(0)), 0)
+    run = jax.jit(lambda rates: bind(params)(inputs(), keys=KEYS, rates=rates).last)
+    for rate in (0.2, 0.4):
+        rates = dict.fromkeys(KINDS, jnp.float32(rate))
+        _, built = make_layer(mixed_stack, **dict.fromkeys(KINDS, rate))
+        assert relative_error(run(rates), built(params, inputs(), keys=KEYS).last) < 1e-6
+    assert run._cache_size() == 1
+
+
+def test_a_rate_built_as_zero_stays_zero():
+    params, call = make_layer(mixed_stack, output_dropout=(0.0, 0.3, 0.0))
+    rates = dict.fromkeys(KINDS, jnp.float32(0.9)) | {"output_dropout": (0.9, 0.3, 0.9)}
+    want = call(params, inputs(), keys=KEYS)
+    assert relative_error(call(params, inputs(), keys=KEYS, rates=rates), want) < 1e-6
+    assert_same(call(params, inputs(), rates=rates), call(params, inputs()))
+
+
 # Dropout by itself.
 
 
@@ -284,6 +314,19 @@ def test_dropout_scale_is_dropout_of_ones():
 def test_bad_rates_are_refused(kind, rates, message):
     with pytest.raises(UserError, match=message.replace("KIND", kind)):
         make_layer(mixed_stack, **{kind: rates})
+
+
+@pytest.mark.parametrize(
+    "rates, message",
+    [
+        ({"output_dropuot": 0.1}, "unknown dropout rate 'output_dropuot': did you mean 'output_dr"),
+        ({"state_dropout": (0.1, 0.2)}, "2 rates for 3 layers"),
+    ],
+)
+def test_bad_rates_of_a_call_are_refused(rates, message):
+    params, call = make_layer(mixed_stack)
+    with pytest.raises(UserError, match=message):
+        call(params, inputs(), rates=rates)
 
 
 def test_dropout_that_nothing_reads_is_refused():
