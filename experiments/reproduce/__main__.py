@@ -20,9 +20,9 @@ from seqjax.distributed.devices import num_cores
 from seqjax.runs.signals import say
 from seqjax.sweeps.workers import start_devices
 
-ONLY = flags.DEFINE_list("only", [], f"of {', '.join(NAMES)}; by default all")
-SEEDS = flags.DEFINE_integer("seeds", MANY, "at most so many of each config")
-WORKDIR = flags.DEFINE_string("workdir", "runs/ledger", "directory of the runs and of the ledger")
+_ONLY = flags.DEFINE_list("only", [], f"of {', '.join(NAMES)}; by default all")
+_SEEDS = flags.DEFINE_integer("seeds", MANY, "at most so many of each config")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/ledger", "directory of the runs and of the ledger")
 
 
 def get_config(name: str, variant: str) -> ConfigDict:
@@ -30,9 +30,9 @@ def get_config(name: str, variant: str) -> ConfigDict:
 
 
 def main() -> None:
-    directory = Path(WORKDIR.value)
+    directory = Path(_WORKDIR.value)
     start_devices(base_config("").train, num_cores())
-    sections, study = reproduce(ONLY.value, get_config, directory, SEEDS.value, say)
+    sections, study = reproduce(_ONLY.value, get_config, directory, _SEEDS.value, say)
     show_ledger(sections)
     for path in save_ledger(sections, study, directory):
         say(str(path))

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.reproduce.figure import Explanation, Measure
 from experiments.reproduce.measure import curve, final, replies
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from seqjax.data.batching import steps_per_epoch
 
 _NAME = "cafe_chatbot"
@@ -90,12 +90,12 @@ def rows_of(count: int) -> bool:
     return bool(np.all(np.abs(hits - np.round(hits)) < 0.02))
 
 
-def num_pairs(study: Study, split: str) -> int:
+def num_pairs(study: TrialSet, split: str) -> int:
     """Pairs of a split of `faithful`."""
     return len(study.pairs(CAFE_FAITHFUL).splits[split].sources)
 
 
-def larger_corpus(study: Study) -> Explanation:
+def larger_corpus(study: TrialSet) -> Explanation:
     """Whether the test is the same share of a corpus that is larger than the tutorial's."""
     config, parts = study.config(CAFE_FAITHFUL), study.pairs(CAFE_FAITHFUL).splits
     corpus = sum(len(part.sources) for part in study.pairs(CAFE_DEFAULT).splits.values())
@@ -106,35 +106,35 @@ def larger_corpus(study: Study) -> Explanation:
     return Explanation(told, corpus > 500 and abs(share - config.data.test_share) < 0.001)
 
 
-def batches(study: Study) -> tuple[int, int]:
+def batches(study: TrialSet) -> tuple[int, int]:
     """Steps of an epoch, and rows of the last one."""
     config = study.config(CAFE_FAITHFUL)
     rows, size = config.data.train_size, config.train.batch_size
     return steps_per_epoch(rows, size, config.train.drop_remainder), (rows - 1) % size + 1
 
 
-def vocabulary(study: Study) -> tuple[int, bool, bool]:
+def vocabulary(study: TrialSet) -> tuple[int, bool, bool]:
     """Ids in all; whether both sides have the same ones; whether each has a table of its own."""
     config = study.config(CAFE_FAITHFUL)
     both, tables = not config.data.target_vocabulary, not config.model.share_embeddings
     return config.data.vocab_size, both, tables
 
 
-def tensors(study: Study) -> tuple[int, int, int]:
+def tensors(study: TrialSet) -> tuple[int, int, int]:
     """Widths of questions, of the decoder's inputs and of its labels."""
     rows = study.task(SHAPES).splits["train"]
     target = rows["target"]
     return rows["source"].shape[1], target[:, :-1].shape[1], target[:, 1:].shape[1]
 
 
-def sides(study: Study) -> tuple[str, str]:
+def sides(study: TrialSet) -> tuple[str, str]:
     """On which side questions and answers are padded."""
     rows = study.task(SHAPES).splits["train"]
     questions, answers = ("post" if rows[name][0, 0] else "pre" for name in ("source", "target"))
     return questions, answers
 
 
-def loss_is_diluted(study: Study) -> Explanation:
+def loss_is_diluted(study: TrialSet) -> Explanation:
     """Whether the tutorial's share of padding, for ours, gives about its loss."""
     own = 1 - np.median(final(CAFE_FAITHFUL, "train.padding_share")(study))
     guessed = 1 - np.median(curve(CAFE_FAITHFUL, "accuracy_padded", (2,))(study))
@@ -148,7 +148,7 @@ def loss_is_diluted(study: Study) -> Explanation:
     return Explanation(told, abs(own - guessed) < 0.01 and 0.8 < ratio.min() <= ratio.max() < 1.25)
 
 
-def accuracy_is_inflated(study: Study) -> Explanation:
+def accuracy_is_inflated(study: TrialSet) -> Explanation:
     """Whether without padding the two accuracies are about the same."""
     masked = np.median(curve(CAFE_FAITHFUL, "accuracy", CAFE_EPOCHS[1:])(study), axis=0)
     mean_off = float(np.abs(masked - np.array(ACCURACY_OF_REAL)).mean())
@@ -160,7 +160,7 @@ def accuracy_is_inflated(study: Study) -> Explanation:
     return Explanation(told, mean_off < 0.03 and abs(masked[-1] - ACCURACY_OF_REAL[-1]) < 0.03)
 
 
-def published(study: Study) -> tuple[int, int]:
+def published(study: TrialSet) -> tuple[int, int]:
     """How many of the questions and answers of the printed dialogues are in our corpus."""
     parts = study.pairs(CAFE_DEFAULT).splits.values()
     ours = [
@@ -174,7 +174,7 @@ def published(study: Study) -> tuple[int, int]:
     )
 
 
-def other_dialogues(study: Study) -> Explanation:
+def other_dialogues(study: TrialSet) -> Explanation:
     """Whether the printed dialogues are of a corpus that ours is not."""
     questions, answers = published(study)
     told = (
@@ -187,7 +187,7 @@ def other_dialogues(study: Study) -> Explanation:
 def exact(spec: Spec) -> Measure:
     """The share of the printed dialogues in which each trial gives the corpus' answer."""
 
-    def measure(study: Study) -> list[float]:
+    def measure(study: TrialSet) -> list[float]:
         said = [[_letters(x) for x in replies(spec, q)(study)] for q, _, _ in DIALOGUES]
         answers = np.array([[_letters(answer)] for _, answer, _ in DIALOGUES])
         return (np.array(said) == answers).mean(axis=0).tolist()

@@ -10,7 +10,7 @@ from experiments.reproduce.cafe import SHAPES
 from experiments.reproduce.figure import Measure
 from experiments.reproduce.layers import CASES, returned
 from experiments.reproduce.measure import final, one
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
 from seqjax.metrics import Average, summarize
@@ -35,7 +35,7 @@ MORE = 7  # columns of padding
 def moved_by_padding(spec: Spec) -> Measure:
     """How much some more padding in front of the questions changes the decoder's first state."""
 
-    def find(study: Study) -> float:
+    def find(study: TrialSet) -> float:
         text, params, source, _ = _fresh(study, spec)
         wider = np.pad(source, ((0, 0), (MORE, 0)), constant_values=text.source.pad_id)
         encode = jax.jit(lambda params, ids: text.encode(text.bind(params), ids).states)
@@ -49,7 +49,7 @@ def moved_by_padding(spec: Spec) -> Measure:
 def learnt_of_padding(spec: Spec) -> Measure:
     """The gradient that reaches padding's row of the questions' embedding: its greatest number."""
 
-    def find(study: Study) -> float:
+    def find(study: TrialSet) -> float:
         text, params, source, target = _fresh(study, spec)
         batch = {"source": jnp.asarray(source), "target": jnp.asarray(target)}
         square = jax.grad(lambda params: jnp.sum(text.logits(params, batch) ** 2))
@@ -63,7 +63,7 @@ def learnt_of_padding(spec: Spec) -> Measure:
 def misstepped(spec: Spec) -> Measure:
     """How far the decoder, one token at a time, is from its training in one pass."""
 
-    def find(study: Study) -> float:
+    def find(study: TrialSet) -> float:
         text, params, source, target = _fresh(study, spec)
         whole = jax.jit(text.logits)(
             params, {"source": jnp.asarray(source), "target": jnp.asarray(target)}
@@ -82,7 +82,7 @@ def misstepped(spec: Spec) -> Measure:
 def unfit_tokens(spec: Spec) -> Measure:
     """Replies of random weights: how many say padding or start, or more than the bound allows."""
 
-    def find(study: Study) -> int:
+    def find(study: TrialSet) -> int:
         text, params, source, _ = _fresh(study, spec)
         tokens = np.asarray(jax.jit(text.replies)(params, {"source": jnp.asarray(source)}).tokens)
         ended = np.cumsum(tokens == text.target.eos_id, axis=1) > 0
@@ -95,7 +95,7 @@ def unfit_tokens(spec: Spec) -> Measure:
 def ends_flagged(spec: Spec) -> Measure:
     """Whether of replies of random weights those are flagged that do not end, and no others."""
 
-    def find(study: Study) -> bool:
+    def find(study: TrialSet) -> bool:
         text, params, source, _ = _fresh(study, spec)
         replies = jax.device_get(jax.jit(text.replies)(params, {"source": jnp.asarray(source)}))
         ends = (replies.tokens == text.target.eos_id).any(axis=1)
@@ -107,7 +107,7 @@ def ends_flagged(spec: Spec) -> Measure:
 def cut_symbols(spec: Spec) -> Measure:
     """How many of start and end are lost when an answer is too long."""
 
-    def find(study: Study) -> int:
+    def find(study: TrialSet) -> int:
         text, *_ = _fresh(study, spec)
         [row] = text.encode_targets(["네 " * 100])
         return int(row[0] != text.target.bos_id) + int(row[-1] != text.target.eos_id)
@@ -118,7 +118,7 @@ def cut_symbols(spec: Spec) -> Measure:
 def vanished_words(vocabulary: str) -> Measure:
     """How many of two unknown words leave no trace in the ids."""
 
-    def find(study: Study) -> int:
+    def find(study: TrialSet) -> int:
         fitted = Vocabulary.fit(vocabulary, ["라떼 한 잔 주세요"])
         return 5 - len(fitted.encode("라떼 두 잔 또 주세요"))
 
@@ -128,7 +128,7 @@ def vanished_words(vocabulary: str) -> Measure:
 def refused(spec: Spec) -> Measure:
     """What is said of a config that cannot be; nothing if it can."""
 
-    def find(study: Study) -> str:
+    def find(study: TrialSet) -> str:
         try:
             study.task(spec)
         except UserError as error:
@@ -138,7 +138,7 @@ def refused(spec: Spec) -> Measure:
     return one(find)
 
 
-def views_agree(study: Study) -> bool:
+def views_agree(study: TrialSet) -> bool:
     """Whether the four ways to call one layer of one set of weights show the same numbers."""
     sequences, state = {"return_sequences": True}, {"return_state": True}
     views = [returned(*CASES, **flags) for flags in ({}, state, sequences, sequences | state)]
@@ -146,7 +146,7 @@ def views_agree(study: Study) -> bool:
     return all(np.array_equal(last, other) for other in (h, every[:, :, -1], h2))
 
 
-def mean_of_means(study: Study) -> float:
+def mean_of_means(study: TrialSet) -> float:
     """Ten rows of which none is wrong and one that is: the mean, were each batch to weigh alike
     one half."""
     batches = Average(jnp.array([0.0, 1.0]), jnp.array([10.0, 1.0]))
@@ -156,7 +156,7 @@ def mean_of_means(study: Study) -> float:
 def splits_of(spec: Spec, *metrics: str) -> Measure:
     """The splits for which a trial has all these metrics."""
 
-    def find(study: Study) -> tuple[str, ...]:
+    def find(study: TrialSet) -> tuple[str, ...]:
         [result, *_] = study.trials(spec).results
         parts = {name: part for name, part in result.items() if isinstance(part, dict)}
         return tuple(name for name, part in parts.items() if {*metrics} <= {*part})
@@ -167,14 +167,14 @@ def splits_of(spec: Spec, *metrics: str) -> Measure:
 def ratio(spec: Spec, numerator: str, denominator: str) -> Measure:
     """Of two figures of each result."""
 
-    def measure(study: Study) -> list[float]:
+    def measure(study: TrialSet) -> list[float]:
         pairs = zip(final(spec, numerator)(study), final(spec, denominator)(study), strict=True)
         return [a / b for a, b in pairs]
 
     return measure
 
 
-def _fresh(study: Study, spec: Spec) -> tuple[TextToText, Any, np.ndarray, np.ndarray]:
+def _fresh(study: TrialSet, spec: Spec) -> tuple[TextToText, Any, np.ndarray, np.ndarray]:
     """The model with random weights, and its ids of sources and targets."""
     pairs = study.pairs(spec)
     train = pairs.splits["train"]

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments.reproduce.trials import Study
+from experiments.reproduce.trials import TrialSet
 from experiments.reproduce.verdict import OUTSIDE, UNMEASURED, UNREPRODUCIBLE, Rule, fixed, same
 from seqjax.errors import UserError
 
-Measure = Callable[[Study], list[Any]]  # our values: one a seed, or one in all
+Measure = Callable[[TrialSet], list[Any]]  # our values: one a seed, or one in all
 
 
 class Explanation(NamedTuple):
@@ -31,7 +31,7 @@ class Figure(NamedTuple):
     default_is: str = ""  # what the default measures, where it is not the same: then not judged by
     epochs: tuple[int, ...] = ()  # of a curve's points
     note: str = ""
-    why: Callable[[Study], Explanation] | None = None  # asked for where the rule says outside
+    why: Callable[[TrialSet], Explanation] | None = None  # asked for where the rule says outside
 
 
 def lines_of(config: str) -> Callable[..., Figure]:
@@ -73,7 +73,7 @@ class Line(NamedTuple):
 TESTED, REFUTED = "tested: ", "refuted: "
 
 
-def judge(figure: Figure, study: Study) -> Line:
+def judge(figure: Figure, study: TrialSet) -> Line:
     """Measures ours, training what is not yet trained; what needs a missing package says so."""
     try:
         faithful, default = figure.faithful(study), figure.default(study)

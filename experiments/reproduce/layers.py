@@ -26,22 +26,22 @@ SENTENCES = ((0, 1, 2), (2, 1, 3))  # John loves Jane, Jane loves Alex
 Draw = Callable[[Any, tuple[int, ...]], jax.Array]  # (key, shape) -> inputs
 
 
-def normal(key: Any, shape: tuple[int, ...]) -> jax.Array:
+def normal_inputs(key: Any, shape: tuple[int, ...]) -> jax.Array:
     """As `np.random.randn`."""
     return jax.random.normal(key, shape)
 
 
-def uniform(key: Any, shape: tuple[int, ...]) -> jax.Array:
+def uniform_inputs(key: Any, shape: tuple[int, ...]) -> jax.Array:
     """As `tf.random.uniform`: in [0, 1)."""
     return jax.random.uniform(key, shape)
 
 
-def sentences(key: Any, shape: tuple[int, ...]) -> jax.Array:
+def sentence_inputs(key: Any, shape: tuple[int, ...]) -> jax.Array:
     """The tagger's one-hot words, the same for every key."""
     return jnp.eye(shape[-1])[jnp.array(SENTENCES)]
 
 
-CASES = ("lstm", 3, normal, (1, 4, 5))  # R0's layer and input: of the four return flags
+CASES = ("lstm", 3, normal_inputs, (1, 4, 5))  # R0's layer and input: of the four return flags
 
 
 @cache

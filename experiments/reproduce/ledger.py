@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.reproduce.figure import Figure, Line, judge
 from experiments.reproduce.figures import SECTIONS
-from experiments.reproduce.trials import MANY, GetConfig, Study
+from experiments.reproduce.trials import MANY, GetConfig, TrialSet
 from seqjax.errors import UserError, unknown_name
 
 NAMES = tuple(dict.fromkeys(f.config for figures in SECTIONS.values() for f in figures))
@@ -15,7 +15,7 @@ NUM_FIGURES = sum(map(len, SECTIONS.values()))
 Sections = dict[str, list[Line]]  # by title
 
 
-def choose(names: Sequence[str]) -> dict[str, list[Figure]]:
+def choose_figures(names: Sequence[str]) -> dict[str, list[Figure]]:
     """The figures of these configs, or all; raises UserError for a name that is none."""
     for name in names:
         if name not in NAMES:
@@ -31,15 +31,15 @@ def reproduce(
     directory: Path,
     most_seeds: int = MANY,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[Sections, Study]:
+) -> tuple[Sections, TrialSet]:
     """Every chosen figure, measured and judged, and the study that it was measured in.
 
     What is not yet trained in `directory` is trained; raises UserError where it cannot be.
     """
-    figures = choose(names)
+    figures = choose_figures(names)
     if most_seeds < 1:
         raise UserError(f"--seeds={most_seeds} must be at least 1")
-    study = Study(get_config, directory, most_seeds)
+    study = TrialSet(get_config, directory, most_seeds)
     study.flags = f" --only={','.join(names)}" * bool(names)
     study.flags += f" --seeds={most_seeds}" * (most_seeds < MANY)
     sections: Sections = {}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.reproduce.figure import Explanation, Measure
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from seqjax.metrics import argmax
 from seqjax.nn.dropout import row_keys
 from seqjax.parameters import count_parameters, layer_sizes, parameter_shapes
@@ -23,7 +23,7 @@ from seqjax.training.logger import Record
 TESTS = Path(__file__).parents[2] / "tests"  # of the checkout, where there is one
 
 
-def one(find: Callable[[Study], Any]) -> Measure:
+def one(find: Callable[[TrialSet], Any]) -> Measure:
     """A value that depends on no seed."""
     return lambda study: [find(study)]
 
@@ -31,7 +31,7 @@ def one(find: Callable[[Study], Any]) -> Measure:
 def settings(spec: Spec, *fields: str) -> Measure:
     """The config's values of the fields, as in "train.batch_size"."""
 
-    def find(study: Study) -> Any:
+    def find(study: TrialSet) -> Any:
         values = tuple(_field(study.config(spec), field) for field in fields)
         return values if len(values) > 1 else values[0]
 
@@ -41,7 +41,7 @@ def settings(spec: Spec, *fields: str) -> Measure:
 def sizes(spec: Spec) -> Measure:
     """The parameters of each layer and of all, of the model as it is built."""
 
-    def find(study: Study) -> Any:
+    def find(study: TrialSet) -> Any:
         shapes = parameter_shapes(study.task(spec).init)
         counts = [layer.count for layer in layer_sizes(shapes)]
         return (*sorted(counts, reverse=True), count_parameters(shapes))
@@ -76,7 +76,7 @@ def first_below(spec: Spec, metric: str, bound: float) -> Measure:
 def replies(spec: Spec, question: str) -> Measure:
     """What each trial's model says, by the config's decoder."""
 
-    def measure(study: Study) -> list[str]:
+    def measure(study: TrialSet) -> list[str]:
         trials = study.trials(spec)
         text = trials.pairs.text
         batch = {"source": text.encode_sources([question])}
@@ -90,7 +90,7 @@ def under_dropout(spec: Spec, question: str) -> Measure:
     """What each trial's model says with dropout alive, fed the start and then padding as long as
     the question: R3's `translate`."""
 
-    def measure(study: Study) -> list[str]:
+    def measure(study: TrialSet) -> list[str]:
         trials = study.trials(spec)
         text = trials.pairs.text
         target = np.full((1, len(question) + 2), text.target.pad_id)
@@ -106,11 +106,11 @@ def under_dropout(spec: Spec, question: str) -> Measure:
     return measure
 
 
-def given(spec: Spec, question: str) -> Measure:
+def chat_answers(spec: Spec, question: str) -> Measure:
     """Whether each trial's chat would give its reply, or rather says that it does not know; it is
     calibrated on the training texts, of models that have no others."""
 
-    def measure(study: Study) -> list[bool]:
+    def measure(study: TrialSet) -> list[bool]:
         trials = study.trials(spec)
         pairs, found = trials.pairs, []
         train = pairs.splits["train"]
@@ -125,10 +125,10 @@ def given(spec: Spec, question: str) -> Measure:
     return measure
 
 
-def arbitrary(ours: Measure) -> Callable[[Study], Explanation]:
+def arbitrary(ours: Measure) -> Callable[[TrialSet], Explanation]:
     """Why a text is outside: whether none is that of half of the seeds."""
 
-    def explain(study: Study) -> Explanation:
+    def explain(study: TrialSet) -> Explanation:
         said = ours(study)
         most = max(map(said.count, said))
         told = f"{len(said)} seeds give {len(set(said))} different answers"
@@ -140,7 +140,7 @@ def arbitrary(ours: Measure) -> Callable[[Study], Explanation]:
 def proved(file: str, test: str) -> Measure:
     """The test that proves it, by its name; nothing where a checkout has no such test."""
 
-    def find(study: Study) -> str:
+    def find(study: TrialSet) -> str:
         path = TESTS / f"{file}.py"
         there = path.exists() and re.search(
             rf"^def test_{test}\(", path.read_text(encoding="utf-8"), re.MULTILINE
@@ -153,7 +153,7 @@ def proved(file: str, test: str) -> Measure:
 def lints(rule: str) -> Measure:
     """Whether the project's linter refuses what that rule of its is about."""
 
-    def find(study: Study) -> bool:
+    def find(study: TrialSet) -> bool:
         path = TESTS.parent / "pyproject.toml"
         settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return bool(settings) and rule in settings["tool"]["ruff"]["lint"]["select"]
@@ -166,7 +166,7 @@ def compared(
 ) -> Measure:
     """The medians of two figures of the results, if they compare as they should."""
 
-    def find(study: Study) -> str:
+    def find(study: TrialSet) -> str:
         a, b = (float(np.median(final(spec, name)(study))) for name in (first, second))
         return f"{first} {a:.3g}, {second} {b:.3g}" if is_right(a, b) else ""
 

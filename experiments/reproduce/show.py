@@ -14,13 +14,13 @@ from rich.table import Table
 
 from experiments.reproduce.figure import Line
 from experiments.reproduce.ledger import NUM_FIGURES, Sections
-from experiments.reproduce.trials import Study
+from experiments.reproduce.trials import TrialSet
 from experiments.reproduce.verdict import VERDICTS, band
 from seqjax.files import write_json, write_text
 from seqjax.plots import draw_bands
 from seqjax.runs.workdir import environment
 
-COLUMNS = ("where", "figure", "printed", "`faithful`", "default", "verdict", "note")
+_COLUMNS = ("where", "figure", "printed", "`faithful`", "default", "verdict", "note")
 HEAD = """\
 # Ledger
 
@@ -73,7 +73,7 @@ def make_tables(sections: Sections) -> list[Table]:
     """A table a section, for a terminal."""
     tables = []
     for title, lines in sections.items():
-        table = Table(*COLUMNS, title=title, title_justify="left")
+        table = Table(*_COLUMNS, title=title, title_justify="left")
         for line in lines:
             table.add_row(*cells(line))
         tables.append(table)
@@ -90,13 +90,13 @@ def make_summary(sections: Sections) -> str:
     return f"{len(lines)}{of_all} figures: {', '.join(parts)}; {unexplained} unexplained"
 
 
-def make_markdown(sections: Sections, study: Study) -> str:
+def make_markdown(sections: Sections, study: TrialSet) -> str:
     """ledger.md."""
     parts = [HEAD.format(flags=study.flags), f"{make_summary(sections)}.\n"]
     if any(line.figure.epochs for part in sections.values() for line in part):
         parts.append("![the tutorials' curves over our bands](ledger.png)\n")
     for title, lines in sections.items():
-        rows = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, lines)]
+        rows = [_COLUMNS, ("---",) * len(_COLUMNS), *map(cells, lines)]
         table = (f"| {' | '.join(map(_as_markdown, row))} |" for row in rows)
         parts.append(f"## {title}\n\n" + "\n".join(table) + "\n")
     if study.used:
@@ -105,7 +105,7 @@ def make_markdown(sections: Sections, study: Study) -> str:
     return "\n".join(parts)
 
 
-def as_json(sections: Sections, study: Study) -> dict[str, Any]:
+def make_json(sections: Sections, study: TrialSet) -> dict[str, Any]:
     """ledger.json: every value, of every seed, and what it was found with."""
     runs = [
         {
@@ -131,12 +131,12 @@ def show_ledger(sections: Sections) -> None:
     print(make_summary(sections))
 
 
-def save_ledger(sections: Sections, study: Study, directory: Path) -> list[Path]:
+def save_ledger(sections: Sections, study: TrialSet, directory: Path) -> list[Path]:
     """Writes ledger.md, ledger.json and, where there are curves, ledger.png; where to."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"ledger.{kind}" for kind in ("md", "json", "png")]
     write_text(paths[0], make_markdown(sections, study))
-    write_json(paths[1], as_json(sections, study))
+    write_json(paths[1], make_json(sections, study))
     paths[2].unlink(missing_ok=True)  # of other figures
     panels = [_panel(line) for part in sections.values() for line in part if line.figure.epochs]
     if panels:

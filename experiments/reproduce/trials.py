@@ -37,7 +37,7 @@ from seqjax.typing import Params
 # Seeds: fewer of what takes minutes each.
 FEW = {"mnist_rows": 5, "cafe_chatbot": 5, "wiki_chatbot": 5}
 MANY = 32
-REMEDY = "remove it, or give a new --workdir"
+_REMEDY = "remove it, or give a new --workdir"
 
 GetConfig = Callable[[str, str], ConfigDict]  # (name, variant) -> config
 
@@ -74,7 +74,7 @@ def train_trials(configs: Sequence[ConfigDict], directory: Path) -> list[Path]:
     trials = [Trial(*pair) for pair in zip(configs, workdirs, strict=True)]
     for trial in trials:
         if trial.has_ended and read_json(trial.directory / CONFIG) != as_json(trial.config):
-            raise UserError(f"{trial.directory} holds a run of another config: {REMEDY}")
+            raise UserError(f"{trial.directory} holds a run of another config: {_REMEDY}")
     if left := [trial for trial in trials if not trial.has_ended]:
         say(f"{directory.name}: {len(left)} of {len(trials)} seeds to train, in one program")
         whole = divide(trials, 1, directory / GROUPS)  # goes on also where it began to end
@@ -85,7 +85,7 @@ def train_trials(configs: Sequence[ConfigDict], directory: Path) -> list[Path]:
         shutil.rmtree(directory / GROUPS)
     for trial in trials:
         if reason := trial.failure():
-            raise UserError(f"{trial.directory} failed: {reason}; {REMEDY}")
+            raise UserError(f"{trial.directory} failed: {reason}; {_REMEDY}")
     return workdirs
 
 
@@ -138,7 +138,7 @@ class Trials:
         return [restore_best(make_setup(task, config), workdir)[0] for config, workdir in both]
 
 
-class Study:
+class TrialSet:
     """Configs, tasks and trials, each made once, when a figure first asks for it."""
 
     def __init__(self, get_config: GetConfig, directory: Path, most_seeds: int = MANY):

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.reproduce.figure import lines_of
 from experiments.reproduce.measure import curve, final, one, settings, sizes
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from experiments.reproduce.verdict import higher, lower_curve
 from seqjax.data.text_files import encode_words, load_words
 from seqjax.tasks.word_completion import LETTERS
@@ -17,13 +17,13 @@ COMPLETION_DEFAULT, COMPLETION_FAITHFUL = Spec(_NAME), Spec(_NAME, "faithful")
 _EPOCHS = tuple(range(1, 29, 3))
 
 
-def _first_row(study: Study) -> tuple[Any, ...]:
+def _first_row(study: TrialSet) -> tuple[Any, ...]:
     """The letters that are read of the first word, and the one to be found."""
     rows = study.task(COMPLETION_FAITHFUL).splits["train"]
     return tuple(rows["letters"][0].tolist()), int(rows["target"][0])
 
 
-def _forget_bias(study: Study) -> float:
+def _forget_bias(study: TrialSet) -> float:
     """Of the first layer as it is first made: the only part of its bias that is not 0."""
     params = jax.jit(study.task(COMPLETION_FAITHFUL).init)(jax.random.key(0))
     bias = np.asarray(params["stack"]["layer_0"]["weights"]["b"])

@@ -12,12 +12,12 @@ from experiments.reproduce.layers import (
     follows,
     last_is_state,
     magnitude,
-    normal,
+    normal_inputs,
     output_is_state,
-    sentences,
+    sentence_inputs,
     shapes,
     shapes_of,
-    uniform,
+    uniform_inputs,
 )
 from experiments.reproduce.measure import one
 from experiments.reproduce.verdict import holds, in_size, root_mean_square
@@ -26,8 +26,8 @@ from seqjax.nn.layers import Bidirectional
 _GRU = "gru(reset_after=False)"  # the form of the paper
 _SEQUENCE, _STATE = {"return_sequences": True}, {"return_state": True}
 _BOTH = _SEQUENCE | _STATE
-_EIGHT = ("lstm", 8, uniform, (1, 3, 4))
-_TAGGER, _GRUS = ("lstm", 3, sentences, (2, 3, 4)), ("gru", 3, sentences, (2, 3, 4))
+_EIGHT = ("lstm", 8, uniform_inputs, (1, 3, 4))
+_TAGGER, _GRUS = ("lstm", 3, sentence_inputs, (2, 3, 4)), ("gru", 3, sentence_inputs, (2, 3, 4))
 _DRAWN = (
     f"root mean square; no seed was set, so ours is of {NUM_DRAWS} draws: met, if in their size"
 )
@@ -176,7 +176,7 @@ LAYER_FIGURES = [
         "GRU(9), every output of 2 steps and of 5: shapes",
         ((1, 2, 9), (1, 5, 9)),
         lambda: tuple(
-            shapes_of(_GRU, 9, normal, (1, steps, 10), **_SEQUENCE)[0] for steps in (2, 5)
+            shapes_of(_GRU, 9, normal_inputs, (1, steps, 10), **_SEQUENCE)[0] for steps in (2, 5)
         ),
     ),
     _number("R2:590", "GRU: 3 x (units + inputs + 1) x units", True, lambda: follows(_GRU, 3)),

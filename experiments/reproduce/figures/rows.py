@@ -5,7 +5,7 @@ import numpy as np
 
 from experiments.reproduce.figure import Measure, lines_of
 from experiments.reproduce.measure import curve, final, one, settings, sizes
-from experiments.reproduce.trials import MANY, Spec, Study
+from experiments.reproduce.trials import MANY, Spec, TrialSet
 from experiments.reproduce.verdict import alike, higher, lower_curve
 from seqjax.data.batching import steps_per_epoch
 from seqjax.tasks.mnist_rows import brightness
@@ -16,19 +16,19 @@ _EPOCHS = tuple(range(1, 20, 3))
 _ADAM = ("optim.name", "optim.learning_rate")
 
 
-def images(study: Study) -> tuple[int, ...]:
+def images(study: TrialSet) -> tuple[int, ...]:
     """How many there are by split."""
     splits = study.task(ROWS_FAITHFUL).splits
     return tuple(len(splits[name]["label"]) for name in ("train", "valid", "test"))
 
 
-def _image_shape(study: Study) -> tuple[int, ...]:
+def _image_shape(study: TrialSet) -> tuple[int, ...]:
     """Rows of an image, pixels of a row, and classes."""
     train = study.task(ROWS_FAITHFUL).splits["train"]
     return *train["image"].shape[1:], int(train["label"].max()) + 1
 
 
-def _pixels(study: Study) -> tuple[float, float]:
+def _pixels(study: TrialSet) -> tuple[float, float]:
     """The least and the greatest brightness that the model reads."""
     read = brightness(study.task(ROWS_FAITHFUL).splits["train"]["image"][:1000])
     return float(read.min()), float(read.max())
@@ -37,14 +37,14 @@ def _pixels(study: Study) -> tuple[float, float]:
 def steps(spec: Spec) -> Measure:
     """Steps of an epoch."""
 
-    def find(study: Study) -> int:
+    def find(study: TrialSet) -> int:
         train = study.config(spec).train
         return steps_per_epoch(images(study)[0], train.batch_size, train.drop_remainder)
 
     return one(find)
 
 
-def _readout_spread(study: Study) -> list[float]:
+def _readout_spread(study: TrialSet) -> list[float]:
     """Standard deviation of the readout's first weights, by seed."""
     init = jax.jit(study.task(ROWS_FAITHFUL).init)
     params = [init(jax.random.key(seed)) for seed in range(MANY)]

@@ -2,7 +2,7 @@
 
 from experiments.reproduce.figure import Measure, lines_of
 from experiments.reproduce.measure import final, lints, one, settings, sizes
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from experiments.reproduce.verdict import alike, holds
 from seqjax.parameters import named_arrays, parameter_shapes
 
@@ -10,13 +10,13 @@ _NAME = "sentence_translation"
 SENTENCES_DEFAULT, SENTENCES_FAITHFUL = Spec(_NAME), Spec(_NAME, "faithful")
 
 
-def _pairs(study: Study) -> str:
+def _pairs(study: TrialSet) -> str:
     """What is translated into what."""
     part = study.pairs(SENTENCES_FAITHFUL).splits["train"]
     return " · ".join(map("/".join, zip(part.sources, part.targets, strict=True)))
 
 
-def _shifted(study: Study) -> bool:
+def _shifted(study: TrialSet) -> bool:
     """Whether each label is the input of the step after it, of texts from their first character."""
     text, rows = (
         study.pairs(SENTENCES_FAITHFUL).text,
@@ -28,19 +28,19 @@ def _shifted(study: Study) -> bool:
     return first == [t[0] for t in targets] and labels == [t[1:] for t in targets]
 
 
-def _alphabets(study: Study) -> tuple[int, int]:
+def _alphabets(study: TrialSet) -> tuple[int, int]:
     """Characters of either side, blanks among them and no reserved ones."""
     text = study.pairs(SENTENCES_FAITHFUL).text
     return text.source.size - text.first_id, text.target.size - text.first_id
 
 
-def _lengths(study: Study) -> tuple[int, int]:
+def _lengths(study: TrialSet) -> tuple[int, int]:
     """Characters of the longest source and target."""
     text = study.pairs(SENTENCES_FAITHFUL).text
     return text.max_source_length, text.max_target_length
 
 
-def _tensors(study: Study) -> tuple[tuple[int, ...], ...]:
+def _tensors(study: TrialSet) -> tuple[tuple[int, ...], ...]:
     """Shapes of one-hot sources, of the decoder's inputs and of its labels."""
     rows, (source, target) = study.task(SENTENCES_FAITHFUL).splits["train"], _alphabets(study)
     inputs, labels = rows["target"][:, :-1], rows["target"][:, 1:]
@@ -50,7 +50,7 @@ def _tensors(study: Study) -> tuple[tuple[int, ...], ...]:
 def _kernels(*names: str) -> Measure:
     """Shapes of kernels of the model, as "encoder.layer_0.weights.w_x"."""
 
-    def find(study: Study) -> tuple[tuple[int, ...], ...]:
+    def find(study: TrialSet) -> tuple[tuple[int, ...], ...]:
         arrays = dict(named_arrays(parameter_shapes(study.task(SENTENCES_FAITHFUL).init)))
         return tuple(arrays[name].shape for name in names)
 

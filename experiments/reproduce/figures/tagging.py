@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.reproduce.figure import Explanation, Measure, lines_of
 from experiments.reproduce.measure import arbitrary, final, first_below, one, settings, sizes
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from experiments.reproduce.verdict import at_least, higher, lower, occurs
 from seqjax.data.text_files import TAGS, load_tagged_sentences
 from seqjax.parameters import layer_sizes, parameter_shapes
@@ -33,14 +33,14 @@ def _cross_entropy(probabilities: tuple[float, ...]) -> float:
     return float(-np.mean(np.log(probabilities)))
 
 
-def _weights(study: Study) -> tuple[Any, ...]:
+def _weights(study: TrialSet) -> tuple[Any, ...]:
     """Shapes of the LSTM tagger's arrays, kernels first."""
     layers = layer_sizes(parameter_shapes(study.task(LSTM_TAGGER).init))
     found = [shape for part in layers for shape in part.shapes.values()]
     return tuple(sorted(found, key=lambda shape: (-len(shape), -np.prod(shape))))
 
 
-def _rows(study: Study) -> tuple[Any, ...]:
+def _rows(study: TrialSet) -> tuple[Any, ...]:
     """Shapes of one-hot words and of tags."""
     train = study.task(LSTM_TAGGER).splits["train"]
     width = parameter_shapes(study.task(LSTM_TAGGER).init)["stack"]["layer_0"]["weights"][
@@ -49,7 +49,7 @@ def _rows(study: Study) -> tuple[Any, ...]:
     return (*train["word"].shape, width), (*train["tag"].shape, 1)
 
 
-def stale(study: Study) -> Explanation:
+def stale(study: TrialSet) -> Explanation:
     """Whether the printed loss can only come from more steps than those that are shown."""
     printed, ends = _cross_entropy(_OF_GRU), final(GRU_TAGGER, "train.loss")(study)
     steps = np.array(first_below(LONG, "loss", printed)(study))
@@ -63,7 +63,7 @@ def stale(study: Study) -> Explanation:
     return Explanation(told, min(ends) > printed and len(passed) > 0 and passed.min() > 100)
 
 
-def lucky(study: Study) -> Explanation:
+def lucky(study: TrialSet) -> Explanation:
     """Whether six right tags, where they occur, come without the probabilities beside them."""
     right, losses = (
         np.array(final(GRU_TAGGER, f"train.{name}")(study)) for name in ("accuracy", "loss")
@@ -80,7 +80,7 @@ def lucky(study: Study) -> Explanation:
 def _tags(spec: Spec) -> Measure:
     """What each trial says of the two sentences, as "SVO OVO"."""
 
-    def measure(study: Study) -> list[str]:
+    def measure(study: TrialSet) -> list[str]:
         trials, task = study.trials(spec), study.task(spec)
         predict = jax.jit(task.predict)
         rows = {name: jnp.asarray(x) for name, x in task.splits["train"].items()}

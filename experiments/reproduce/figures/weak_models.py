@@ -9,10 +9,17 @@ from experiments.reproduce.figures.completion import COMPLETION_DEFAULT, COMPLET
 from experiments.reproduce.figures.rows import ROWS_DEFAULT, ROWS_FAITHFUL
 from experiments.reproduce.figures.sentences import SENTENCES_DEFAULT, SENTENCES_FAITHFUL
 from experiments.reproduce.figures.words import WORDS_DEFAULT, WORDS_FAITHFUL
-from experiments.reproduce.layers import last_is_state
-from experiments.reproduce.layers import sentences as two_sentences
-from experiments.reproduce.measure import compared, final, given, one, proved, replies, settings
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.layers import last_is_state, sentence_inputs
+from experiments.reproduce.measure import (
+    chat_answers,
+    compared,
+    final,
+    one,
+    proved,
+    replies,
+    settings,
+)
+from experiments.reproduce.trials import Spec, TrialSet
 from experiments.reproduce.verdict import nearly_all, reported, to_two_digits, vanishes, varies
 from seqjax.tasks.word_completion import LETTERS
 
@@ -27,20 +34,20 @@ _USELESS = Spec("word_translation", changes=(("model.encoder_output_dropout", (0
 def _left_out(spec: Spec) -> Measure:
     """Training images that an epoch does not read."""
 
-    def find(study: Study) -> int:
+    def find(study: TrialSet) -> int:
         read = rows.steps(spec)(study)[0] * study.config(spec).train.batch_size
         return max(0, rows.images(study)[0] - read)
 
     return one(find)
 
 
-def _prompt(study: Study) -> str:
+def _prompt(study: TrialSet) -> str:
     """The first word as the task shows it, in quotes."""
     letters = study.task(COMPLETION_FAITHFUL).splits["train"]["letters"][0]
     return repr("".join(LETTERS[i] for i in letters) + " ")
 
 
-def _other_code(study: Study) -> Explanation:
+def _other_code(study: TrialSet) -> Explanation:
     """Whether the code that is shown would print something else."""
     shown = repr("word"[:-1] + " ")
     return Explanation(f"the code that is shown gives {shown}", shown == _prompt(study))
@@ -59,7 +66,7 @@ MODEL_WEAKNESSES = [
     _of_layers(
         "R2:397",
         "one layer's sequence beside another's state: the last output is the state",
-        last_is_state("gru", 3, two_sentences, (2, 3, 4)),
+        last_is_state("gru", 3, sentence_inputs, (2, 3, 4)),
     ),
     _of_tags(
         "R2:531",
@@ -95,7 +102,7 @@ MODEL_WEAKNESSES = [
     _of_words(
         "R3:415",
         "nonsense gets a confident translation: abcd has a reply",
-        given(WORDS_DEFAULT, "abcd"),
+        chat_answers(WORDS_DEFAULT, "abcd"),
         one(lambda study: all(replies(WORDS_FAITHFUL, "abcd")(study))),
         vanishes,
     ),

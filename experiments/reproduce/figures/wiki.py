@@ -3,7 +3,7 @@
 from experiments.reproduce.figure import Explanation, lines_of
 from experiments.reproduce.layers import count
 from experiments.reproduce.measure import final, lints, one, proved, settings
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from experiments.reproduce.verdict import holds, unprinted
 from seqjax.data.parallel_text import KNOWN_COLUMNS, SHIPPED
 
@@ -12,7 +12,7 @@ WIKI_DEFAULT, WIKI_FAITHFUL = Spec(_NAME), Spec(_NAME, "faithful")
 _AS_LONG = WIKI_FAITHFUL._replace(changes=(("data.test_share", 0.0),))
 
 
-def _shifted(study: Study) -> tuple[bool, ...]:
+def _shifted(study: TrialSet) -> tuple[bool, ...]:
     """Whether the decoder's input begins with the start symbol, and its labels hold the end."""
     text, rows = study.pairs(WIKI_FAITHFUL).text, study.task(WIKI_FAITHFUL).splits["train"]
     inputs, labels = rows["target"][:, :-1], rows["target"][:, 1:]
@@ -21,19 +21,19 @@ def _shifted(study: Study) -> tuple[bool, ...]:
     )
 
 
-def widths(study: Study, spec: Spec = WIKI_FAITHFUL) -> tuple[int, int]:
+def widths(study: TrialSet, spec: Spec = WIKI_FAITHFUL) -> tuple[int, int]:
     """To how many tokens questions and answers are padded: without start or end."""
     text = study.pairs(spec).text
     return text.max_source_length, text.max_target_length - 1
 
 
-def _printed_widths(study: Study) -> tuple[int, int]:
+def _printed_widths(study: TrialSet) -> tuple[int, int]:
     """The same of texts that are as long as the tutorial's longest."""
     pair = " ".join(["말"] * 117), " ".join(["말"] * 127)
     return widths(study, _AS_LONG._replace(changes=(("data.pairs", (pair,)), *_AS_LONG.changes)))
 
 
-def longest(study: Study) -> tuple[int, int]:
+def longest(study: TrialSet) -> tuple[int, int]:
     """Tokens of the longest training question, and of the longest answer with its end."""
     pairs = study.pairs(WIKI_FAITHFUL)
     train, text = pairs.splits["train"], pairs.text
@@ -43,12 +43,12 @@ def longest(study: Study) -> tuple[int, int]:
     )
 
 
-def _rows_of_test(study: Study) -> int:
+def _rows_of_test(study: TrialSet) -> int:
     """How many there are."""
     return len(study.pairs(WIKI_FAITHFUL).splits["test"].sources)
 
 
-def _smaller_corpus(study: Study) -> Explanation:
+def _smaller_corpus(study: TrialSet) -> Explanation:
     """Whether our whole corpus has fewer rows than the tutorial holds out."""
     parts = study.pairs(WIKI_FAITHFUL).splits
     rows = sum(len(part.sources) for part in parts.values())
@@ -56,7 +56,7 @@ def _smaller_corpus(study: Study) -> Explanation:
     return Explanation(told, rows < 2500 and {*parts} == {"train", "test"})
 
 
-def held_out(study: Study) -> bool:
+def held_out(study: TrialSet) -> bool:
     """Whether no test question is one of training or validation."""
     parts = study.pairs(WIKI_DEFAULT).splits
     seen = {*parts["train"].sources, *parts["valid"].sources}

@@ -11,7 +11,7 @@ from experiments.reproduce.measure import (
     sizes,
     under_dropout,
 )
-from experiments.reproduce.trials import Spec, Study
+from experiments.reproduce.trials import Spec, TrialSet
 from experiments.reproduce.verdict import lower_curve, occurs, usually
 from seqjax.parameters import parameter_shapes
 
@@ -21,13 +21,13 @@ WORDS_EPOCHS = tuple(range(1, 97, 5))
 SAID = {"word": "단어", "wodr": "나무", "love": "사랑", "loev": "사랑", "abcd": "사랑"}
 
 
-def _pairs(study: Study) -> str:
+def _pairs(study: TrialSet) -> str:
     """What is translated into what."""
     part = study.pairs(WORDS_FAITHFUL).splits["train"]
     return " ".join(map("/".join, zip(part.sources, part.targets, strict=True)))
 
 
-def _first_row(study: Study) -> tuple[str, str, str]:
+def _first_row(study: TrialSet) -> tuple[str, str, str]:
     """What encoder and decoder read of the first pair, and what the decoder is to say."""
     text, rows = study.pairs(WORDS_FAITHFUL).text, study.task(WORDS_FAITHFUL).splits["train"]
     source, target = rows["source"][0], rows["target"][0]
@@ -35,7 +35,7 @@ def _first_row(study: Study) -> tuple[str, str, str]:
     return " ".join(text.source.tokens(source)), " ".join(read), " ".join(said)
 
 
-def _symbols(study: Study) -> tuple[int, int]:
+def _symbols(study: TrialSet) -> tuple[int, int]:
     """How many the encoder and the decoder tell apart."""
     shapes = parameter_shapes(study.task(WORDS_FAITHFUL).init)
     layers = (shapes[side]["layer_0"]["weights"]["w_x"] for side in ("encoder", "decoder"))

@@ -18,10 +18,10 @@ from experiments.reproduce.cafe import CAFE_DEFAULT, CAFE_FAITHFUL
 from experiments.reproduce.figure import TESTED, Explanation, Figure, judge
 from experiments.reproduce.figures import SECTIONS, tagging
 from experiments.reproduce.figures.words import WORDS_DEFAULT, WORDS_EPOCHS, WORDS_FAITHFUL
-from experiments.reproduce.ledger import NAMES, choose, reproduce
+from experiments.reproduce.ledger import NAMES, choose_figures, reproduce
 from experiments.reproduce.measure import arbitrary, first_below, one, proved
 from experiments.reproduce.show import cells, make_markdown, make_tables, save_ledger, show_values
-from experiments.reproduce.trials import MANY, Spec, Study, train_trials
+from experiments.reproduce.trials import MANY, Spec, TrialSet, train_trials
 from experiments.reproduce.verdict import (
     BETTERED,
     MET,
@@ -146,7 +146,7 @@ class Trained(Exception):
 @pytest.fixture(scope="module")
 def static():
     """The lines that need no training."""
-    study = Study(get_config, Path("nowhere"), 2)
+    study = TrialSet(get_config, Path("nowhere"), 2)
 
     def refuse(spec):
         raise Trained
@@ -173,7 +173,7 @@ def test_figures_that_need_no_training_are_right(static):
 
 
 def test_an_unproved_line_is_outside():
-    study = Study(get_config, Path("nowhere"))
+    study = TrialSet(get_config, Path("nowhere"))
     there = proved("experiments/reproduce/test_ledger", "an_unproved_line_is_outside")
     assert there(study) == [
         "tests/experiments/reproduce/test_ledger.py: an unproved line is outside"
@@ -193,7 +193,7 @@ def test_an_unproved_line_is_outside():
 # Explanations
 
 
-class FakeStudy(Study):
+class FakeStudy(TrialSet):
     """Trials as they are told."""
 
     def __init__(self, trials):
@@ -338,11 +338,11 @@ def test_figures_are_those_of_the_runs(small):
 def test_what_is_finished_is_not_trained_again(small, monkeypatch):
     _, study, directory = small
     monkeypatch.setattr(experiments.reproduce.trials, "train_group", None)
-    again = Study(small_config, directory, 1)
+    again = TrialSet(small_config, directory, 1)
     for spec in study.used:
         assert again.trials(spec).results == study.trials(spec).results
     with pytest.raises(TypeError):  # a seed more is trained
-        Study(small_config, directory, 2).trials(WORDS_DEFAULT)
+        TrialSet(small_config, directory, 2).trials(WORDS_DEFAULT)
 
 
 def test_a_group_whose_trials_have_begun_to_end_goes_on(small, tmp_path):
@@ -414,14 +414,16 @@ def test_table_markdown_and_json_agree(small, tmp_path):
 
 def test_markdown_shows_symbols_as_they_stand():
     figure = Figure("R0:1", "layers", "a|b", "<bos> *x* &amp;", one(lambda study: "<eos>"))
-    text = make_markdown({"x": [judge(figure, FakeStudy({}))]}, Study(get_config, Path("nowhere")))
+    text = make_markdown(
+        {"x": [judge(figure, FakeStudy({}))]}, TrialSet(get_config, Path("nowhere"))
+    )
     row = "| R0:1 | a&#124;b | &lt;bos&gt; &#42;x&#42; &amp;amp; | &lt;eos&gt; |  | outside |  |"
     assert row in text
 
 
 def test_a_part_says_that_it_is_one_and_leaves_no_curves_of_others(tmp_path):
     (tmp_path / "ledger.png").touch()
-    study = Study(get_config, tmp_path)
+    study = TrialSet(get_config, tmp_path)
     study.flags = " --only=layers"
     line = judge(Figure("R0:1", "layers", "x", 1, one(lambda study: 1)), study)
     paths = save_ledger({"x": [line]}, study, tmp_path)
@@ -453,13 +455,13 @@ def test_a_spec_has_a_command_and_a_directory_of_its_own():
         tagging.CONVERGED_GRU,
     )
     assert len({spec.directory for spec in specs}) == len(specs)
-    study = Study(get_config, Path("nowhere"))
+    study = TrialSet(get_config, Path("nowhere"))
     assert study.num_seeds(Spec("mnist_rows")) == 5 and study.num_seeds(tagging.LSTM_TAGGER) == MANY
 
 
 def test_only_chooses_by_config():
-    assert choose([]) == SECTIONS
-    chosen = choose(["layers", "svo_tagging"])
+    assert choose_figures([]) == SECTIONS
+    chosen = choose_figures(["layers", "svo_tagging"])
     assert {f.config for figures in chosen.values() for f in figures} == {"layers", "svo_tagging"}
 
 

@@ -13,7 +13,7 @@ from experiments.reproduce.figures import SECTIONS, tagging
 from experiments.reproduce.figures.completion import COMPLETION_DEFAULT
 from experiments.reproduce.figures.sentences import SENTENCES_DEFAULT
 from experiments.reproduce.figures.words import SAID, WORDS_DEFAULT
-from experiments.reproduce.trials import Study
+from experiments.reproduce.trials import TrialSet
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ SEEDS = 2
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Trials of the configs as they are shipped."""
-    yield Study(get_config, tmp_path_factory.mktemp("ledger"), SEEDS)
+    yield TrialSet(get_config, tmp_path_factory.mktemp("ledger"), SEEDS)
 
 
 def figure_of(config, what):
