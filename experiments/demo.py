@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from seqjax.cli import launch
-from seqjax.serving.page import make_page, serve
+from seqjax.serving.page import make_page, serve_page
 
 RUNS = {
     "chat": flags.DEFINE_string("chat", None, "a run of text pairs, to talk to"),
@@ -24,7 +24,7 @@ PORT = flags.DEFINE_integer(
 
 def main() -> None:
     runs = {name: Path(flag.value) for name, flag in RUNS.items() if flag.value}
-    serve(make_page(runs), PORT.value)
+    serve_page(make_page(runs), PORT.value)
 
 
 if __name__ == "__main__":

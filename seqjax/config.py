@@ -1,8 +1,9 @@
-"""Configs: the sections they all share, their files, and what may not be in them.
+"""Configs: the fields that they share, how they are loaded, and the checks of their values.
 
 A config is a nested, locked ConfigDict of `seed, task, model, data, optim, train`. Sections are
-passed on as keywords, so a field that nothing reads is an error; choices with options of their own
-(cells, initialisers, optimizers, schedules) are specs such as `gru(reset_after=False)`.
+passed on as keyword arguments, so a field that nothing reads is an error. A choice that has options
+of its own (a cell, an initialiser, an optimizer, a schedule) is a spec such as
+`gru(reset_after=False)`.
 """
 
 import json
@@ -19,28 +20,28 @@ from seqjax.files import read_json
 from seqjax.hparams import LARGEST_INT, check_number
 
 LARGEST_SEED = 2**32 - 1
-# Fields that a config of an earlier version lacks, by full name, each with the value that means
-# what that version did: {"train.log_every_steps": 0}. Names are added here, and never removed.
+# The fields that configs of earlier versions lack, by full name, each with the value that keeps the
+# behaviour of those versions: {"train.log_every_steps": 0}. Names are added and never removed.
 LATER_FIELDS: dict[str, Any] = {}
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def base_config(task: str) -> ConfigDict:
-    """The fields every config shares, with their plain defaults; `data` is the task's own."""
+    """The fields that all configs share, with their defaults; each task defines `data` itself."""
     config = ConfigDict()
     config.task = task  # a name in seqjax/tasks
-    config.seed = 0  # of weights, order and dropout; splits have data.split_seed
+    config.seed = 0  # seeds weights, order and dropout; data.split_seed seeds the splits
     config.model = {
         "cell": "lstm",  # simple_rnn, lstm(forget_bias=1.0), gru(reset_after=True)
         "hidden_size": 128,
         "num_layers": 1,
         "bidirectional": False,
-        "input_dropout": (0.0,),  # one rate for all layers, or one for each
+        "input_dropout": (0.0,),  # one rate for all layers, or one rate per layer
         "output_dropout": (0.0,),
         "state_dropout": (0.0,),
-        "kernel_init": "glorot_uniform",  # joined_glorot_uniform is TF1's cells'
-        "recurrent_init": "orthogonal",  # gate by gate
-        "output_kernel_init": "glorot_uniform",  # of the dense layer on top
+        "kernel_init": "glorot_uniform",  # joined_glorot_uniform initialises as the cells of TF1
+        "recurrent_init": "orthogonal",  # one orthogonal matrix per gate
+        "output_kernel_init": "glorot_uniform",  # the dense layer on top of the recurrent stack
         "output_bias_init": "zeros",
     }
     config.data = {}
@@ -48,81 +49,81 @@ def base_config(task: str) -> ConfigDict:
         "name": "adam",  # sgd, momentum, adam, keras_adam, adamw, rmsprop, each with options
         "learning_rate": 1e-3,
         "schedule": "constant",  # warmup, cosine, exponential, plateau, each with options
-        "clip_norm": 0.0,  # of the whole gradient; 0 = off
-        "clip_value": 0.0,  # of each element; 0 = off
+        "clip_norm": 0.0,  # largest norm of the whole gradient; 0 = off
+        "clip_value": 0.0,  # largest absolute value of each gradient element; 0 = off
         "accumulate_steps": 1,  # batches per update
-        "ema_decay": 0.0,  # evaluate a running mean of the parameters; 0 = off
+        "ema_decay": 0.0,  # evaluate an exponential moving average of the parameters; 0 = off
     }
     config.train = {
         "batch_size": 32,
         "num_epochs": 10,
-        "eval_every_epochs": 1,  # also the epochs that run in one compiled call
-        "checkpoint_every_epochs": 5,  # at evaluations, and at the end
+        "eval_every_epochs": 1,  # also the largest number of epochs in one compiled call
+        "checkpoint_every_epochs": 5,  # checkpoints are written at evaluations and at the end
         "checkpoint_every_minutes": 10.0,  # also in the middle of an epoch; 0 = off
-        "monitor": "valid.loss",  # SPLIT.METRIC of the best weights; "epoch" keeps the last
+        "monitor": "valid.loss",  # SPLIT.METRIC that selects the weights; "epoch" keeps the last
         "monitor_mode": "min",  # min or max
-        "patience": 0,  # evaluations without a better one before stopping; 0 = never stop
-        "min_delta": 0.0,  # what counts as better
-        "drop_remainder": False,  # True leaves out the last, smaller batch
-        "num_buckets": 1,  # shapes of batches, by the lengths of their rows; compiled each
-        "microbatch_size": 0,  # rows of a device at a time in the gradient; 0 = by device
-        "dropout_at_test": False,  # True adds the metrics under live dropout, as *_dropout
-        "max_skipped_steps": 0,  # of a loss or gradient that is no number; one more ends the run
-        "steps_per_call": 0,  # of the compiled program; 0 = as many as take about two seconds
-        "log_every_epochs": 0,  # a line where the output is no terminal; 0 = about 20 in all
-        "loop": "epoch",  # one program an epoch; "step" for data larger than the device
-        "num_devices": 0,  # of all processes; 0 = all; on a CPU its cores
-        "backend": "auto",  # of the recurrence: scan, fused, cudnn; auto chooses by device
-        "remat": False,  # True computes steps twice: memory grows with sqrt(T), not with T
-        "compilation_cache_dir": "auto",  # in the user's cache folder; "" = off
+        "patience": 0,  # evaluations without improvement before training stops; 0 = never stop
+        "min_delta": 0.0,  # smallest change that counts as an improvement
+        "drop_remainder": False,  # True leaves out the last, smaller batch of an epoch
+        "num_buckets": 1,  # length buckets; the train step is compiled for each of them
+        "microbatch_size": 0,  # rows per gradient computation on a device; 0 = chosen by device
+        "dropout_at_test": False,  # True adds metrics with dropout switched on, as *_dropout
+        "max_skipped_steps": 0,  # steps with a NaN or infinity to skip; one more ends the run
+        "steps_per_call": 0,  # steps per call of the program; 0 = about two seconds per call
+        "log_every_epochs": 0,  # epochs per line without a terminal; 0 = about 20 lines in all
+        "loop": "epoch",  # epoch: one program per epoch; step: for data larger than a device
+        "num_devices": 0,  # devices over all processes; 0 = all (CPU cores count as devices)
+        "backend": "auto",  # scan, fused or cudnn; auto chooses by device
+        "remat": False,  # True recomputes steps in the backward pass: memory O(sqrt(T)), not O(T)
+        "compilation_cache_dir": "auto",  # auto: a folder in the user's cache; "" = off
     }
     return config
 
 
 def text_pairs_config(name: str) -> ConfigDict:
-    """The fields of text to text, with their plain defaults, for a shipped corpus or a file."""
+    """The fields of text-to-text configs with their defaults, for a shipped corpus or a file."""
     config = base_config("text_pairs")
     del config.model.output_dropout
     config.model.update(
-        embed_size=64,  # 0 reads one-hot symbols
+        embed_size=64,  # 0 reads one-hot vectors
         attention="none",  # none, dot, general, additive
-        input_feeding=False,  # of what attention found into the decoder's next step
-        share_embeddings=False,  # needs one vocabulary
-        tie_output=False,  # the target's embedding is also the output's kernel
-        token_dropout=0.0,  # share of source tokens read as unknown in training
+        input_feeding=False,  # feeds the attention output into the decoder's next step
+        share_embeddings=False,  # True uses one embedding for both sides; needs one vocabulary
+        tie_output=False,  # True uses the target embedding as the output kernel
+        token_dropout=0.0,  # share of source tokens replaced by the unknown token in training
         encoder_output_dropout=(0.0,),
         decoder_output_dropout=(0.0,),
     )
     config.data = {
         "name": name,  # cafe, wiki, words, sentences, tutorial_words, tutorial_sentences, or a file
-        "pairs": (),  # ((source, target), ...) to be used instead
-        "labels": "",  # a file of one intent a pair; "": those that ship with the corpus, if any
-        "form": "lines",  # of a file: lines, csv, tsv
+        "pairs": (),  # ((source, target), ...) to use instead of `name`
+        "labels": "",  # a file with one intent per pair; "": the corpus's own, if it has any
+        "form": "lines",  # form of the file: lines, csv, tsv
         "source_column": "",  # "": q,a or question,answer or source,target
         "target_column": "",
-        "encoding": "utf-8",  # or cp949
-        "max_megabytes": 64.0,  # of each file
+        "encoding": "utf-8",  # or another codec of Python, such as cp949
+        "max_megabytes": 64.0,  # largest size of a file
         "valid_share": 0.0,
         "test_share": 0.0,
-        "train_size": 0,  # training pairs to use; 0: all that are not held out
+        "train_size": 0,  # training pairs to use; 0: all pairs that are not held out
         "split_seed": 0,
         "source_vocabulary": "characters",  # jamo, whitespace, words, byte_bpe(), unigram(), ...
-        "target_vocabulary": "",  # "": the source's, for both
-        "max_source_length": 0,  # tokens; 0: the longest of the training texts
-        "max_target_length": 0,  # with start and end
-        "source_padding": "post",  # or pre
-        "vocab_size": 0,  # rows of embeddings and outputs at least
-        "boundaries": True,  # start and end symbols; False only as R4 has it
-        "ask": (),  # sources without targets, to be answered at the end
+        "target_vocabulary": "",  # "": one vocabulary for both sides
+        "max_source_length": 0,  # in tokens; 0: the length of the longest training text
+        "max_target_length": 0,  # in tokens, including start and end
+        "source_padding": "post",  # post or pre
+        "vocab_size": 0,  # smallest size of the embeddings and of the output
+        "boundaries": True,  # start and end symbols; False only to reproduce a tutorial
+        "ask": (),  # sources without targets, which are answered at the end
     }
     config.loss = {
         "label_smoothing": 0.0,
         "scheduled_sampling": "off",  # constant(probability=), linear(final=, num_steps=), ...
-        "mask_padding": True,  # False reads padding and counts it in the loss, as the tutorials do
+        "mask_padding": True,  # False reads padding and counts it in the loss, as tutorials do
     }
     config.decode = {
         "decoder": "greedy",  # or beam(beam_size=4, length_penalty=0.6)
-        "min_length": 1,  # no empty reply
+        "min_length": 1,  # tokens in the shortest reply; 1: no empty replies
         "repetition_penalty": 1.0,
         "no_repeat_ngram": 0,
         "ban_unknown": True,
@@ -133,7 +134,10 @@ def text_pairs_config(name: str) -> ConfigDict:
 def choose_variant(
     config: ConfigDict, variant: str, variants: Sequence[FunctionType]
 ) -> ConfigDict:
-    """The config, changed by the variant of that name; "default" changes nothing."""
+    """The config after the change by the variant of that name; "default" changes nothing.
+
+    Raises UserError for an unknown name.
+    """
     table = {"default": lambda config: None} | {change.__name__: change for change in variants}
     if variant not in table:
         raise unknown_name("variant", variant, table)
@@ -142,14 +146,14 @@ def choose_variant(
 
 
 def load_config(path: Path) -> ConfigDict:
-    """The locked config of a run's file; raises UserError if there is none."""
+    """The locked config from a run's file; raises UserError if it cannot be read."""
     if not path.exists():
         raise UserError(f"{path} does not exist: is {path.parent} a run directory?")
     fields = read_json(path)
     if not isinstance(fields, dict) or not {"task", "seed", "model", "data", "train"} <= set(
         fields
     ):
-        raise UserError(f"{path} is no config of a run: give the directory of a run")
+        raise UserError(f"{path} is not a config of a run: give the directory of a run")
     try:
         return make_config(fields)
     except UserError as error:
@@ -157,55 +161,61 @@ def load_config(path: Path) -> ConfigDict:
 
 
 def make_config(fields: Mapping[str, Any]) -> ConfigDict:
-    """A locked config of what JSON says it is; raises UserError for what no config holds."""
+    """A locked config from fields that were read from JSON.
+
+    Raises UserError for a field that is missing, of another type or out of range.
+    """
     fields = with_later_fields(with_tuples(fields))
     like = text_pairs_config("") if fields.get("task") == "text_pairs" else base_config("")
     _check_types(fields, like.to_dict())
     check_values(fields)
     try:
         return ConfigDict(fields).lock()
-    except ValueError as error:  # a dot in the name of a field
+    except ValueError as error:  # the name of a field contains a dot
         raise UserError(str(error)) from None
 
 
 def with_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config, and those of LATER_FIELDS that its version of seqjax did not have.
+    """The fields of a config and those of LATER_FIELDS that its version of seqjax did not have.
 
-    A section that the config does not have at all, as that of another task, gets none.
+    Fields of a section that the config does not have, because its task has none, are not added.
     """
     fields = dict(fields)
     for name, value in LATER_FIELDS.items():
         section, _, field = name.partition(".")
-        if isinstance(there := fields.get(section), Mapping) and field not in there:
-            fields[section] = {**there, field: value}
+        if isinstance(old := fields.get(section), Mapping) and field not in old:
+            fields[section] = {**old, field: value}
     return fields
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """The config's fields as they come back from JSON, which has no tuples."""
+    """The config's fields as JSON stores them: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def check_values(fields: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises UserError for what no field means: a number that no array can hold, or a name with
-    control characters."""
+    """Raises UserError for a number that is out of range or not finite, and for a text with control
+    characters."""
     for name, value in fields.items():
         where = f"{prefix}{name}"
         if isinstance(value, Mapping):
             check_values(value, f"{where}.")
         elif isinstance(value, str) and CONTROL.search(value):
-            raise UserError(f"{where}={value!r} holds a control character: remove it")
+            raise UserError(f"{where}={value!r} contains a control character: remove it")
         else:
             check_number(where, value, LARGEST_SEED if name.endswith("seed") else LARGEST_INT)
 
 
 def find_field(config: ConfigDict, name: str) -> Any:
-    """The field `a.b.c` of a config; raises UserError, with the nearest name, if it has none."""
+    """The value of the field `a.b.c` of a config.
+
+    Raises UserError for a section, and for an unknown name, with the most similar one.
+    """
     value: Any = config
-    for part in name.split("."):
-        if not isinstance(value, ConfigDict) or part not in value:
+    for key in name.split("."):
+        if not isinstance(value, ConfigDict) or key not in value:
             raise unknown_name("config field", name, _field_names(config))
-        value = value[part]
+        value = value[key]
     if isinstance(value, ConfigDict):
         raise UserError(f"config field {name} is a section: set one of its fields, as {name}.X")
     return value
@@ -220,7 +230,7 @@ def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`field: old -> new` for each field, by its full name, that is not the same in both."""
+    """A line `field: old -> new` for each field that differs, with the field's full name."""
     lines = []
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
@@ -232,21 +242,21 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 
 
 def with_tuples(value: Any) -> Any:
-    """JSON has no tuples, and a config has no lists."""
+    """The value with tuples in place of lists: JSON has no tuples, and configs have no lists."""
     if isinstance(value, dict):
         return {name: with_tuples(field) for name, field in value.items()}
     return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_types(fields: Mapping[str, Any], like: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises UserError unless there is every field that `like` has, of its type."""
-    for name, known in like.items():
+    """Raises UserError unless `fields` has every field of `like`, each of the same type."""
+    for name, default in like.items():
         where = f"{prefix}{name}"
         if name not in fields:
             raise UserError(f"{where} is missing: is the config of another version of seqjax?")
-        value, kind = fields[name], type(known)
-        if type(value) is not kind:
-            kind = "section" if kind is dict else kind.__name__
-            raise UserError(f"{where}={value!r} must be of type {kind}")
-        if isinstance(known, dict):
-            _check_types(value, known, f"{where}.")
+        value = fields[name]
+        if type(value) is not type(default):
+            expected = "section" if isinstance(default, dict) else type(default).__name__
+            raise UserError(f"{where}={value!r} must be of type {expected}")
+        if isinstance(default, dict):
+            _check_types(value, default, f"{where}.")

@@ -1,4 +1,4 @@
-"""Parameter counts, without allocating one parameter, and the memory that there is for them."""
+"""Counts parameters without allocating them, and checks that they fit into memory."""
 
 import math
 import os
@@ -15,7 +15,10 @@ GB = 1e9
 
 
 def check_memory(num_bytes: int, what: str, remedy: str) -> None:
-    """Raises UserError if that many bytes are more than this machine has, used or not."""
+    """Raises UserError for more bytes than the total memory of this machine.
+
+    The message says that `what` takes them, and ends with the remedy.
+    """
     if num_bytes > (total := memory_bytes()):
         raise UserError(
             f"{what} takes {num_bytes / GB:.3g} GB of memory, and this machine has "
@@ -24,47 +27,48 @@ def check_memory(num_bytes: int, what: str, remedy: str) -> None:
 
 
 def device_bytes() -> int:
-    """The memory of one device: an accelerator's own, or an equal share of the machine's."""
+    """The memory of one device in bytes; the devices of a CPU share the memory of the host."""
     devices = jax.local_devices()
-    own = devices[0].memory_stats() or {}
-    return own.get("bytes_limit", memory_bytes() // len(devices))
+    stats = devices[0].memory_stats() or {}
+    return stats.get("bytes_limit", memory_bytes() // len(devices))
 
 
 def memory_bytes() -> int:
-    """The memory of the machine, or of its accelerator if that has more."""
+    """The memory of the host in bytes, or that of its accelerator if it has more."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    device = jax.local_devices()[0].memory_stats() or {}  # a CPU has none of its own
-    return max(host, device.get("bytes_limit", 0))
+    stats = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
+    return max(host, stats.get("bytes_limit", 0))
 
 
-COPIES = 5  # of each parameter in training: weights, gradient, Adam's two moments, best weights
+# What training holds of each parameter: weight, gradient, Adam's two moments, best weight.
+ARRAYS_IN_TRAINING = 5
 
 
 class LayerSize(NamedTuple):
-    """What one layer holds."""
+    """The parameters of one layer."""
 
-    name: str  # its path in the parameters, as in "stack.layer_0"
+    name: str  # the layer's path in the parameters, as in "stack.layer_0"
     shapes: dict[str, tuple[int, ...]]
     count: int
     num_bytes: int
 
 
 def parameter_shapes(init: Callable[[Any], Params]) -> Params:
-    """The parameters that `init(key)` would make, as shapes and dtypes (`jax.eval_shape`)."""
+    """The shapes and dtypes of the parameters of `init(key)`, which are not computed."""
     return jax.eval_shape(init, jax.random.key(0))
 
 
 def named_arrays(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Each array of a nest after its path, as in "stack.layer_0.weights.bias"."""
+    """Yields (path, array) for each array of a pytree, as in ("stack.layer_0.weights.bias", x)."""
     for path, x in jax.tree.leaves_with_path(tree):
         yield jax.tree_util.keystr(path, simple=True, separator="."), x
 
 
 def layer_sizes(params: Params, name: str = "") -> Iterator[LayerSize]:
-    """One LayerSize for each nested dict that holds arrays, or shapes of arrays, itself."""
+    """Yields the size of each nested dict that directly contains arrays or their shapes."""
     arrays = {field: x for field, x in params.items() if not isinstance(x, Mapping)}
     if arrays:
-        # A cell's own weights lie one level below its layer; the layer's name says enough.
+        # The weights of a cell are one level below their layer, whose name is clear enough.
         shapes = {field: tuple(x.shape) for field, x in arrays.items()}
         counts = {field: math.prod(shape) for field, shape in shapes.items()}
         num_bytes = sum(count * arrays[field].dtype.itemsize for field, count in counts.items())
@@ -75,22 +79,22 @@ def layer_sizes(params: Params, name: str = "") -> Iterator[LayerSize]:
 
 
 def count_parameters(params: Params) -> int:
-    """How many numbers the parameters hold."""
+    """The number of elements of all parameters."""
     return sum(layer.count for layer in layer_sizes(params))
 
 
 def check_parameters(init: Callable[[Any], Params]) -> None:
-    """Raises UserError for parameters that cannot be trained within this machine's memory."""
+    """Raises UserError for parameters that this machine has too little memory to train."""
     count = count_parameters(parameter_shapes(init))
     check_memory(
-        4 * COPIES * count,
+        4 * ARRAYS_IN_TRAINING * count,
         f"to train a model of {count:,} parameters",
         "lower its sizes (hidden_size, embed_size, num_layers, vocab_size, num_symbols)",
     )
 
 
 def parameter_table(params: Params) -> Table:
-    """A table with one row a layer (name, shapes, count, bytes) and a total."""
+    """A table with one row per layer (name, shapes, count, bytes) and a total."""
     table = Table(title="parameters", title_justify="left", show_footer=True)
     sizes = list(layer_sizes(params))
     count, num_bytes = (sum(column) for column in zip(*(s[2:] for s in sizes), strict=True))

@@ -1,6 +1,6 @@
-"""Pictures of runs and predictions, as PNG files.
+"""Draws pictures of runs and predictions as PNG files.
 
-Matplotlib is imported here and in `sweeps/plots.py` alone, and only when something is drawn.
+Only this module and `sweeps/plots.py` import Matplotlib, and only when they draw something.
 """
 
 import warnings
@@ -13,12 +13,12 @@ import numpy as np
 
 from seqjax.errors import brief
 
-HANGUL = "NanumGothic"  # a font, of koreanize-matplotlib
-MOST_STEPS, LONGEST_LABEL = 100, 40  # of a text, so that no picture is larger than it can be
+HANGUL_FONT = "NanumGothic"  # from the package koreanize-matplotlib
+MAX_STEPS, MAX_LABEL = 100, 40  # tokens and characters that are drawn, to bound the picture's size
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: Path) -> None:
-    """One panel a metric, one line a split, over epochs. Records are those of metrics.jsonl."""
+    """Draws one panel per metric with one line per split; `records` are those of metrics.jsonl."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = make_figure(1, len(metrics), width=5.5 * len(metrics), height=4.0)
@@ -36,12 +36,14 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], pa
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """A confusion matrix with its counts; the colour leaves the diagonal out, to show errors."""
+    """Draws a confusion matrix with its counts; only errors are coloured, not the diagonal."""
     figure, axes = make_figure(1, 1, width=6.5, height=6.0)
     axis = axes.flat[0]
     errors = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     image = axis.imshow(errors, cmap="Reds")
-    legible = counts if len(counts) <= 30 else counts[:0]  # more would be slow, and a blur
+    legible = (
+        counts if len(counts) <= 30 else counts[:0]
+    )  # more numbers would be slow to draw and unreadable
     for (row, column), count in np.ndenumerate(legible):
         dark = errors[row, column] > 0.6 * max(errors.max(), 1)
         color = "white" if dark else "black"
@@ -57,15 +59,15 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
 def draw_misread(
     images: np.ndarray, labels: Sequence[str], predicted: Sequence[str], path: Path
 ) -> None:
-    """A sheet of images [N, H, W], each with its label and what was read instead."""
+    """Draws a sheet of misclassified images [N, H, W], each with its label and the prediction."""
     columns = 8
     rows = max(1, -(-len(images) // columns))
     figure, axes = make_figure(rows, columns, width=1.3 * columns, height=1.55 * rows)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, label, wrong in zip(axes.flat, images, labels, predicted, strict=False):
+    for axis, image, label, prediction in zip(axes.flat, images, labels, predicted, strict=False):
         axis.imshow(image, cmap="gray_r")
-        axis.set_title(make_label(f"{label}, read {wrong}"), fontsize=8)
+        axis.set_title(make_label(f"{label}, read {prediction}"), fontsize=8)
     save_figure(figure, path)
 
 
@@ -75,8 +77,11 @@ def draw_steps(
     classes: Sequence[str],
     path: Path,
 ) -> None:
-    """Probabilities after every step, one panel a sequence: table [T, C], a row a step."""
-    tables = [table[:MOST_STEPS] for table in tables]
+    """Draws the class probabilities after every step, one panel per sequence with table [T, C].
+
+    `steps` holds the label of each row of a table, `classes` that of each column.
+    """
+    tables = [table[:MAX_STEPS] for table in tables]
     columns = 2 if len(classes) > 10 else 3
     rows = -(-len(tables) // columns)
     width = max(2.2, 0.22 * len(classes)) + 0.8
@@ -89,51 +94,55 @@ def draw_steps(
         axis.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks([])
         axis.set_yticks(range(len(table)), _labels(names), fontsize=8)
-    for axis in axes.flat[max(0, len(tables) - columns) : len(tables)]:  # the last of each column
+    for axis in axes.flat[
+        max(0, len(tables) - columns) : len(tables)
+    ]:  # the lowest panel of each column
         axis.set_xticks(range(len(classes)), classes, fontsize=7)
     save_figure(figure, path)
 
 
-def draw_attention(looks: Sequence[Any], path: Path) -> None:
-    """One panel a reply: a row for each of its tokens, a column for each of the source's."""
-    looks = [
-        look._replace(
-            weights=look.weights[:MOST_STEPS, :MOST_STEPS],
-            source=_labels(look.source),
-            target=_labels(look.target),
+def draw_attention(maps: Sequence[Any], path: Path) -> None:
+    """Draws one panel per AttentionMap, with reply tokens as rows and source tokens as columns."""
+    maps = [
+        attention._replace(
+            weights=attention.weights[:MAX_STEPS, :MAX_STEPS],
+            source=_labels(attention.source),
+            target=_labels(attention.target),
         )
-        for look in looks
+        for attention in maps
     ]
-    columns = min(2, len(looks))
-    rows = -(-len(looks) // columns)
-    width = 0.34 * max(len(look.source) for look in looks) + 1.6
-    height = 0.3 * max(len(look.target) for look in looks) + 1.0
+    columns = min(2, len(maps))
+    rows = -(-len(maps) // columns)
+    width = 0.34 * max(len(attention.source) for attention in maps) + 1.6
+    height = 0.3 * max(len(attention.target) for attention in maps) + 1.0
     figure, axes = make_figure(rows, columns, width=width * columns, height=height * rows)
-    for axis in axes.flat[len(looks) :]:
+    for axis in axes.flat[len(maps) :]:
         axis.axis("off")
-    for axis, look in zip(axes.flat, looks, strict=False):
-        axis.imshow(look.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axis.set_xticks(range(len(look.source)), look.source, fontsize=8, rotation=60)
-        axis.set_yticks(range(len(look.target)), look.target, fontsize=8)
+    for axis, (weights, source, target) in zip(axes.flat, maps, strict=False):
+        axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(source)), source, fontsize=8, rotation=60)
+        axis.set_yticks(range(len(target)), target, fontsize=8)
     save_figure(figure, path)
 
 
 def draw_lengths(
-    sources: Sequence[int], targets: Sequence[int], most_source: int, most_target: int, path: Path
+    sources: Sequence[int], targets: Sequence[int], max_source: int, max_target: int, path: Path
 ) -> None:
-    """How many texts have how many tokens, and the length to which all are padded or cut."""
+    """Draws histograms of text lengths in tokens, and the lengths to which texts are padded."""
     figure, axes = make_figure(1, 2, width=11.0, height=4.0)
-    sides = (("source", sources, most_source), ("target", targets, most_target))
-    for axis, (name, lengths, most) in zip(axes.flat, sides, strict=True):
-        axis.hist(lengths, bins=np.arange(max(*lengths, most) + 2) - 0.5)
-        axis.axvline(most, color="black", linestyle="--", label=f"padded to {most}")
+    sides = (("source", sources, max_source), ("target", targets, max_target))
+    for axis, (name, lengths, max_length) in zip(axes.flat, sides, strict=True):
+        axis.hist(lengths, bins=np.arange(max(*lengths, max_length) + 2) - 0.5)
+        axis.axvline(max_length, color="black", linestyle="--", label=f"padded to {max_length}")
         axis.set(xlabel=f"{name} length [tokens]", ylabel="texts")
         axis.legend()
     save_figure(figure, path)
 
 
-def draw_bars(groups: Mapping[str, Mapping[str, float]], unit: str, own: str, path: Path) -> None:
-    """One panel a group, a bar for each name, `own` in another colour."""
+def draw_bars(
+    groups: Mapping[str, Mapping[str, float]], unit: str, highlighted: str, path: Path
+) -> None:
+    """Draws one panel per group with one bar per name; the highlighted name has its own colour."""
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     height = 0.3 * max(map(len, groups.values())) + 1.1
@@ -141,7 +150,7 @@ def draw_bars(groups: Mapping[str, Mapping[str, float]], unit: str, own: str, pa
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, (title, values) in zip(axes.flat, groups.items(), strict=False):
-        colors = ["tab:orange" if name == own else "tab:blue" for name in values]
+        colors = ["tab:orange" if name == highlighted else "tab:blue" for name in values]
         bars = axis.barh([make_label(name) for name in values], list(values.values()), color=colors)
         axis.bar_label(bars, fmt="%.3g", padding=2)
         axis.margins(x=0.12)  # room for the numbers
@@ -153,7 +162,10 @@ def draw_bars(groups: Mapping[str, Mapping[str, float]], unit: str, own: str, pa
 def draw_scaling(
     panels: Mapping[tuple[str, str], Mapping[str, Sequence[tuple[float, float]]]], path: Path
 ) -> None:
-    """Panels by what their axes are called, three a row, with a line for each name; logarithmic."""
+    """Draws one panel per (x label, y label), three in a row, with one line per name.
+
+    Both axes are logarithmic.
+    """
     rows = -(-len(panels) // 3)
     figure, axes = make_figure(rows, 3, width=13.0, height=3.6 * rows)
     for axis in axes.flat[len(panels) :]:
@@ -168,9 +180,9 @@ def draw_scaling(
 
 
 def draw_bands(panels: Sequence[tuple[Any, ...]], path: Path) -> None:
-    """A panel for each (title, axis, epochs, printed curve, bands by name), three a row.
+    """Draws one panel per (title, y label, epochs, printed curve, bands by name), three in a row.
 
-    A band is (low, median, high), curves all; losses have a logarithmic axis.
+    A band is three curves: (low, median, high). The y axis of a loss is logarithmic.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -183,39 +195,39 @@ def draw_bands(panels: Sequence[tuple[Any, ...]], path: Path) -> None:
             axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axis.plot(epochs, printed, label="printed", color="black", marker="o", markersize=3)
         axis.set(title=make_label(title), xlabel="epoch", ylabel=make_label(unit))
-        axis.set_yscale("log" if max(printed) > 1 else "linear")  # a loss, or an accuracy
+        axis.set_yscale("log" if max(printed) > 1 else "linear")  # a loss, not an accuracy
         axis.grid(alpha=0.3)
         axis.legend()
     save_figure(figure, path)
 
 
 def _labels(texts: Sequence[str]) -> list[str]:
-    """One for each step that is shown."""
-    return [make_label(text) for text in texts[:MOST_STEPS]]
+    """The labels of the steps that are drawn."""
+    return [make_label(text) for text in texts[:MAX_STEPS]]
 
 
 def make_label(text: str) -> str:
-    """The text as it is to be read: "$" would begin a formula, and a newline a second line."""
-    return brief(text, LONGEST_LABEL).replace("$", r"\$")
+    """The text on one line, cut to MAX_LABEL characters, with "$" escaped (it begins a formula)."""
+    return brief(text, MAX_LABEL).replace("$", r"\$")
 
 
 def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure of so many inches and its axes [rows, columns], with a font that has Hangul."""
+    """A figure and its axes [rows, columns], with a font that has Hangul; sizes are in inches."""
     from matplotlib import font_manager, rcParams
-    from matplotlib.figure import Figure  # not pyplot: no window system
+    from matplotlib.figure import Figure  # unlike pyplot, it needs no window system
 
-    if HANGUL not in rcParams["font.family"]:
-        # To import the package would set its font for all letters, and fails from Python 3.12 on.
+    if HANGUL_FONT not in rcParams["font.family"]:
+        # Importing the package would set its font for all letters, and fails from Python 3.12 on.
         package = distribution("koreanize-matplotlib")
-        font = package.locate_file(f"koreanize_matplotlib/fonts/{HANGUL}.ttf")
+        font = package.locate_file(f"koreanize_matplotlib/fonts/{HANGUL_FONT}.ttf")
         font_manager.fontManager.addfont(str(font))
-        rcParams["font.family"] = ["DejaVu Sans", HANGUL]  # for what the first one lacks
+        rcParams["font.family"] = ["DejaVu Sans", HANGUL_FONT]  # the second is for missing glyphs
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a PNG file, whatever the path ends in."""
-    with warnings.catch_warnings():  # characters that no font has are drawn as boxes
+    """Writes the figure as a PNG file, whatever the path ends in."""
+    with warnings.catch_warnings():  # a character that no font has is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
         figure.savefig(path, dpi=120, format="png")

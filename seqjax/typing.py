@@ -1,11 +1,11 @@
-"""Dimensions, the arrays that cross module boundaries, and the reserved token ids.
+"""Names of dimensions, types of arrays that cross module boundaries, and reserved token ids.
 
     B batch          T time             S source time     I input size
     H hidden size    G gates x H        E embedding size  V vocabulary size
-    C classes        K beam width       N members of a sweep
+    C classes        K beam width       N rows of a split, or members of a sweep
 
-Batch-major `[B, T, ...]` in data, layers, models, losses and metrics; time-major `[T, B, ...]`
-inside `unroll` only. A mask is True where a position is real.
+Arrays are batch-major `[B, T, ...]` in data, layers, models, losses and metrics, and time-major
+`[T, B, ...]` only inside `unroll`. A mask is True where a position is real.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 Params = Any  # nested dict[str, ...] of arrays: the only form in which parameters travel
-Batch = Mapping[str, Any]  # arrays with a leading B, always with a "weight": 0 marks filler rows
+Batch = Mapping[str, Any]  # arrays with a leading B; the "weight" of a padding row is 0
 
 Tokens = Int[Array, "B T"]
 Lengths = Int[Array, " B"]
@@ -22,11 +22,11 @@ Labels = Int[Array, " B"]
 Mask = Bool[Array, "B T"]
 Logits = Float[Array, "*dims C"]
 Features = Num[Array, "B T I"]
-RowKeys = Key[Array, " B"]  # one key a row, so that no row's dropout depends on its batch mates
+RowKeys = Key[Array, " B"]  # one key per row, so that its dropout does not depend on other rows
 
 
 class SpecialIds(NamedTuple):
-    """Padding, the start and the end of a sequence, and the word that is in no vocabulary."""
+    """The ids of padding, of the start and the end of a sequence, and of unknown tokens."""
 
     pad_id: int = 0
     bos_id: int = 1

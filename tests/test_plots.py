@@ -7,7 +7,7 @@ from support.toys import assert_picture
 
 import seqjax.plots
 from seqjax.errors import one_line
-from seqjax.inference.responder import Attention
+from seqjax.inference.responder import AttentionMap
 from seqjax.plots import (
     draw_attention,
     draw_confusion,
@@ -66,9 +66,9 @@ def test_steps(lengths, tmp_path):
     assert_picture(tmp_path / "steps.png")
 
 
-def look(source: str, target: str) -> Attention:
+def look(source: str, target: str) -> AttentionMap:
     weights = rng.dirichlet(np.ones(len(source)), size=len(target))
-    return Attention(weights, list(source), list(target))
+    return AttentionMap(weights, list(source), list(target))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -104,7 +104,7 @@ def test_texts_are_shown_as_they_are_written(tmp_path, monkeypatch):
     images = np.zeros((len(HOSTILE), 4, 4))
     seen = [one_line(text) for text in HOSTILE]
     for draw, *arguments in (
-        (draw_attention, [Attention(table, HOSTILE, HOSTILE)]),
+        (draw_attention, [AttentionMap(table, HOSTILE, HOSTILE)]),
         (draw_steps, [table], [HOSTILE], ["a"] * len(HOSTILE)),
         (draw_confusion, table.astype(int), HOSTILE),
     ):
@@ -121,7 +121,7 @@ def test_a_picture_of_a_long_text_shows_its_beginning(tmp_path, monkeypatch):
     tokens[1] = "x" * 9999
     table = np.ones((5000, 5000), np.float32) / 5000
     for draw, *arguments in (
-        (draw_attention, [Attention(table, tokens, tokens)]),
+        (draw_attention, [AttentionMap(table, tokens, tokens)]),
         (draw_steps, [table[:, :3]], [tokens], ["a", "b", "c"]),
     ):
         texts = drawn(monkeypatch, draw, *arguments, tmp_path / "long.png")
@@ -133,7 +133,7 @@ def test_a_picture_of_a_long_text_shows_its_beginning(tmp_path, monkeypatch):
 
 def test_hangul_is_drawn_letter_by_letter(tmp_path):
     for name, letters in (("a.png", "가나다"), ("b.png", "가나라"), ("c.png", "가나다")):
-        same = Attention(np.eye(3), list(letters), list("abc"))
+        same = AttentionMap(np.eye(3), list(letters), list("abc"))
         draw_attention([same], tmp_path / name)
     a, b, c = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
     assert a == c != b

@@ -1,7 +1,7 @@
 """Length buckets: rows of similar lengths are cropped to one shape, so that batches hold little
 padding.
 
-Each bucket has a static shape of its own, for which the program is compiled once.
+Each bucket has a static shape of its own, for which the train step is compiled once.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
-"""When not to answer: how sure a reply is, calibrated on held-out questions.
+"""When not to answer: the confidence in a reply, calibrated on held-out questions.
 
-Two things speak for a reply: that the model finds it probable, and that the question resembles one
-it was trained on. A logistic regression weighs them; a network alone is sure of nonsense too.
+A reply is more likely to be right if the model finds it probable and if the question resembles one
+that the model was trained on. A logistic regression weighs the two; the model's probability alone
+is high for nonsense too.
 """
 
 from collections.abc import Sequence
@@ -13,46 +14,53 @@ import numpy as np
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json
 
-RIDGE = 1.0  # on the weights, in units of one example
-FILE = "abstention.json"
+RIDGE = 1.0  # the penalty on the weights; 1 counts as much as one example
+ABSTENTION_FILE = "abstention.json"
 
 
 class Abstention(NamedTuple):
-    """A reply of lower confidence than `threshold` is better not given."""
+    """A logistic regression, and the confidence below which a reply is withheld."""
 
     bias: float
-    of_score: float
-    of_similarity: float
+    of_score: float  # the weight of the reply's log-probability
+    of_similarity: float  # the weight of the question's similarity
     threshold: float
 
     def confidence(self, score: float, similarity: float) -> float:
-        """How probably the reply is right, in [0, 1], from its log-probability in nats and the
-        question's similarity to the nearest one trained on."""
-        return float(_odds((self.bias, self.of_score, self.of_similarity), score, similarity))
+        """The probability that a reply is right, in [0, 1].
+
+        `score` is the log-probability of the reply in nats, `similarity` that of the question to
+        the most similar training question, in [0, 1].
+        """
+        weights = (self.bias, self.of_score, self.of_similarity)
+        return float(_probability(weights, score, similarity))
 
 
 def calibrate(scores: np.ndarray, similarities: np.ndarray, right: np.ndarray) -> Abstention:
-    """The regression on examples `[N]` and the threshold that is best on them: with the most right
-    replies given, less the wrong ones."""
+    """The regression that is fitted to examples `[N]`, with the best threshold on them.
+
+    The best threshold maximises the number of right replies given minus that of wrong ones.
+    """
     features = np.stack([np.ones(len(scores)), scores, similarities], axis=1).astype(np.float64)
     weights = np.zeros(3)
     penalty = np.diag([1e-6, RIDGE, RIDGE])
-    for _ in range(50):  # Newton's steps
-        odds = _sigmoid(features @ weights)
-        gradient = features.T @ (odds - right) + penalty @ weights
-        hessian = (features * (odds * (1 - odds))[:, None]).T @ features + penalty
+    for _ in range(50):  # Newton's method
+        probs = _sigmoid(features @ weights)
+        gradient = features.T @ (probs - right) + penalty @ weights
+        hessian = (features * (probs * (1 - probs))[:, None]).T @ features + penalty
         weights = weights - np.linalg.solve(hessian, gradient)
-    odds = _odds(weights, *features.T[1:])
-    order = np.argsort(-odds, kind="stable")
+    probs = _probability(weights, *features.T[1:])
+    order = np.argsort(-probs, kind="stable")
     gain = np.concatenate([[0], np.cumsum(np.where(right[order], 1, -1))])
-    bounds = np.concatenate([[1.0], odds[order], [0.0]])
-    gain[bounds[:-1] == bounds[1:]] = -len(odds) - 1  # no threshold comes between equals
-    best = int(np.argmax(gain))  # so many of the surest are given
-    return Abstention(*map(float, weights), threshold=float((bounds[best] + bounds[best + 1]) / 2))
+    bounds = np.concatenate([[1.0], probs[order], [0.0]])
+    gain[bounds[:-1] == bounds[1:]] = -len(probs) - 1  # no threshold separates equal probabilities
+    num_given = int(np.argmax(gain))
+    threshold = float((bounds[num_given] + bounds[num_given + 1]) / 2)
+    return Abstention(*map(float, weights), threshold=threshold)
 
 
 def noise_questions(texts: Sequence[str], count: int) -> list[str]:
-    """Questions that nothing answers: as long as real ones, of the same characters at random."""
+    """Questions without an answer: random characters of the texts, as long as the texts."""
     rng = np.random.default_rng(0)
     characters = sorted(set("".join(texts)))
     lengths = rng.choice([len(text) for text in texts], size=count)
@@ -60,24 +68,28 @@ def noise_questions(texts: Sequence[str], count: int) -> list[str]:
 
 
 def save_abstention(abstention: Abstention, directory: Path) -> None:
-    """Writes it into the run's directory."""
-    write_json(directory / FILE, abstention._asdict())
+    """Writes the calibration into the directory of its run."""
+    write_json(directory / ABSTENTION_FILE, abstention._asdict())
 
 
 def load_abstention(directory: Path) -> Abstention:
-    """What the run in the directory was calibrated to; raises UserError if there is none."""
+    """The calibration of the run in the directory; raises UserError if it cannot be read."""
     remedy = "run experiments.evaluate on it, or answer always with --abstain=off"
+    path = directory / ABSTENTION_FILE
     try:
-        fields = read_json(directory / FILE)
+        fields = read_json(path)
         return Abstention(**{name: float(value) for name, value in fields.items()})
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{directory / FILE} is damaged ({error}); {remedy}") from None
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
 
 
-def _odds(weights: Any, score: Any, similarity: Any) -> Any:
-    """The same to the last bit for one reply and for many: equal replies get equal odds."""
+def _probability(weights: Any, score: Any, similarity: Any) -> Any:
+    """The regression's probability, bit-identical for one reply and for an array of them.
+
+    So that equal replies get equal probabilities, it does not use a matrix product.
+    """
     return _sigmoid(weights[0] + weights[1] * score + weights[2] * similarity)
 
 

@@ -1,4 +1,4 @@
-"""Figures of whole texts, on the host: exact match, BLEU, chrF, distinct n-grams, right intents."""
+"""Metrics of whole texts, on the host: exact match, BLEU, chrF, distinct n-grams, right intents."""
 
 import re
 from collections import defaultdict
@@ -12,12 +12,15 @@ from seqjax.data.parallel_text import Split
 
 Answers = Mapping[str, frozenset[str]]  # the right answers by intent
 
-# Korean words carry their particles, so words are no fair unit: BLEU counts characters.
+# BLEU counts characters, because Korean words include their particles.
 _BLEU, _CHRF = BLEU(tokenize="char", effective_order=False), CHRF()
 
 
 def text_metrics(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Exact match in [0, 1], BLEU of characters and chrF in [0, 100], distinct-1 and -2."""
+    """Exact match in [0, 1], BLEU of characters and chrF in [0, 100], distinct-1 and distinct-2.
+
+    Raises ValueError unless there are as many replies as references.
+    """
     return {
         "exact_match": exact_match(replies, references),
         "bleu": _BLEU.corpus_score(list(replies), [list(references)]).score,
@@ -28,19 +31,19 @@ def text_metrics(replies: Sequence[str], references: Sequence[str]) -> dict[str,
 
 
 def exact_match(replies: Sequence[str], references: Sequence[str]) -> float:
-    """How many replies are the very reference, in [0, 1]."""
+    """The share of replies that equal their reference, in [0, 1]."""
     return sum(a == b for a, b in zip(replies, references, strict=True)) / len(replies)
 
 
 def signatures() -> str:
-    """How sacrebleu computed BLEU and chrF, for others to repeat."""
+    """sacrebleu's signatures of BLEU and chrF, by which others can repeat the computation."""
     for metric in (_BLEU, _CHRF):
-        metric.corpus_score(["a"], [["a"]])  # before it has scored, a metric has no signature
+        metric.corpus_score(["a"], [["a"]])  # a metric has no signature before it has scored
     return f"BLEU {_BLEU.get_signature()}, chrF {_CHRF.get_signature()}"
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """Distinct n-grams of words over all n-grams of words (Li et al., 2016); 0 without any."""
+    """The share of distinct n-grams among all n-grams of words (Li et al., 2016); 0 without any."""
     grams = []
     for text in texts:
         words = text.split()
@@ -48,24 +51,25 @@ def distinct(texts: Iterable[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def answers_by_intent(parts: Iterable[Split]) -> Answers:
-    """The answers that each intent has in any part; none without labels."""
-    found = defaultdict(set)
-    for part in parts:
-        for intent, answer in zip(part.labels, part.targets, strict=bool(part.labels)):
-            found[intent].add(answer)
-    return {intent: frozenset(texts) for intent, texts in found.items()}
+def answers_by_intent(splits: Iterable[Split]) -> Answers:
+    """The answers that each intent has in any of the splits; empty without labels."""
+    answers = defaultdict(set)
+    for split in splits:
+        for intent, answer in zip(split.labels, split.targets, strict=bool(split.labels)):
+            answers[intent].add(answer)
+    return {intent: frozenset(texts) for intent, texts in answers.items()}
 
 
-def right_replies(replies: Sequence[str], part: Split, answers: Answers) -> np.ndarray:
-    """Which replies `[N]` to a labelled part are an answer of their source's intent.
+def right_replies(replies: Sequence[str], split: Split, answers: Answers) -> np.ndarray:
+    """bool `[N]`: True for a reply that is an answer to the intent of its source.
 
-    Letters and digits alone decide: vocabularies without blanks or punctuation can be right too.
+    Compares letters and digits only, because some vocabularies have no blanks or punctuation.
     """
     known = {intent: {_letters(text) for text in texts} for intent, texts in answers.items()}
-    pairs = zip(replies, part.labels, strict=True)
-    return np.array([_letters(reply) in known[label] for reply, label in pairs], bool)
+    pairs = zip(replies, split.labels, strict=True)
+    return np.array([_letters(reply) in known[intent] for reply, intent in pairs], bool)
 
 
 def _letters(text: str) -> str:
+    """The letters and digits of the text, in lower case."""
     return re.sub(r"[\W_]", "", text).lower()

@@ -13,7 +13,7 @@ from seqjax.config import as_json, make_config
 from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError
 from seqjax.files import MAX_JSON_MEGABYTES, read_bounded, sha256, write_json
-from seqjax.inference.calibration import FILE as ABSTENTION
+from seqjax.inference.calibration import ABSTENTION_FILE
 from seqjax.parameters import named_arrays, parameter_shapes
 from seqjax.runs.identity import Identity, differences
 from seqjax.runs.signals import say
@@ -47,8 +47,8 @@ def export_run(workdir: Path, output: Path) -> None:
     setup = make_setup(make_task(config, workdir), config)
     params, progress = restore_best(setup, workdir)
     files = fitted_files(setup.task)
-    if (workdir / ABSTENTION).exists():
-        files[ABSTENTION] = _text(workdir / ABSTENTION)
+    if (workdir / ABSTENTION_FILE).exists():
+        files[ABSTENTION_FILE] = _text(workdir / ABSTENTION_FILE)
     tensors = dict(named_arrays(params))
     weights = WeightsFile(as_json(config), progress._asdict(), files, tensors)
     try:
@@ -101,7 +101,7 @@ def _fill(run: Path, path: Path, weights: WeightsFile, config: ConfigDict) -> No
     task = make_task(config, run)
     as_params(path, weights.tensors, parameter_shapes(task.init))
     make_setup(task, config)  # for its complaints
-    given = {name: text for name, text in weights.files.items() if name != ABSTENTION}
+    given = {name: text for name, text in weights.files.items() if name != ABSTENTION_FILE}
     if fitted_files(task) != given:  # read from the run, or made anew
         raise UserError(f"{path} holds not the vocabularies of its config: export the run again")
     write_weights(run / WEIGHTS_FILE, weights._replace(config=as_json(config)))

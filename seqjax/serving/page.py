@@ -1,7 +1,7 @@
-"""Trained runs as a page on this machine: chat, translation, digits.
+"""A web page on this machine for trained runs: chat, translation, digits.
 
-This is the one file that imports gradio, and only when a page is made. What a tab does is a plain
-function of what a person wrote or drew.
+Only this file imports gradio, and only when a page is made. What a tab shows is computed by plain
+functions of what a person has written or drawn.
 """
 
 import html
@@ -19,7 +19,7 @@ from PIL import Image
 
 from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError, one_line
-from seqjax.inference.calibration import FILE as ABSTENTION
+from seqjax.inference.calibration import ABSTENTION_FILE
 from seqjax.inference.responder import Responder
 from seqjax.plots import draw_attention
 from seqjax.runs.signals import say
@@ -32,16 +32,16 @@ from seqjax.training.fit import restore_best
 from seqjax.training.setup import make_setup
 from seqjax.typing import Params
 
-BEST = {"beam_size": 4, "n_best": 3}
-BEST_LABEL = "best 3 of a beam of 4, by score and length"
+_BEAM = {"beam_size": 4, "n_best": 3}
+_BEAM_LABEL = "best 3 of a beam of 4, by score and length"
 BLANK = "Draw a digit: the pad is empty."
-Reader = Callable[[np.ndarray], np.ndarray]  # uint8 [28, 28] to probabilities [28, 10] by row
+DigitReader = Callable[[np.ndarray], np.ndarray]  # uint8 [28, 28] -> probabilities [28, 10] by row
 
-# The pad starts without a tool, and drops it when it is cleared; a person wants to draw at once.
-TAKE_BRUSH = """() => setTimeout(function take() {
+# Selects the brush, because the pad starts without a tool and loses it when it is cleared.
+_TAKE_BRUSH = """() => setTimeout(function take() {
     const brush = document.querySelector('#pad button[aria-label="Brush"]');
     brush ? brush.click() : setTimeout(take, 100); }, 100)"""
-TABLE_CSS = """
+_TABLE_CSS = """
 table { border-collapse: collapse; margin: auto; font-size: 11px; text-align: center; }
 td, th { height: 13px; line-height: 13px; padding: 0; min-width: 10px; }
 td:nth-child(n + 29), th { min-width: 26px; }
@@ -49,9 +49,9 @@ td:nth-child(n + 29), th { min-width: 26px; }
 
 
 def make_page(runs: Mapping[str, Path]) -> Any:
-    """A gradio page with a tab for each run: `chat`, `translate`, `digits`. Serves nothing yet.
+    """A gradio page with a tab for each run, by the tab's name: `chat`, `translate`, `digits`.
 
-    Raises UserError without a run, for one that a tab cannot use, and where gradio is missing.
+    Raises UserError if there is no run, if a tab cannot use its run, or if gradio is missing.
     """
     if not runs:
         raise UserError("no run to show: give --chat=RUNDIR, --translate=RUNDIR or --digits=RUNDIR")
@@ -68,8 +68,8 @@ def make_page(runs: Mapping[str, Path]) -> Any:
     return page
 
 
-def serve(page: Any, port: int) -> None:
-    """Serves a page to this machine only, until Ctrl-C."""
+def serve_page(page: Any, port: int) -> None:
+    """Serves a page to this machine only, until Ctrl-C; raises UserError if the port is in use."""
     address = {"server_name": "127.0.0.1", "server_port": port, "share": False, "ssr_mode": False}
     try:
         page.launch(**address, footer_links=[], quiet=True, prevent_thread_lock=True)
@@ -80,9 +80,9 @@ def serve(page: Any, port: int) -> None:
 
 
 def _chat_tab(gr: Any, _tab: Any, workdir: Path) -> None:
-    can_abstain = (workdir / ABSTENTION).exists()
+    can_abstain = (workdir / ABSTENTION_FILE).exists()
     responder = load_responder(workdir, can_abstain)
-    label = "abstain from what is probably wrong"
+    label = "withhold replies that are probably wrong"
     abstain = gr.Checkbox(can_abstain, label=label, interactive=can_abstain)
     window = gr.Chatbot(
         label=str(workdir),
@@ -92,30 +92,30 @@ def _chat_tab(gr: Any, _tab: Any, workdir: Path) -> None:
         reasoning_tags=None,
         buttons=[],
     )
-    # Not gr.ChatInterface, which would show a question as the HTML that somebody wrote into it.
+    # gr.ChatInterface would render HTML that somebody has written into a question.
     text = gr.Textbox(label="question", submit_btn=True, autofocus=True)
 
-    def say(*asked: Any) -> Iterator[tuple[Any, Any]]:
-        left: Any = ""
-        for chat in converse(responder, *asked):
-            yield left, chat
-            left = gr.skip()  # what is written meanwhile stays
+    def submit(*inputs: Any) -> Iterator[tuple[Any, Any]]:
+        text_left: Any = ""
+        for chat in converse(responder, *inputs):
+            yield text_left, chat
+            text_left = gr.skip()  # keeps what the person writes in the meantime
 
-    text.submit(say, [text, window, abstain], [text, window])
+    text.submit(submit, [text, window, abstain], [text, window])
 
 
 def _translate_tab(gr: Any, _tab: Any, workdir: Path) -> None:
     responder = load_responder(workdir, abstain=False)
 
-    def show(text: str) -> tuple[Any, Any]:
+    def submit(text: str) -> tuple[Any, Any]:
         rows, picture = translate(responder, text)
         return rows, gr.Image(picture, visible=picture is not None)
 
     text = gr.Textbox(label=f"text for {workdir}", submit_btn=True)
-    best = gr.Dataframe(headers=["translation", "score [nats]"], label=BEST_LABEL)
-    label = "where each token of the run's own reply looked"
-    look = gr.Image(label=label, visible=False, buttons=["download", "fullscreen"])
-    text.submit(show, text, [best, look])
+    best = gr.Dataframe(headers=["translation", "score [nats]"], label=_BEAM_LABEL)
+    label = "attention of each token of the reply by the run's own decoder"
+    attention = gr.Image(label=label, visible=False, buttons=["download", "fullscreen"])
+    text.submit(submit, text, [best, attention])
 
 
 def _digits_tab(gr: Any, tab: Any, workdir: Path) -> None:
@@ -126,29 +126,31 @@ def _digits_tab(gr: Any, tab: Any, workdir: Path) -> None:
         with gr.Column():
             pad = gr.Sketchpad(label=str(workdir), elem_id="pad", brush=brush, **options)
             line = gr.Markdown(BLANK)
-            odds = gr.Label(label="after the last row", num_top_classes=3)
-        with gr.Column():  # or the pad, laid out before it, takes the whole row for its own
-            table = gr.HTML(css_template=TABLE_CSS, apply_default_css=False)
-    pad.change(partial(read_drawing, read), pad, [line, odds, table])
-    tab.select(None, js=TAKE_BRUSH)
-    pad.clear(None, js=TAKE_BRUSH)
+            probs = gr.Label(label="after the last row", num_top_classes=3)
+        with gr.Column():  # without this column the pad would take up the whole row
+            table = gr.HTML(css_template=_TABLE_CSS, apply_default_css=False)
+    pad.change(partial(read_drawing, read), pad, [line, probs, table])
+    tab.select(None, js=_TAKE_BRUSH)
+    pad.clear(None, js=_TAKE_BRUSH)
 
 
 def converse(
     responder: Responder, question: str, history: list[dict[str, Any]], abstain: bool
 ) -> Iterator[list[dict[str, Any]]]:
-    """The chat with the question, and then with its reply, as that grows."""
-    asked = [*history, _message(question, role="user")]
-    yield asked
-    for messages in reply(responder, question, abstain):
-        yield asked + messages
+    """Yields the chat with the new question, and then with its reply as it grows."""
+    chat = [*history, _message(question, role="user")]
+    yield chat
+    for messages in reply_messages(responder, question, abstain):
+        yield chat + messages
 
 
-def reply(responder: Responder, question: str, abstain: bool) -> Iterator[list[dict[str, Any]]]:
-    """What stands below a question, as it grows: a reply, then a folded message about it.
+def reply_messages(
+    responder: Responder, question: str, abstain: bool
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields the messages that answer a question: the growing reply, then also its details.
 
-    Without abstaining it is the greedy reply, token by token. A reply that may be withheld appears
-    whole; the folded message then still says what it would have been.
+    Without `abstain`, the greedy reply grows token by token. With `abstain`, the reply appears as a
+    whole or is withheld; the folded details show the best replies in either case.
     """
     question = one_line(question).strip()
     if not question:
@@ -163,9 +165,9 @@ def reply(responder: Responder, question: str, abstain: bool) -> Iterator[list[d
     unsure = UNSURE[language(responder.train.targets)]
     title = f"score {answer.score:.2f} nats, confidence {answer.confidence:.2f}"
     details = [
-        f"nearest training question, of similarity {answer.similarity:.2f}: {answer.nearest}",
-        f"{BEST_LABEL}:",
-        *(f"{best.score:.2f}  {best.text}" for best in responder.beam(question, **BEST)),
+        f"nearest training question (similarity {answer.similarity:.2f}): {answer.nearest}",
+        f"{_BEAM_LABEL}:",
+        *(f"{best.score:.2f}  {best.text}" for best in responder.beam(question, **_BEAM)),
     ]
     folded = {"title": title if answer.finished else f"{title}, cut off", "status": "done"}
     yield [
@@ -176,83 +178,98 @@ def reply(responder: Responder, question: str, abstain: bool) -> Iterator[list[d
 
 def _message(*lines: str, role: str = "assistant") -> dict[str, Any]:
     text = "\n".join(map(one_line, lines))
-    return {"role": role, "content": html.escape(text, quote=False)}  # it is read as HTML
+    return {"role": role, "content": html.escape(text, quote=False)}  # gradio reads it as HTML
 
 
 def translate(responder: Responder, text: str) -> tuple[list[list[str]], Image.Image | None]:
-    """The best translations, each with its score, and where the run's own reply looked: None for
-    a model without attention. Nothing of both for a blank text."""
+    """The best translations, each with its score, and a picture of the attention of the reply.
+
+    The picture is None for a model without attention. A blank text has no translation and no
+    picture.
+    """
     text = one_line(text).strip()
     if not text:
         return [], None
-    found = responder.beam(text, **BEST)
-    rows = [[one_line(best.text) or NO_REPLY, f"{best.score:.2f}"] for best in found]
-    look = responder.explain(text)
-    if look is None or not look.source or not look.target:
+    replies = responder.beam(text, **_BEAM)
+    rows = [[one_line(best.text) or NO_REPLY, f"{best.score:.2f}"] for best in replies]
+    attention = responder.explain(text)
+    if attention is None or not attention.source or not attention.target:
         return rows, None
     with tempfile.TemporaryDirectory() as directory:
-        draw_attention([look], Path(directory) / "attention.png")
+        draw_attention([attention], Path(directory) / "attention.png")
         return rows, Image.open(Path(directory) / "attention.png").convert("RGB")
 
 
-def load_reader(workdir: Path) -> Reader:
-    """The best weights of a run of MNIST, reading an image row by row.
+def load_reader(workdir: Path) -> DigitReader:
+    """A function that reads a digit row by row with the best weights of a run of MNIST.
 
-    Raises UserError for a directory that holds no run, or one of another kind.
+    Raises UserError for a directory without a run, and for a run that cannot be used.
     """
     config = load_run_config(workdir, say)
     if (config.task, config.data.get("name")) != ("mnist_rows", "mnist"):
         raise UserError(
-            f"{workdir} is no run of mnist_rows with data.name=mnist: it knows no digits"
+            f"{workdir} is not a run of mnist_rows with data.name=mnist: it cannot read digits"
         )
     if config.model.bidirectional:
-        raise UserError(f"{workdir} reads from both ends: it says nothing before the last row")
+        raise UserError(
+            f"{workdir} is bidirectional, so it predicts nothing before the last row: give a run "
+            "with model.bidirectional=False"
+        )
     start_jax(config.train)
     params, _ = restore_best(make_setup(make_task(config), config), workdir)
-    read = jax.jit(partial(every_row, config, jax.device_get(params), num_classes=10))
+    read = jax.jit(partial(probabilities_by_row, config, jax.device_get(params), num_classes=10))
     return lambda image: np.array(read(image[None])[0])
 
 
 def read_drawing(
-    read: Reader, drawing: Mapping[str, Any] | None
+    read: DigitReader, drawing: Mapping[str, Any] | None
 ) -> tuple[str, dict[str, float] | None, str]:
-    """A line on what a pad's drawing is read as, the probabilities at its end, and a table of
-    those after each row. An untouched pad has no composite, an erased one no ink."""
+    """A line that says how a drawing is read, the probabilities at its end, and an HTML table of
+    the probabilities after each row.
+
+    A pad that was never touched has no composite; a pad that was erased has no ink.
+    """
     pixels = drawing["composite"] if drawing else None
     image = None if pixels is None else as_mnist(np.subtract(255, pixels))  # black on white
     if image is None:
         return BLANK, None, ""
     table = read(image)
-    *_, since = (0, *np.flatnonzero(np.diff(table.argmax(axis=1))) + 1)  # the last change of mind
-    odds = {str(digit): float(p) for digit, p in enumerate(table[-1])}
-    line = f"Read as {table[-1].argmax()}, the likeliest from row {since + 1} of {len(table)} on."
-    return line, odds, reading_table(image, table)
+    digits = table.argmax(axis=1)
+    *_, last_change = (0, *np.flatnonzero(np.diff(digits)) + 1)
+    probs = {str(digit): float(p) for digit, p in enumerate(table[-1])}
+    line = (
+        f"Read as {digits[-1]}, the most probable digit from row {last_change + 1} of "
+        f"{len(table)} on."
+    )
+    return line, probs, reading_table(image, table)
 
 
 def reading_table(image: UInt8[np.ndarray, "T I"], table: Float[np.ndarray, "T C"]) -> str:
-    """HTML: each row of an image, and beside it the probabilities in percent after that row."""
+    """An HTML table of the rows of an image, each beside the probabilities in percent after it."""
     names = "".join(f"<th>{name}</th>" for name in range(table.shape[1]))
     lines = [f'<tr><th colspan="{image.shape[1]}"></th>{names}</tr>']
-    for pixels, odds in zip(image, table, strict=True):
+    for pixels, probs in zip(image, table, strict=True):
         cells = [f'<td style="background: rgb({p} {p} {p})"></td>' for p in pixels]
-        for p in odds:
+        for p in probs:
             text = f"{100 * p:.0f}" if p >= 0.005 else ""
             cells.append(f'<td style="background: rgb(59 130 246 / {p:.2f})">{text}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
 
-def every_row(
+def probabilities_by_row(
     config, params: Params, images: UInt8[Array, "B T I"], num_classes: int
 ) -> Float[Array, "B T C"]:
-    """Probabilities after each row: what the model would say if the images ended there."""
+    """The class probabilities of the images cut off after each row."""
     _, bind = make_model(config, images.shape[-1], num_classes)
     return jax.nn.softmax(bind(params).every_step(brightness(images)))
 
 
 def as_mnist(ink: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "28 28"] | None:
-    """A drawing, 255 where there is ink, as MNIST has its digits: scaled to fit 20 x 20, its mass
-    centred on pixel 14 of 28 x 28. None without ink."""
+    """A drawing (255 where there is ink) in the form of MNIST's digits, or None without ink.
+
+    The ink is scaled to fit 20 x 20 pixels, and its centre of mass is put on pixel 14 of 28 x 28.
+    """
     rows, columns = (np.flatnonzero((ink > 16).any(axis)) for axis in (1, 0))
     if not len(rows):
         return None
@@ -266,5 +283,7 @@ def as_mnist(ink: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "28 28"] | None
         for centre, length in zip(centres, digit.shape, strict=True)
     )
     image = np.zeros((28, 28), np.uint8)
-    image[top : top + height, left : left + width] = digit * (255 / digit.max())  # thin, not faint
+    image[top : top + height, left : left + width] = digit * (
+        255 / digit.max()
+    )  # keeps thin lines dark
     return image

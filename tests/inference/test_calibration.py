@@ -1,4 +1,4 @@
-"""Abstention: surer where right and wrong differ, the best threshold there is, kept in a file."""
+"""Calibration: confidence separates right from wrong replies; its threshold is the best one."""
 
 import json
 
@@ -22,7 +22,7 @@ numbers = st.floats(-1e3, 1e3)
 
 @st.composite
 def examples(draw):
-    """Scores in nats, similarities and what was right; some equal to others, some far off."""
+    """Scores in nats, similarities and whether replies are right; with ties and outliers."""
     count = draw(st.integers(2, 25))
     some = {"min_size": count, "max_size": count}
     score = st.sampled_from([-0.1, -2.0]) | st.floats(-300, 0)
@@ -34,37 +34,37 @@ def examples(draw):
     )
 
 
-def confidences(found, scores, similarities):
+def confidences(abstention, scores, similarities):
     pairs = zip(scores.tolist(), similarities.tolist(), strict=True)
-    return np.array([found.confidence(*pair) for pair in pairs])
+    return np.array([abstention.confidence(*pair) for pair in pairs])
 
 
-def gain(given_, right):
-    """Right replies that are given, less the wrong ones."""
-    return np.sum(given_ & right) - np.sum(given_ & ~right)
+def gain(is_given, right):
+    """The number of right replies that are given minus that of wrong ones."""
+    return np.sum(is_given & right) - np.sum(is_given & ~right)
 
 
 @given(example=examples())
 def test_no_threshold_is_better_on_the_examples(example):
     scores, similarities, right = example
-    found = calibrate(*example)
-    sure = confidences(found, scores, similarities)
-    every = [0.0, 2.0, *sure, *np.nextafter(sure, 2)]
-    best = max(gain(sure >= threshold, right) for threshold in every)
-    assert gain(sure >= found.threshold, right) == best
-    assert 0 <= found.threshold <= 1
+    abstention = calibrate(*example)
+    confidence = confidences(abstention, scores, similarities)
+    thresholds = [0.0, 2.0, *confidence, *np.nextafter(confidence, 2)]
+    best = max(gain(confidence >= threshold, right) for threshold in thresholds)
+    assert gain(confidence >= abstention.threshold, right) == best
+    assert 0 <= abstention.threshold <= 1
 
 
 @given(example=examples())
 def test_the_weights_are_those_of_the_ridge_regression(example):
-    """No slope is left of the penalized likelihood, a convex function."""
+    """The gradient of the penalized negative log-likelihood, a convex function, is zero."""
     scores, similarities, right = (np.asarray(x, np.float64) for x in example)
-    found = calibrate(*example)
-    wrong_by = confidences(found, scores, similarities) - right
+    abstention = calibrate(*example)
+    error = confidences(abstention, scores, similarities) - right
     slopes = [
-        np.sum(wrong_by) + 1e-6 * found.bias,
-        np.sum(wrong_by * scores) + RIDGE * found.of_score,
-        np.sum(wrong_by * similarities) + RIDGE * found.of_similarity,
+        np.sum(error) + 1e-6 * abstention.bias,
+        np.sum(error * scores) + RIDGE * abstention.of_score,
+        np.sum(error * similarities) + RIDGE * abstention.of_similarity,
     ]
     assert np.max(np.abs(slopes)) < 1e-4 * (1 + np.sum(np.abs(scores)))
 
@@ -79,12 +79,12 @@ def test_confidence_is_a_probability_that_rises_with_what_speaks_for_a_reply(
     example, weights, at, more
 ):
     bias, of_score, of_similarity = weights
-    found = Abstention(bias, abs(of_score), abs(of_similarity), 0.5)
+    abstention = Abstention(bias, abs(of_score), abs(of_similarity), 0.5)
     score, similarity = at
-    sure = found.confidence(score, similarity)
-    assert 0 <= sure <= 1
-    assert found.confidence(score + more, similarity) >= sure
-    assert found.confidence(score, similarity + more) >= sure
+    confidence = abstention.confidence(score, similarity)
+    assert 0 <= confidence <= 1
+    assert abstention.confidence(score + more, similarity) >= confidence
+    assert abstention.confidence(score, similarity + more) >= confidence
 
 
 @pytest.mark.parametrize("apart", ["score", "similarity"])
@@ -93,24 +93,24 @@ def test_what_separates_right_from_wrong_decides(apart):
     right = np.arange(40) < 20
     noise = rng.uniform(0, 1, 40)
     tells = right + rng.uniform(-0.3, 0.3, 40)
-    found = calibrate(*((tells, noise) if apart == "score" else (noise, tells)), right)
-    weights = {"score": found.of_score, "similarity": found.of_similarity}
+    abstention = calibrate(*((tells, noise) if apart == "score" else (noise, tells)), right)
+    weights = {"score": abstention.of_score, "similarity": abstention.of_similarity}
     assert weights.pop(apart) > 1 > 2 * abs(*weights.values())
     pairs = (tells, noise) if apart == "score" else (noise, tells)
-    assert np.array_equal(confidences(found, *pairs) >= found.threshold, right)
+    assert np.array_equal(confidences(abstention, *pairs) >= abstention.threshold, right)
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_if_all_are_right_all_are_given_and_if_none_is_none(right):
     rng = np.random.default_rng(1)
     scores, similarities = rng.uniform(-9, 0, 12), rng.uniform(0, 1, 12)
-    found = calibrate(scores, similarities, np.full(12, right))
-    assert np.all((confidences(found, scores, similarities) >= found.threshold) == right)
+    abstention = calibrate(scores, similarities, np.full(12, right))
+    assert np.all((confidences(abstention, scores, similarities) >= abstention.threshold) == right)
 
 
 def test_replies_of_one_score_stand_or_fall_together():
-    found = calibrate(np.zeros(5), np.zeros(5), np.array([True, True, False, False, False]))
-    assert found.confidence(0.0, 0.0) < found.threshold
+    abstention = calibrate(np.zeros(5), np.zeros(5), np.array([True, True, False, False, False]))
+    assert abstention.confidence(0.0, 0.0) < abstention.threshold
 
 
 def test_noise_is_of_the_same_characters_and_lengths_and_always_the_same():

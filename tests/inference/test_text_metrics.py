@@ -1,4 +1,4 @@
-"""Figures of texts: counted by hand, and by sacrebleu itself."""
+"""Metrics of texts: counted by hand, and computed by sacrebleu itself."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_bleu_and_chrf_are_sacrebleus():
 def test_a_text_is_its_own_best_translation(texts):
     got = text_metrics(texts, texts)
     assert got["exact_match"] == 1
-    # BLEU is of 4-grams: shorter texts have none, and score 0.
+    # BLEU counts 4-grams: shorter texts have none and score 0.
     spaceless = max(len(text.replace(" ", "")) for text in texts)
     assert got["bleu"] == pytest.approx(100 if spaceless >= 4 else 0)
 
@@ -78,8 +78,8 @@ def test_blanks_punctuation_and_case_are_not_what_is_right_or_wrong():
     answers = answers_by_intent([TRAIN, TEST])
     got = right_replies(["네 돼요", "네,돼 요?!", "8시요"], TEST, answers)
     assert got.tolist() == [True, True, False]
-    part = Split(["q"], ["The_End"], ["x"])
-    assert right_replies(["the end."], part, answers_by_intent([part])).all()
+    split = Split(["q"], ["The_End"], ["x"])
+    assert right_replies(["the end."], split, answers_by_intent([split])).all()
 
 
 def test_without_labels_there_are_no_intents():

@@ -1,4 +1,4 @@
-"""The page: what its tabs do, and the whole of it as a person sees it in a browser."""
+"""The page: the functions behind its tabs, and the whole page in a browser."""
 
 import html
 import json
@@ -22,25 +22,26 @@ from seqjax.data.images import load_mnist
 from seqjax.data.parallel_text import Split
 from seqjax.errors import UserError
 from seqjax.files import write_json
-from seqjax.inference.responder import Answer, Attention, Responder
+from seqjax.inference.responder import Answer, AttentionMap, Responder
 from seqjax.serving.page import (
     BLANK,
     as_mnist,
     converse,
-    every_row,
     load_reader,
     make_page,
+    probabilities_by_row,
     read_drawing,
     reading_table,
-    reply,
-    serve,
+    reply_messages,
+    serve_page,
     translate,
 )
 from seqjax.serving.repl import NO_TEXT, UNSURE
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 
-# What a page could take for HTML, markdown or a formula; "http:" would show among the requests.
+# Text that a page could mistake for HTML, markdown or a formula; if it did, the browser would
+# request the "http:" addresses.
 HOSTILE = (
     "<b>x</b> <img src=http://evil.invalid/a.png onerror='document.title=1'> &lt; **y** `z` "
     "![i](http://evil.invalid/b.png) [l](javascript:alert(1)) $$x^2$$ $y$ <thinking>no</thinking>"
@@ -54,7 +55,7 @@ PAIRS = (
 
 
 class Parrot(Responder):
-    """Replies with the question in capitals; confidence is 0.9 for short ones."""
+    """Replies with the question in capitals; the confidence is 0.9 for short questions."""
 
     def __init__(self, attention: bool = True, end: str = ""):
         self.attention, self.end = attention, end
@@ -78,7 +79,7 @@ class Parrot(Responder):
 
     def explain(self, question):
         weights = np.eye(len(question), dtype=np.float32)
-        return Attention(weights, [*question], [*question.upper()]) if self.attention else None
+        return AttentionMap(weights, [*question], [*question.upper()]) if self.attention else None
 
 
 def contents(messages):
@@ -86,21 +87,21 @@ def contents(messages):
 
 
 def test_a_reply_that_may_be_withheld_comes_whole_and_any_other_grows():
-    (whole,) = map(contents, reply(Parrot(), " ab ", True))
-    *growing, last = map(contents, reply(Parrot(), " ab ", False))
+    (whole,) = map(contents, reply_messages(Parrot(), " ab ", True))
+    *growing, last = map(contents, reply_messages(Parrot(), " ab ", False))
     assert growing == [["A"], ["AB"]]
     assert last == whole
     assert whole[0] == "AB"
-    assert whole[1].splitlines()[0] == "nearest training question, of similarity 0.25: polly?"
+    assert whole[1].splitlines()[0] == "nearest training question (similarity 0.25): polly?"
     assert whole[1].splitlines()[2:] == ["-1.50  AB", "-1.50  A"]
 
 
 def test_an_unsure_reply_is_withheld_on_request_only():
-    (messages,) = reply(Parrot(), "a < b & c", True)
+    (messages,) = reply_messages(Parrot(), "a < b & c", True)
     assert messages[0]["content"] == UNSURE["en"]
     assert messages[1]["metadata"]["title"] == "score -1.50 nats, confidence 0.10, cut off"
     assert "-1.50  A &lt; B &amp; C" in messages[1]["content"]
-    *_, messages = reply(Parrot(), "a < b & c", False)
+    *_, messages = reply_messages(Parrot(), "a < b & c", False)
     assert messages[0]["content"] == "A &lt; B &amp; C"
 
 
@@ -128,7 +129,7 @@ def test_the_chat_is_shown_at_once_and_then_grows():
 
 
 def test_a_blank_text_is_no_question():
-    assert [contents(messages) for messages in reply(Parrot(), " \n", True)] == [[NO_TEXT]]
+    assert [contents(messages) for messages in reply_messages(Parrot(), " \n", True)] == [[NO_TEXT]]
     assert translate(Parrot(), " \n") == ([], None)
 
 
@@ -175,15 +176,15 @@ def test_a_reading_says_since_when_and_shows_every_row():
     canvas = np.full((280, 280), 255, np.uint8)
     canvas[40:240, 130:150] = 0
     table = np.eye(10)[[7] * 20 + [1] * 3 + [4] * 5] * 0.9 + 0.01
-    line, odds, text = read_drawing(lambda image: table, {"composite": canvas})
-    assert line == "Read as 4, the likeliest from row 24 of 28 on."
-    assert odds == pytest.approx({str(digit): 0.91 if digit == 4 else 0.01 for digit in range(10)})
+    line, probs, text = read_drawing(lambda image: table, {"composite": canvas})
+    assert line == "Read as 4, the most probable digit from row 24 of 28 on."
+    assert probs == pytest.approx({str(digit): 0.91 if digit == 4 else 0.01 for digit in range(10)})
     _, *rows = re.findall("<tr>(.*?)</tr>", text)
     shown = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in rows]
     assert {len(cells) for cells in shown} == {38}
     assert [cells[28:].index("91") for cells in shown] == [*table.argmax(axis=1)]
     line, *_ = read_drawing(lambda image: table[[-1] * 28], {"composite": canvas})
-    assert line == "Read as 4, the likeliest from row 1 of 28 on."
+    assert line == "Read as 4, the most probable digit from row 1 of 28 on."
 
 
 def test_a_row_of_a_table_is_a_row_of_the_image():
@@ -202,20 +203,20 @@ def test_after_a_row_the_model_says_what_it_says_of_an_image_that_ends_there(mon
     task = make_task(config)
     params = task.init(jax.random.key(0))
     pixels = jax.numpy.asarray(task.splits["test"]["image"])
-    odds = every_row(config, params, pixels, 10)
+    probs = probabilities_by_row(config, params, pixels, 10)
     whole = jax.nn.softmax(task.predict(params, {"image": pixels}))
-    np.testing.assert_allclose(odds[:, -1], whole, atol=1e-6)
+    np.testing.assert_allclose(probs[:, -1], whole, atol=1e-6)
     half = jax.nn.softmax(task.predict(params, {"image": pixels[:, :14]}))
-    np.testing.assert_allclose(odds[:, 13], half, atol=1e-6)
+    np.testing.assert_allclose(probs[:, 13], half, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
         (None, "", "", "config.json does not exist"),
-        ("recall", "data.num_sequences", 40, "knows no digits"),
-        ("mnist_rows", "data.name", "tfds:kmnist", "knows no digits"),
-        ("mnist_rows", "model.bidirectional", True, "reads from both ends"),
+        ("recall", "data.num_sequences", 40, "cannot read digits"),
+        ("mnist_rows", "data.name", "tfds:kmnist", "cannot read digits"),
+        ("mnist_rows", "model.bidirectional", True, "is bidirectional, so it predicts nothing"),
         ("mnist_rows", "data.valid_size", 8, "has no checkpoint yet"),
     ],
 )
@@ -249,7 +250,7 @@ def test_a_port_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is in use: choose another"):
-            serve(Page(), port)
+            serve_page(Page(), port)
 
 
 @pytest.fixture
@@ -350,7 +351,7 @@ def test_a_person_chats_translates_and_draws(browser, served, tmp_path):
     for side in ("user", "bot"):
         find_text(f"//*[@data-testid='{side}']", HOSTILE)
     read("nats, confidence").click()
-    assert f"similarity 1.00: {HOSTILE}\n" in read("nearest training question").text
+    assert f"similarity 1.00): {HOSTILE}\n" in read("nearest training question").text
     assert not find("//textarea").get_property("value")
     browser.save_screenshot(tmp_path / "chat.png")
 
@@ -367,7 +368,7 @@ def test_a_person_chats_translates_and_draws(browser, served, tmp_path):
     pad = find("//*[@id='pad']//canvas")
     pen = ActionChains(browser, duration=20).move_to_element_with_offset(pad, -40, -80)
     pen.click_and_hold().move_by_offset(80, 0).move_by_offset(-50, 160).release().perform()
-    digit = read("the likeliest from row").text.split()[2].strip(",")
+    digit = read("the most probable digit from row").text.split()[2].strip(",")
     _names, *rows = browser.execute_script(
         "return [...arguments[0].rows].map(row => [...row.cells].map(cell => cell.innerText))",
         find("//table[.//th[@colspan]]"),
