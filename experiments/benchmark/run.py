@@ -19,14 +19,14 @@ from experiments.benchmark.process import PeerDied, Process
 from experiments.benchmark.workloads import WORKLOADS, Workload, num_flops, throughput
 from seqjax.errors import UserError, unknown_name
 
-TURN_SECONDS = 1.0
+_TURN_SECONDS = 1.0
 MATRIX_SIZE = 2048
 LARGEST_DIFFERENCE = 1e-4  # relative, of first losses
 
 Say = Callable[[str], None]
 
 
-class Row(NamedTuple):
+class BenchmarkRow(NamedTuple):
     """One peer on one workload. What was not measured is None, and `note` says why."""
 
     workload: str
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 class Report(NamedTuple):
     """All that a run of the benchmark found."""
 
-    rows: list[Row]
+    rows: list[BenchmarkRow]
     ratios: dict[str, float]  # by workload: the best peer's time over ours
     matmul_gflops: float
 
@@ -75,7 +75,7 @@ def run_benchmark(
     """Measures each peer on each workload, one workload after the other."""
     if num_rounds < 1:
         raise UserError(f"--rounds={num_rounds} must be at least 1")
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     rates: list[float] = []
     for workload in workloads:
         found, rate = measure_workload(workload, peers, num_rounds, say)
@@ -86,9 +86,9 @@ def run_benchmark(
 
 def measure_workload(
     workload: Workload, peers: Sequence[str], num_rounds: int, say: Say
-) -> tuple[list[Row], float]:
+) -> tuple[list[BenchmarkRow], float]:
     """A row for each peer, and the machine's matrix products in operations a second."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, BenchmarkRow] = {}
     running: dict[str, Running] = {}
     rates: list[float] = []
 
@@ -98,14 +98,14 @@ def measure_workload(
             try:
                 action(found)
             except PeerDied as error:
-                rows[peer] = Row(workload.name, peer, f"died: {error}")
+                rows[peer] = BenchmarkRow(workload.name, peer, f"died: {error}")
                 del running[peer]
 
     with contextlib.ExitStack() as stack:
         for peer in peers:
             if missing := missing_packages(peer):
                 note = f"not installed: {', '.join(missing)} (pip install -e '.[bench]')"
-                rows[peer] = Row(workload.name, peer, note)
+                rows[peer] = BenchmarkRow(workload.name, peer, note)
             else:
                 say(f"{workload.name}: {peer} starts")
                 running[peer] = Running(stack.enter_context(Process(peer, workload)))
@@ -135,9 +135,9 @@ class Running:
     def start(self) -> None:
         """Waits for the first step, and finds how many take about a turn; they warm up, too."""
         self.facts = self.process.start()
-        while (seconds := self._run(self.num_steps)) < TURN_SECONDS / 4:
+        while (seconds := self._run(self.num_steps)) < _TURN_SECONDS / 4:
             self.num_steps *= 4
-        wanted = max(1, round(self.num_steps * TURN_SECONDS / seconds))
+        wanted = max(1, round(self.num_steps * _TURN_SECONDS / seconds))
         if wanted != self.num_steps:
             self._run(wanted)
         self.num_steps = wanted
@@ -175,12 +175,12 @@ def make_matmul() -> Callable[[], float]:
 
 def make_row(
     workload: Workload, peer: str, found: Running, ours: Running | None, rate: float
-) -> Row:
+) -> BenchmarkRow:
     """The figures of a peer that was measured, beside ours if they were."""
     median = found.median
     amount, unit = throughput(workload)
     facts = ("peak_memory_mib", "first_step_seconds", "import_seconds", "version")
-    return Row(
+    return BenchmarkRow(
         workload.name,
         peer,
         note=difference(found.facts, ours.facts) if ours else "not compared: ours did not run",
@@ -204,7 +204,7 @@ def difference(facts: dict[str, Any], ours: dict[str, Any]) -> str:
     return "" if facts["tokens_digest"] == ours["tokens_digest"] else "other result: other tokens"
 
 
-def ratios_of(rows: Sequence[Row]) -> dict[str, float]:
+def ratios_of(rows: Sequence[BenchmarkRow]) -> dict[str, float]:
     """By workload the time of the best peer over ours: above 1, ours is the fastest.
 
     Only peers with our result count.

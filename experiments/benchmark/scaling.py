@@ -29,7 +29,7 @@ AXES = {
     "hidden_size": (64, 128, 256, 512, 1024, 2048),
     "batch_size": (1, 8, 32, 128, 512),
 }
-TURN_SECONDS = 0.3
+_TURN_SECONDS = 0.3
 
 
 class Point(NamedTuple):
@@ -90,9 +90,9 @@ class Gradient:
         self.flops = 6 * num_steps * batch_size * (INPUT_SIZE + hidden_size) * 4 * hidden_size
         self.num_runs = 1
         self._run()
-        while (seconds := self._run() * self.num_runs) < TURN_SECONDS / 4:
+        while (seconds := self._run() * self.num_runs) < _TURN_SECONDS / 4:
             self.num_runs *= 4
-        self.num_runs = max(1, round(self.num_runs * TURN_SECONDS / seconds))
+        self.num_runs = max(1, round(self.num_runs * _TURN_SECONDS / seconds))
 
     def take_turn(self) -> None:
         """Measures some gradients."""

@@ -12,11 +12,11 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark.run import OURS, Report, Row
+from experiments.benchmark.run import OURS, BenchmarkRow, Report
 from seqjax.files import write_json
 from seqjax.plots import draw_bars
 
-COLUMNS = (
+_COLUMNS = (
     "workload",
     "peer",
     "ms a step",
@@ -45,7 +45,7 @@ def show(table: Table) -> None:
 def make_table(report: Report) -> Table:
     """A line a row, the fastest of each workload first, and what was not measured last."""
     title = f"matrix products (float32): {report.matmul_gflops:.0f} GFLOP/s"
-    table = Table(*COLUMNS, title=title)
+    table = Table(*_COLUMNS, title=title)
     for column in table.columns[2:]:
         column.justify = "right"
     last = ""
@@ -57,17 +57,17 @@ def make_table(report: Report) -> Table:
     return table
 
 
-def sort_rows(rows: list[Row]) -> list[Row]:
+def sort_rows(rows: list[BenchmarkRow]) -> list[BenchmarkRow]:
     """By workload as they were measured, then by time."""
     order = list(dict.fromkeys(row.workload for row in rows))
     return sorted(rows, key=lambda row: (order.index(row.workload), row.median_ms or float("inf")))
 
 
-def save_report(report: Report, directory: Path) -> list[Path]:
+def save_benchmark(report: Report, directory: Path) -> list[Path]:
     """Writes `benchmark.json` and `benchmark.png`; where to."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / "benchmark.json", directory / "benchmark.png"]
-    write_json(paths[0], as_json(report))
+    write_json(paths[0], _as_json(report))
     groups: dict[str, dict[str, float]] = {}
     for row in sort_rows(report.rows):
         if row.median_ms is not None:
@@ -77,7 +77,7 @@ def save_report(report: Report, directory: Path) -> list[Path]:
     return paths if groups else paths[:1]
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def _as_json(report: Report) -> dict[str, Any]:
     """The report with what one must know to make it again."""
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
@@ -92,7 +92,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: BenchmarkRow) -> list[str]:
     if row.median_ms is None:
         return [f"{row.peer}: {row.note}"]
     name = row.peer if not row.note else f"{row.peer}: {row.note}"

@@ -26,7 +26,7 @@ from experiments.benchmark.workloads import Workload
 def main() -> None:
     peer, workload = sys.argv[1], Workload(**json.loads(sys.argv[2]))
     with take_stdout() as answers:
-        serve(peer, workload, answers)
+        serve_peer(peer, workload, answers)
 
 
 def take_stdout() -> TextIO:
@@ -37,7 +37,7 @@ def take_stdout() -> TextIO:
     return answers
 
 
-def serve(peer: str, workload: Workload, answers: TextIO) -> None:
+def serve_peer(peer: str, workload: Workload, answers: TextIO) -> None:
     """Builds the peer, and obeys lines on standard input until one of them says stop."""
     source = PEERS[peer]
     os.environ.update(source.environment)

@@ -14,10 +14,10 @@ from experiments.benchmark.inputs import IDS, cell_weights
 from experiments.benchmark.peers import LEARNING_RATE, Peer
 from experiments.benchmark.workloads import Workload
 
-CELLS = {"simple_rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
+_CELLS = {"simple_rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 
 
-class Classifier(nn.Module):
+class _Classifier(nn.Module):
     """Logits of the last step's output."""
 
     workload: Workload
@@ -27,12 +27,12 @@ class Classifier(nn.Module):
         w = self.workload
         xs = batch["inputs"]
         for i in range(w.num_layers):
-            rnn: Any = nn.RNN(CELLS[w.cell](w.hidden_size, name=f"layer_{i}"))
+            rnn: Any = nn.RNN(_CELLS[w.cell](w.hidden_size, name=f"layer_{i}"))
             xs = rnn(xs)
         return nn.Dense(w.num_classes, name="output")(xs[:, -1])
 
 
-class Seq2Seq(nn.Module):
+class _Seq2Seq(nn.Module):
     """Logits at every step of a decoder that starts from the encoder's state."""
 
     workload: Workload
@@ -41,7 +41,7 @@ class Seq2Seq(nn.Module):
         w = self.workload
         self.source_embed = nn.Embed(w.num_classes, w.input_size)
         self.target_embed = nn.Embed(w.num_classes, w.input_size)
-        self.encoder, self.decoder = (CELLS[w.cell](w.hidden_size) for _ in range(2))
+        self.encoder, self.decoder = (_CELLS[w.cell](w.hidden_size) for _ in range(2))
         self.read, self.write = nn.RNN(self.encoder, return_carry=True), nn.RNN(self.decoder)
         self.output = nn.Dense(w.num_classes)
 
@@ -59,7 +59,7 @@ class Seq2Seq(nn.Module):
 
 
 @partial(jax.jit, donate_argnums=0)
-def train_step(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+def _train_step(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
     """The state after one update, and the loss before it."""
 
     def loss_of(params):
@@ -72,7 +72,7 @@ def train_step(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def generate(model: Seq2Seq, params: Any, source: jax.Array, length: int) -> jax.Array:
+def _generate(model: _Seq2Seq, params: Any, source: jax.Array, length: int) -> jax.Array:
     """The most probable tokens, one by one, in one compiled loop."""
     variables = {"params": params}
 
@@ -92,33 +92,33 @@ def build(
 ) -> Peer:
     """The peer after its first step."""
     data = jax.device_put(batches)
-    params = jax.tree.map(jnp.array, params_of(workload, weights))
+    params = jax.tree.map(jnp.array, _params_of(workload, weights))
     if workload.kind == "decode":
-        return _decoder(Seq2Seq(workload), params, data, workload.target_length)
-    model = Classifier(workload) if workload.kind == "classifier" else Seq2Seq(workload)
+        return _decoder(_Seq2Seq(workload), params, data, workload.target_length)
+    model = _Classifier(workload) if workload.kind == "classifier" else _Seq2Seq(workload)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=optax.adam(LEARNING_RATE))
-    state, loss = train_step(state, data[0])
+    state, loss = _train_step(state, data[0])
 
     def run(num_steps: int) -> None:
         nonlocal state
         for _ in range(num_steps):
             for batch in data:
-                state, _ = train_step(state, batch)
+                state, _ = _train_step(state, batch)
         jax.block_until_ready(state)
 
     return Peer(float(loss), run)
 
 
-def _decoder(model: Seq2Seq, params: Any, data: Any, length: int) -> Peer:
+def _decoder(model: _Seq2Seq, params: Any, data: Any, length: int) -> Peer:
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             for batch in data:
-                generate(model, params, batch["source"], length).block_until_ready()
+                _generate(model, params, batch["source"], length).block_until_ready()
 
-    return Peer(np.asarray(generate(model, params, data[0]["source"], length)), run)
+    return Peer(np.asarray(_generate(model, params, data[0]["source"], length)), run)
 
 
-def params_of(workload: Workload, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+def _params_of(workload: Workload, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """Our weights under its names: a small array for each gate."""
     params: dict[str, Any] = {
         "output": {"kernel": weights["output.kernel"], "bias": weights["output.bias"]}
@@ -128,7 +128,7 @@ def params_of(workload: Workload, weights: dict[str, np.ndarray]) -> dict[str, A
         names = ["encoder", "decoder"]
         params |= {x: {"embedding": weights[x]} for x in ("source_embed", "target_embed")}
     for name in names:
-        params[name] = CELL_PARAMS[workload.cell](cell_weights(weights, name))
+        params[name] = _CELL_PARAMS[workload.cell](cell_weights(weights, name))
     return params
 
 
@@ -155,4 +155,4 @@ def _split_gates(names: str, array: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, np.split(array, len(names), axis=-1), strict=True))
 
 
-CELL_PARAMS = {"simple_rnn": _simple_rnn, "lstm": _lstm, "gru": _gru}
+_CELL_PARAMS = {"simple_rnn": _simple_rnn, "lstm": _lstm, "gru": _gru}

@@ -16,19 +16,19 @@ from experiments.benchmark.inputs import IDS, cell_weights
 from experiments.benchmark.peers import LEARNING_RATE, Peer
 from experiments.benchmark.workloads import Workload
 
-CELLS = {"simple_rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
+_CELLS = {"simple_rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
 
 
-class Classifier(nnx.Module):
+class _Classifier(nnx.Module):
     """Logits of the last step's output."""
 
     def __init__(self, workload: Workload, weights: dict[str, np.ndarray]):
         w = workload
         self.layers = nnx.List(
-            nnx.RNN(make_cell(w, weights, f"layer_{i}", w.hidden_size if i else w.input_size))
+            nnx.RNN(_make_cell(w, weights, f"layer_{i}", w.hidden_size if i else w.input_size))
             for i in range(w.num_layers)
         )
-        self.output = make_output(w, weights)
+        self.output = _make_output(w, weights)
 
     def __call__(self, batch):
         xs = batch["inputs"]
@@ -37,19 +37,19 @@ class Classifier(nnx.Module):
         return self.output(xs[:, -1])
 
 
-class Seq2Seq(nnx.Module):
+class _Seq2Seq(nnx.Module):
     """Logits at every step of a decoder that starts from the encoder's state."""
 
     def __init__(self, workload: Workload, weights: dict[str, np.ndarray]):
         w = workload
-        self.source_embed = make_embed(w, weights["source_embed"])
-        self.target_embed = make_embed(w, weights["target_embed"])
+        self.source_embed = _make_embed(w, weights["source_embed"])
+        self.target_embed = _make_embed(w, weights["target_embed"])
         encoder, decoder = (
-            make_cell(w, weights, side, w.input_size) for side in ("encoder", "decoder")
+            _make_cell(w, weights, side, w.input_size) for side in ("encoder", "decoder")
         )
         self.encoder = nnx.RNN(encoder, return_carry=True)
         self.decoder = nnx.RNN(decoder)
-        self.output = make_output(w, weights)
+        self.output = _make_output(w, weights)
 
     def __call__(self, batch):
         inputs = self.target_embed(batch["inputs"])
@@ -64,7 +64,7 @@ class Seq2Seq(nnx.Module):
 
 
 @nnx.jit
-def train_step(model: nnx.Module, optimizer: nnx.Optimizer, batch: Any) -> jax.Array:
+def _train_step(model: nnx.Module, optimizer: nnx.Optimizer, batch: Any) -> jax.Array:
     """The loss before the update, which happens in place."""
 
     def loss_of(model):
@@ -77,7 +77,7 @@ def train_step(model: nnx.Module, optimizer: nnx.Optimizer, batch: Any) -> jax.A
 
 
 @partial(nnx.jit, static_argnums=2)
-def generate(model: Seq2Seq, source: jax.Array, length: int) -> jax.Array:
+def _generate(model: _Seq2Seq, source: jax.Array, length: int) -> jax.Array:
     """The most probable tokens, one by one, in one compiled loop."""
 
     def step(carry, _):
@@ -96,35 +96,35 @@ def build(
     """The peer after its first step."""
     data = jax.device_put(batches)
     if workload.kind == "decode":
-        return _decoder(Seq2Seq(workload, weights), data, workload.target_length)
-    kind = Classifier if workload.kind == "classifier" else Seq2Seq
+        return _decoder(_Seq2Seq(workload, weights), data, workload.target_length)
+    kind = _Classifier if workload.kind == "classifier" else _Seq2Seq
     model = kind(workload, weights)
     optimizer = nnx.Optimizer(model, optax.adam(LEARNING_RATE), wrt=nnx.Param)
-    loss = float(train_step(model, optimizer, data[0]))
+    loss = float(_train_step(model, optimizer, data[0]))
 
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             for batch in data:
-                train_step(model, optimizer, batch)
+                _train_step(model, optimizer, batch)
         jax.block_until_ready(nnx.state(model, nnx.Param))
 
     return Peer(loss, run)
 
 
-def _decoder(model: Seq2Seq, data: Any, length: int) -> Peer:
+def _decoder(model: _Seq2Seq, data: Any, length: int) -> Peer:
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             for batch in data:
-                generate(model, batch["source"], length).block_until_ready()
+                _generate(model, batch["source"], length).block_until_ready()
 
-    return Peer(np.asarray(generate(model, data[0]["source"], length)), run)
+    return Peer(np.asarray(_generate(model, data[0]["source"], length)), run)
 
 
-def make_cell(
+def _make_cell(
     workload: Workload, weights: dict[str, np.ndarray], name: str, input_size: int
 ) -> Any:
     """A cell with our weights: its gates stand in our orders."""
-    cell = CELLS[workload.cell](input_size, workload.hidden_size, rngs=nnx.Rngs(0))
+    cell = _CELLS[workload.cell](input_size, workload.hidden_size, rngs=nnx.Rngs(0))
     ours = cell_weights(weights, name)
     if workload.cell == "gru":
         # As it comes it has no recurrent bias, which the GRU of everybody else has.
@@ -141,14 +141,14 @@ def make_cell(
     return cell
 
 
-def make_output(workload: Workload, weights: dict[str, np.ndarray]) -> nnx.Linear:
+def _make_output(workload: Workload, weights: dict[str, np.ndarray]) -> nnx.Linear:
     """The dense layer with our weights."""
     layer = nnx.Linear(workload.hidden_size, workload.num_classes, rngs=nnx.Rngs(0))
     _set(layer, weights["output.kernel"], weights["output.bias"])
     return layer
 
 
-def make_embed(workload: Workload, table: np.ndarray) -> nnx.Embed:
+def _make_embed(workload: Workload, table: np.ndarray) -> nnx.Embed:
     """The embedding with our rows."""
     embed = nnx.Embed(workload.num_classes, workload.input_size, rngs=nnx.Rngs(0))
     embed.embedding[...] = jnp.array(table)

@@ -18,7 +18,7 @@ from experiments.benchmark.peers import LEARNING_RATE, Peer
 from experiments.benchmark.workloads import Workload
 
 STEPS_PER_CALL = 16
-LAYERS = {"simple_rnn": layers.SimpleRNN, "lstm": layers.LSTM, "gru": layers.GRU}
+_LAYERS = {"simple_rnn": layers.SimpleRNN, "lstm": layers.LSTM, "gru": layers.GRU}
 
 
 def build(
@@ -29,7 +29,7 @@ def build(
     """The peer after its first step."""
     if workload.kind == "decode":
         return _decoder(workload, weights, batches)
-    model = (make_classifier if workload.kind == "classifier" else make_seq2seq)(workload)
+    model = (_make_classifier if workload.kind == "classifier" else _make_seq2seq)(workload)
     copy_weights(workload, weights, model)
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
@@ -62,22 +62,22 @@ def _choose_jit(workload: Workload) -> bool | str:
     return workload.cell != "simple_rnn" if keras.backend.backend() == "tensorflow" else "auto"
 
 
-def make_classifier(workload: Workload) -> Any:
+def _make_classifier(workload: Workload) -> Any:
     """Logits of the last step's output."""
     w = workload
     inputs = xs = keras.Input((w.source_length, w.input_size), name="inputs")
     for i in range(w.num_layers):
         sequences = i < w.num_layers - 1
-        xs = LAYERS[w.cell](w.hidden_size, return_sequences=sequences, name=f"layer_{i}")(xs)
+        xs = _LAYERS[w.cell](w.hidden_size, return_sequences=sequences, name=f"layer_{i}")(xs)
     return keras.Model({"inputs": inputs}, layers.Dense(w.num_classes, name="output")(xs))
 
 
-def make_seq2seq(workload: Workload) -> Any:
+def _make_seq2seq(workload: Workload) -> Any:
     """Logits at every step of a decoder that starts from the encoder's state."""
     w = workload
     source = keras.Input((w.source_length,), dtype="int32", name="source")
     inputs = keras.Input((w.target_length,), dtype="int32", name="inputs")
-    kind = LAYERS[w.cell]
+    kind = _LAYERS[w.cell]
     xs = layers.Embedding(w.num_classes, w.input_size, name="source_embed")(source)
     _, *state = kind(w.hidden_size, return_state=True, name="encoder")(xs)
     ys = layers.Embedding(w.num_classes, w.input_size, name="target_embed")(inputs)
@@ -86,10 +86,10 @@ def make_seq2seq(workload: Workload) -> Any:
     return keras.Model({"source": source, "inputs": inputs}, logits)
 
 
-def make_inference_models(workload: Workload) -> tuple[Any, Any]:
+def _make_inference_models(workload: Workload) -> tuple[Any, Any]:
     """The tutorials' two models: source to state; token and state to the next ones."""
     w = workload
-    kind = LAYERS[w.cell]
+    kind = _LAYERS[w.cell]
     source = keras.Input((w.source_length,), dtype="int32", name="source")
     xs = layers.Embedding(w.num_classes, w.input_size, name="source_embed")(source)
     _, *state = kind(w.hidden_size, return_state=True, name="encoder")(xs)
@@ -105,7 +105,7 @@ def make_inference_models(workload: Workload) -> tuple[Any, Any]:
 def _decoder(
     workload: Workload, weights: dict[str, np.ndarray], batches: list[dict[str, np.ndarray]]
 ) -> Peer:
-    models = make_inference_models(workload)
+    models = _make_inference_models(workload)
     for model in models:
         copy_weights(workload, weights, model)
     encode, step = map(compile_call, models)

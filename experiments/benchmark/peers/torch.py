@@ -10,16 +10,16 @@ from experiments.benchmark.inputs import IDS, cell_weights
 from experiments.benchmark.peers import LEARNING_RATE, Peer
 from experiments.benchmark.workloads import Workload
 
-LAYERS = {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+_LAYERS = {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
-class Classifier(nn.Module):
+class _Classifier(nn.Module):
     """Logits of the last step's output."""
 
     def __init__(self, workload: Workload):
         super().__init__()
         w = workload
-        kind = LAYERS[w.cell]
+        kind = _LAYERS[w.cell]
         self.rnn = kind(w.input_size, w.hidden_size, num_layers=w.num_layers, batch_first=True)
         self.output = nn.Linear(w.hidden_size, w.num_classes)
 
@@ -28,13 +28,13 @@ class Classifier(nn.Module):
         return self.output(outputs[:, -1])
 
 
-class Seq2Seq(nn.Module):
+class _Seq2Seq(nn.Module):
     """Logits at every step of a decoder that starts from the encoder's state."""
 
     def __init__(self, workload: Workload):
         super().__init__()
         w = workload
-        kind = LAYERS[w.cell]
+        kind = _LAYERS[w.cell]
         self.source_embed = nn.Embedding(w.num_classes, w.input_size)
         self.target_embed = nn.Embedding(w.num_classes, w.input_size)
         self.encoder = kind(w.input_size, w.hidden_size, batch_first=True)
@@ -65,10 +65,10 @@ def build(
     batches: list[dict[str, np.ndarray]],
 ) -> Peer:
     """The peer after its first step."""
-    model = Classifier(workload) if workload.kind == "classifier" else Seq2Seq(workload)
+    model = _Classifier(workload) if workload.kind == "classifier" else _Seq2Seq(workload)
     model.load_state_dict(_state_dict(workload, weights))
     data = [{key: _tensor(x) for key, x in batch.items()} for batch in batches]
-    if isinstance(model, Seq2Seq) and workload.kind == "decode":
+    if isinstance(model, _Seq2Seq) and workload.kind == "decode":
         return _decoder(model, data, workload.target_length)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
 
@@ -88,7 +88,7 @@ def build(
     return Peer(train_step(data[0]).item(), run)
 
 
-def _decoder(model: Seq2Seq, data: list[dict[str, torch.Tensor]], length: int) -> Peer:
+def _decoder(model: _Seq2Seq, data: list[dict[str, torch.Tensor]], length: int) -> Peer:
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             for batch in data:

@@ -217,7 +217,7 @@ def test_the_report_has_a_ratio_for_each_workload(fakes, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "gru: ours takes 0.67 of the best peer's time" in shown
     assert "keras:jax: died: Killed" in shown
-    paths = table.save_report(report, tmp_path / "new")
+    paths = table.save_benchmark(report, tmp_path / "new")
     assert [path.name for path in paths] == ["benchmark.json", "benchmark.png"]
     saved = json.loads(paths[0].read_text())
     assert saved["best_peer_over_ours"] == {"gru": 1.5} and saved["cores"] == os.cpu_count()

@@ -29,7 +29,7 @@ def test_growth_is_the_power():
 
 
 def test_every_size_is_measured_under_every_backend(monkeypatch):
-    monkeypatch.setattr(scaling, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(scaling, "_TURN_SECONDS", 0.001)
     monkeypatch.setattr(scaling, "BASE", {"num_steps": 4, "hidden_size": 3, "batch_size": 2})
     said = []
     found = measure_scaling({"num_steps": (4, 64), "hidden_size": (5,)}, 2, said.append)
