@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments.benchmark.inputs import cell_weights
 from experiments.benchmark.peers import LEARNING_RATE, Peer
 from experiments.benchmark.workloads import Workload
-from seqjax.data.bucketing import Lengths, find_buckets
+from seqjax.data.bucketing import RowLengths, find_buckets
 from seqjax.decoding.constraints import DecodeOptions
 from seqjax.decoding.sampling import greedy
 from seqjax.distributed.devices import start_jax
@@ -27,10 +27,10 @@ from seqjax.training.setup import CPU_ROWS
 from seqjax.training.train_step import LossAndMetrics, init_train_state
 from seqjax.typing import Batch, Params, SpecialIds
 
-LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
-MAX_STEPS = 20_000  # of a call
-NUM_BUCKETS = 8  # of the corpus
-PAD = SpecialIds().pad_id
+_LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
+_MAX_STEPS = 20_000  # of a call
+_NUM_BUCKETS = 8  # of the corpus
+_PAD = SpecialIds().pad_id
 
 
 def build(
@@ -59,7 +59,7 @@ def _trainer(
     batches: list[dict[str, np.ndarray]],
 ) -> Peer:
     rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-    mesh = make_mesh(0 if workload.batch_size >= LEAST_ROWS else 1)
+    mesh = make_mesh(0 if workload.batch_size >= _LEAST_ROWS else 1)
     optimizer = make_optimizer(
         name="adam",
         learning_rate=LEARNING_RATE,
@@ -75,10 +75,10 @@ def _trainer(
     if workload.kind == "corpus":
         trained_on = _seq2seq(workload, masked=True)
         rows, lengths = _cut_rows(rows)
-        buckets = find_buckets(lengths, NUM_BUCKETS, workload.batch_size)
+        buckets = find_buckets(lengths, _NUM_BUCKETS, workload.batch_size)
     data = TrainData(rows, workload.batch_size, False, buckets)
     per_step = data.steps_per_epoch
-    limits = {"max_steps": MAX_STEPS, "max_skipped": 0, "microbatch_size": CPU_ROWS}
+    limits = {"max_steps": _MAX_STEPS, "max_skipped": 0, "microbatch_size": CPU_ROWS}
     loop = make_epoch_loop(trained_on, optimizer, data, mesh, **limits)
     state = put(init_train_state(params, optimizer), mesh, WHOLE)
     key = jax.random.key(0)
@@ -94,19 +94,21 @@ def _trainer(
         nonlocal state
         left = num_steps * per_step
         while left:
-            state, _ = loop(state, key, min(left, MAX_STEPS))
-            left -= min(left, MAX_STEPS)
+            state, _ = loop(state, key, min(left, _MAX_STEPS))
+            left -= min(left, _MAX_STEPS)
         jax.block_until_ready(state)
 
     return Peer(loss, run)
 
 
-def _cut_rows(rows: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Lengths]:
+def _cut_rows(rows: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], RowLengths]:
     """The texts with their padding behind them, and how many tokens they have."""
     source = rows["source"]
-    order = np.argsort(source == PAD, axis=1, kind="stable")
+    order = np.argsort(source == _PAD, axis=1, kind="stable")
     rows = {**rows, "source": np.take_along_axis(source, order, axis=1)}
-    real = {name: np.maximum(1, np.sum(rows[name] != PAD, axis=1)) for name in ("source", "labels")}
+    real = {
+        name: np.maximum(1, np.sum(rows[name] != _PAD, axis=1)) for name in ("source", "labels")
+    }
     return rows, real | {"inputs": real["labels"]}
 
 
@@ -135,9 +137,9 @@ def _seq2seq(workload: Workload, masked: bool = False) -> LossAndMetrics:
     def measure(params: Params, batch: Batch, keys: Any) -> Metrics:
         source, labels = batch["source"], batch["labels"]
         logits = bind(params).teacher_forced(
-            source, (source != PAD) | (not masked), batch["inputs"]
+            source, (source != _PAD) | (not masked), batch["inputs"]
         )
-        weight = batch["weight"][:, None] * ((labels != PAD) | (not masked))
+        weight = batch["weight"][:, None] * ((labels != _PAD) | (not masked))
         return {"loss": cross_entropy(logits, labels, weight)}
 
     return measure
