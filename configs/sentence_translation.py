@@ -1,18 +1,20 @@
-"""Five English sentences into Korean, letter by letter: LSTM(32) to LSTM(32), one-hot, batch 1.
+"""Translates five English sentences into Korean, letter by letter: LSTM(32), one-hot, batch 1.
 
     for seed in $(seq 0 31); do
         python -m experiments.train --config=configs/sentence_translation.py --config.seed=$seed \\
         --workdir=runs/five-$seed; done
 
-All five sentences exactly, decoded from the start symbol to the end, with 32 of 32 seeds.
+Encoder and decoder are an LSTM(32) each. Decoded from the start symbol to the end, all five
+sentences are exact with 32 of 32 seeds.
 
-`faithful`, 32 seeds: tensors (5, 18, 23) and (5, 10, 24), 15,256 parameters; stopped early by the
-training loss with 12 seeds, at epochs 46 to 175; the median seed runs all 200. The tutorial's one
-run stopped at epoch 68, and Keras itself, 12 seeds of the same model: 4 stop, at 104 to 190. At the
-end 21 seeds continue all five sentences from their given first letter without a mistake. The loss
-that counts zero rows is 0.087 in the median, 0.64 of the true one, 0.136.
-`large`, 5 seeds: all 280 training pairs exactly, of 60 unseen sentences none (chrF 10.4): a
-phrasebook, no translator. A run takes 6 s on two CPU cores, of `large` 48 s.
+`faithful`, 32 seeds: the tensors are (5, 18, 23) and (5, 10, 24), and there are 15,256 parameters.
+12 seeds are stopped early by the training loss, at epochs 46 to 175; the median seed runs all 200
+epochs. The tutorial's single run stopped at epoch 68; in Keras itself, 4 of 12 seeds of the same
+model stop, at epochs 104 to 190. At the end, 21 seeds continue all five sentences without a mistake
+from their given first letter. The median of the loss that counts zero rows is 0.087, which is 0.64
+of the true loss, 0.136.
+`large`, 5 seeds: all 280 training pairs are exact but none of 60 unseen sentences (chrF 10.4): it
+is a phrasebook, not a translator. On two CPU cores a run takes 6 s, and a run of `large` 48 s.
 """
 
 from seqjax.config import choose_variant, text_pairs_config
@@ -22,15 +24,15 @@ def get_config(variant: str = "default"):
     config = text_pairs_config("tutorial_sentences")
     config.model.embed_size = 0
     config.model.hidden_size = 32
-    config.data.target_vocabulary = "characters"  # of its own
+    config.data.target_vocabulary = "characters"  # separate from the source's
     config.data.ask = ("Helo.", "How old is he?", "abcd")
     config.optim.learning_rate = 0.005
     config.train.batch_size = 1
     config.train.num_epochs = 200
-    config.train.monitor = "train.loss"  # five sentences leave none to validate on
+    config.train.monitor = "train.loss"  # five sentences leave none for validation
     config.train.patience = 20
     config.train.checkpoint_every_epochs = 200
-    config.train.num_devices = 1  # too small to share: two cores would wait for each other
+    config.train.num_devices = 1  # too small for two cores, which would wait for each other
     return choose_variant(config, variant, VARIANTS)
 
 
@@ -46,7 +48,7 @@ def faithful(config):
 
 
 def large(config):
-    """400 everyday sentences, split."""
+    """400 everyday sentences, split into training, validation and test."""
     config.data.name = "sentences"
     config.data.valid_share = 0.15
     config.data.test_share = 0.15
@@ -57,7 +59,7 @@ def large(config):
     config.train.batch_size = 32
     config.train.num_epochs = 100
     config.train.patience = 0
-    config.train.monitor = "epoch"  # the validation loss is best before a pair is known
+    config.train.monitor = "epoch"  # the validation loss is lowest before any pair is learnt
 
 
 VARIANTS = (faithful, large)

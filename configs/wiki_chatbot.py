@@ -1,17 +1,17 @@
-"""Korean questions of general knowledge: bidirectional LSTM(256), attention, one embedding for all.
+"""Korean questions of general knowledge: bidirectional LSTM(256), attention, one embedding.
 
     for seed in 0 1 2 3 4; do python -m experiments.train --config=configs/wiki_chatbot.py \\
         --config.seed=$seed --workdir=runs/wiki-$seed; done
 
-Intent accuracy, the share of replies that answer the question's fact, on 211 held-out paraphrases:
-0.882 (0.863 to 0.910; 5 seeds). Baselines on the same: the answer of the training question that is
-nearest by TF-IDF of character n-grams 0.877, the most frequent answer 0.000. The margin over the
-nearest question is small: with thirteen paraphrases a fact, most questions have a close neighbour.
-Trains in 265 s on two CPU cores.
+Intent accuracy (the share of replies that state the fact that the question asks for) on 211
+held-out paraphrases is 0.882 (0.863 to 0.910; 5 seeds). Two baselines reach 0.877 (the answer to
+the most similar training question, by TF-IDF of character n-grams) and 0.000 (the most frequent
+answer). The margin over the first is small: with thirteen paraphrases of each fact, most questions
+have a close neighbour. Training takes 265 s on two CPU cores.
 
-`faithful`, 5 seeds: after 100 epochs no reply is the very answer, not of a training question
-either; accuracy on those counting padding 67.6 % (61.7 to 72.8), of real tokens 44.4 %. These
-figures, and those of the default, are of `python -m experiments.reproduce`.
+`faithful`, 5 seeds: after 100 epochs no reply is exactly right, not even to a training question. On
+training questions the accuracy is 67.6 % (61.7 to 72.8) counting padding and 44.4 % on real tokens.
+`python -m experiments.reproduce` reproduces these figures and those of the default.
 """
 
 from seqjax.config import choose_variant, text_pairs_config
@@ -23,7 +23,7 @@ def get_config(variant: str = "default"):
     config.model.hidden_size = 256
     config.model.bidirectional = True
     config.model.attention = "general"
-    # An answer repeats words of its question: what is learnt of a word serves both sides.
+    # An answer repeats words of its question, so both sides share what is learnt about a word.
     config.model.share_embeddings = True
     config.model.tie_output = True
     config.model.token_dropout = 0.3
@@ -43,7 +43,7 @@ def get_config(variant: str = "default"):
 
 
 def faithful(config):
-    """As the tutorial: 50 units, words, nothing masked, rmsprop."""
+    """As the tutorial: 50 units, words as tokens, padding not masked, rmsprop."""
     config.model.embed_size = 50
     config.model.hidden_size = 50
     config.model.bidirectional = False

@@ -1,4 +1,4 @@
-"""Dropout x attention of the cafe's chatbot, for --config=configs/cafe_chatbot.py: 12 trials."""
+"""Dropout x attention of the cafe chatbot: 12 trials of --config=configs/cafe_chatbot.py."""
 
 from seqjax.sweeps.space import product, zipped
 

@@ -1,4 +1,4 @@
-"""Seeds 0, 1, ... of any config: 32, or as many as --sweep=configs/sweeps/seeds.py:N says."""
+"""Seeds 0, 1, ... of any config: 32 trials, or N with --sweep=configs/sweeps/seeds.py:N."""
 
 from seqjax.sweeps.space import seeds
 
