@@ -1,90 +1,89 @@
 """Beam search over any `decode_step`.
 
-At each step the K best extensions of all live hypotheses survive. Those that end move to a pool of
-their own, where no live one can push them out; the others are extended, and the beam is K wide
-again. So a beam of 1 is greedy decoding, and a beam as wide as the tree is exhaustive search.
+At each step the K best extensions of all live hypotheses survive. Those that end move to a separate
+pool, from which live hypotheses cannot displace them; the others are extended, and the beam is K
+wide again. A beam of width 1 is greedy decoding; a beam that holds every prefix is exhaustive
+search.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from seqjax.decoding.constraints import (
     DecodeOptions,
     DecodeStep,
-    State,
     allowed_tokens,
-    check,
     finite_logits,
-    num_rows,
+    leading_size,
     penalize_repeats,
 )
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 
 LengthPenalty = float | Float[Array, ""] | Literal["average"]
 
 
 class Hypotheses(NamedTuple):
-    """The N best sequences of each row: finished before unfinished, the best first.
+    """The N best sequences of each row: finished before unfinished ones, the best first.
 
-    A slot for which there was no sequence holds padding, length 0 and the score -inf.
+    A slot without a sequence holds padding, length 0 and the score -inf.
     """
 
-    tokens: Int[Array, "B N T"]  # the end included, padding after it; T is max_length
-    lengths: Int[Array, "B N"]  # emitted tokens, the end included
+    tokens: Int[Array, "B N T"]  # the end token included, padding after it; T is max_length
+    lengths: Int[Array, "B N"]  # number of emitted tokens, the end token included
     scores: Float[Array, "B N"]  # nats: the model's own log-probability of these tokens
-    normalized_scores: Float[Array, "B N"]  # the same, divided by the length penalty
-    finished: Bool[Array, "B N"]  # False: cut off at the bound
-    num_steps: Int[Array, ""]  # how often `decode_step` ran
+    normalized_scores: Float[Array, "B N"]  # scores divided by the length penalty
+    finished: Bool[Array, "B N"]  # False if the sequence was cut off at the bound
+    num_steps: Int[Array, ""]  # number of calls of `decode_step`
 
 
-class _Group(NamedTuple):
-    """Some hypotheses of each row; a rank of -inf marks an empty slot."""
+class _Beams(NamedTuple):
+    """M hypotheses of each row; a rank of -inf marks an empty slot."""
 
     tokens: Int[Array, "B M T"]
     scores: Float[Array, "B M"]
     ranks: Float[Array, "B M"]
 
-    def take(self, index: Int[Array, "B N"]) -> "_Group":
+    def take(self, index: Int[Array, "B N"]) -> "_Beams":
         rows = jnp.arange(index.shape[0])[:, None]
         return jax.tree.map(lambda x: x[rows, index], self)
 
-    def best(self, count: int) -> "_Group":
-        """The highest ranks in descending order, of equal ones the first."""
+    def best(self, count: int) -> "_Beams":
+        """The hypotheses of the highest ranks in descending order; of equal ones the first."""
         return self.take(jax.lax.top_k(self.ranks, count)[1])
 
-    def followed_by(self, other: "_Group") -> "_Group":
+    def followed_by(self, other: "_Beams") -> "_Beams":
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), self, other)
 
 
 def beam_search(
     decode_step: DecodeStep,
-    state: State,
+    state: PyTree,
     options: DecodeOptions,
     *,
     beam_size: int,
     n_best: int = 1,
     length_penalty: LengthPenalty = 0.6,
 ) -> Hypotheses:
-    """The `n_best` sequences `[B, N, T]` of each row in one beam of `beam_size`.
+    """The `n_best` sequences `[B, N, T]` of each row, found with a beam of `beam_size`.
 
-    `state`: a pytree of arrays `[B, ...]`; `decode_step` sees each row `beam_size` times, and every
-    hypothesis keeps its own state. They rank by their summed log-probability over the length
-    penalty; a repetition penalty counts in that, but not in the scores. `length_penalty`: 0 ranks
-    by the sum, alpha by that over ((5 + length) / 6) ** alpha (Wu et al., 2016), "average" by the
-    mean.
-    A row stops when its best live hypothesis, were all that may follow certain, could not enter its
-    `n_best` finished ones. Raises UserError for a number out of its range.
+    `state` is a pytree of arrays `[B, ...]`; `decode_step` sees each row `beam_size` times, with a
+    state of its own for each hypothesis. Hypotheses are ranked by their summed log-probability,
+    which includes the repetition penalty (the returned scores do not), divided by the length
+    penalty: for a number alpha ((5 + length) / 6) ** alpha (Wu et al., 2016), so 0 ranks by the
+    sum; for "average" the length.
+    A row stops when its best live hypothesis could no longer enter its `n_best` finished ones even
+    if all later tokens were certain. Raises UserError for a number out of its range.
     """
-    check("beam_size", beam_size, beam_size >= 1, "at least 1")
-    check("n_best", n_best, 1 <= n_best <= beam_size, f"in [1, {beam_size}], the beam_size")
+    require("beam_size", beam_size, beam_size >= 1, "at least 1")
+    require("n_best", n_best, 1 <= n_best <= beam_size, f"in [1, {beam_size}], the beam_size")
     if isinstance(length_penalty, str) and length_penalty != "average":
         raise UserError(f"length_penalty={length_penalty!r} must be a number or 'average'")
     if isinstance(length_penalty, (int, float)):
-        check("length_penalty", length_penalty, length_penalty >= 0, "at least 0")
-    batch_size, bound, ids = num_rows(state), options.max_length, options.ids
+        require("length_penalty", length_penalty, length_penalty >= 0, "at least 0")
+    batch_size, bound, ids = leading_size(state), options.max_length, options.ids
     rows = jnp.arange(batch_size)[:, None]
 
     def any_live(loop):
@@ -103,18 +102,20 @@ def beam_search(
         scores = live.scores[rows, parent] + log_probs.reshape(shape)[rows, parent, token]
         tokens = live.tokens[rows, parent].at[..., step].set(token)
         flat_parent = (rows * beam_size + parent).reshape(-1)
-        # What a step hands through as it is, an encoder's outputs, all hypotheses of a row share.
+        # An array that the step returns unchanged, such as the encoder's outputs, is the same for
+        # all hypotheses of a row and need not be reordered.
         state = jax.tree.map(lambda x, old: x if x is old else x[flat_parent], state, old_state)
 
         is_end = token == ids.eos_id
         finals = ranks / _divisor(length_penalty, step + 1)
-        new = _Group(tokens, scores, jnp.where(is_end, finals, -jnp.inf))
+        new = _Beams(tokens, scores, jnp.where(is_end, finals, -jnp.inf))
         ended = ended.followed_by(new).best(n_best)
-        # Log-probabilities are at most 0 and the divisor grows: no future can do better than this.
+        # Log-probabilities are at most 0 and the divisor grows, so no extension can rank higher
+        # than `reachable`.
         ranks = jnp.where(is_end, -jnp.inf, ranks)
         reachable = jnp.max(ranks, axis=1, keepdims=True) / _divisor(length_penalty, bound)
         ranks = jnp.where(reachable > ended.ranks[:, -1:], ranks, -jnp.inf)
-        return step + 1, state, token.reshape(-1), _Group(tokens, scores, ranks), ended
+        return step + 1, state, token.reshape(-1), _Beams(tokens, scores, ranks), ended
 
     only_first = jnp.full(beam_size, -jnp.inf, jnp.float32).at[0].set(0)
     start = (
@@ -128,19 +129,14 @@ def beam_search(
         _empty(batch_size, n_best, options),
     )
     step, _, _, live, ended = jax.lax.while_loop(any_live, body, start)
-
-    # Cut-off hypotheses fill what slots the finished ones leave.
-    both = ended.followed_by(live.best(beam_size))
-    empty = both.ranks == -jnp.inf
-    is_live = jnp.arange(n_best + beam_size) >= n_best
-    found = both.take(jnp.argsort(jnp.where(empty, 2, is_live), axis=1, stable=True)[:, :n_best])
-    lengths = jnp.sum(found.tokens != ids.pad_id, axis=2)
+    best = _finished_first(ended, live.best(beam_size))
+    lengths = jnp.sum(best.tokens != ids.pad_id, axis=2)
     return Hypotheses(
-        found.tokens,
+        best.tokens,
         lengths,
-        found.scores,
-        found.scores / _divisor(length_penalty, lengths),
-        jnp.any(found.tokens == ids.eos_id, axis=2),
+        best.scores,
+        best.scores / _divisor(length_penalty, lengths),
+        jnp.any(best.tokens == ids.eos_id, axis=2),
         step,
     )
 
@@ -151,9 +147,10 @@ def _log_probs(
     tokens: Int[Array, "R T"],
     step: Int[Array, ""],
 ) -> tuple[Float[Array, "R V"], Float[Array, "R V"]]:
-    """The model's log-probabilities, and those to rank by: of penalized logits, -inf if banned.
+    """The model's log-probabilities, and penalized ones to rank by, -inf for banned tokens.
 
-    What is banned is not shared out among the rest: that would make it free to be left no choice.
+    The probability of banned tokens is not redistributed among the others: otherwise a forced
+    token would cost nothing.
     """
     logits = finite_logits(options, logits)
     penalized = jax.nn.log_softmax(penalize_repeats(options, logits, tokens))
@@ -161,13 +158,21 @@ def _log_probs(
     return jax.nn.log_softmax(logits), jnp.where(allowed, penalized, -jnp.inf)
 
 
-def _divisor(length_penalty: LengthPenalty, length: Int[Array, "..."] | int) -> Any:
-    """What a sum of so many log-probabilities is divided by."""
+def _divisor(length_penalty: LengthPenalty, length: Int[Array, "*dims"] | int) -> Array:
+    """The number that divides the summed log-probability of a sequence of this length."""
     length = jnp.asarray(length, jnp.float32)
     return length if isinstance(length_penalty, str) else ((5 + length) / 6) ** length_penalty
 
 
-def _empty(batch_size: int, count: int, options: DecodeOptions) -> _Group:
+def _empty(batch_size: int, count: int, options: DecodeOptions) -> _Beams:
     nothing = jnp.full((batch_size, count), -jnp.inf, jnp.float32)
     tokens = jnp.full((batch_size, count, options.max_length), options.ids.pad_id, jnp.int32)
-    return _Group(tokens, nothing, nothing)
+    return _Beams(tokens, nothing, nothing)
+
+
+def _finished_first(ended: _Beams, live: _Beams) -> _Beams:
+    """As many hypotheses as `ended` has slots: its own, then live ones where slots are empty."""
+    both, num_slots = ended.followed_by(live), ended.ranks.shape[1]
+    is_live = jnp.arange(both.ranks.shape[1]) >= num_slots
+    order = jnp.where(both.ranks == -jnp.inf, 2, is_live)
+    return both.take(jnp.argsort(order, axis=1, stable=True)[:, :num_slots])

@@ -1,39 +1,38 @@
-"""What may be emitted next, for every decoder alike.
+"""Constraints on the next token, which every decoder obeys.
 
-Rows here are whatever is decoded side by side: `R = B`, or `R = B * K` for a beam of width K.
+`R` counts the rows that are decoded side by side: `R = B`, or `R = B * K` in a beam of width K.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 from seqjax.typing import SpecialIds
 
-State = Any  # a pytree of arrays, each with the rows on its first axis
-# (state, token [R] int32) -> (state, logits [R, V])
-DecodeStep = Callable[[State, Int[Array, " R"]], tuple[State, Float[Array, "R V"]]]
+# (state, token [R] int32) -> (state, logits [R, V]); every array of the state has a leading R.
+DecodeStep = Callable[[PyTree, Int[Array, " R"]], tuple[PyTree, Float[Array, "R V"]]]
 
-LARGEST = 1e30  # stands for infinity, so that no difference or sum of logits is a NaN
+LARGEST = 1e30  # stands for infinity, so that no difference or sum of logits is NaN
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
-    """What every decoder obeys. Hashable: a static argument to `jax.jit`.
+    """The constraints that every decoder obeys. Hashable: a static argument to `jax.jit`.
 
-    - `max_length`: the bound T on emitted tokens, the end included.
-    - `min_length`: no end before so many tokens.
-    - `repetition_penalty`: the logits of tokens that the row has emitted are divided by it where
-      positive and multiplied by it where negative (Keskar et al., 2019, in the sign-aware form).
-    - `no_repeat_ngram`: no n tokens in a row twice; 0 allows it.
-    - `ban_unknown`: never emit `ids.unk_id`. Padding and start are never emitted at all.
+    - `max_length`: the bound T on emitted tokens, including the end token.
+    - `min_length`: the end token is not emitted before this many other tokens.
+    - `repetition_penalty`: the logits of tokens that a row has already emitted are divided by it
+      if positive and multiplied by it if negative (Keskar et al., 2019, in the sign-aware form).
+    - `no_repeat_ngram`: no n-gram of this size is emitted twice in a row's sequence; 0 allows
+      repetitions.
+    - `ban_unknown`: `ids.unk_id` is never emitted. Padding and start tokens never are.
 
-    Where all this leaves a row nothing of non-zero probability, it ends, however short.
-    Raises UserError for a number out of its range and for ids that collide with the end's.
+    A row for which these constraints leave no token of non-zero probability ends, however short.
+    Raises UserError for a number out of its range and for an end id that is banned.
     """
 
     max_length: int
@@ -44,17 +43,14 @@ class DecodeOptions:
     ids: SpecialIds = dataclasses.field(default_factory=SpecialIds)
 
     def __post_init__(self):
-        bound = self.max_length
-        check("max_length", bound, bound >= 1, "at least 1")
-        check("min_length", self.min_length, 0 <= self.min_length < bound, f"in [0, {bound})")
-        check(
-            "repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "positive"
-        )
-        ngram = self.no_repeat_ngram
-        check("no_repeat_ngram", ngram, 0 <= ngram <= bound, f"in [0, {bound}], the max_length")
-        check("ids", self.ids, min(self.ids) >= 0, "at least 0 each")
-        can_end = self.ids.eos_id not in self.banned_ids
-        check("eos_id", self.ids.eos_id, can_end, f"none of {self.banned_ids}: those are banned")
+        bound, penalty, ngram = self.max_length, self.repetition_penalty, self.no_repeat_ngram
+        require("max_length", bound, bound >= 1, "at least 1")
+        require("min_length", self.min_length, 0 <= self.min_length < bound, f"in [0, {bound})")
+        require("repetition_penalty", penalty, penalty > 0, "positive")
+        require("no_repeat_ngram", ngram, 0 <= ngram <= bound, f"in [0, {bound}], the max_length")
+        require("ids", self.ids, min(self.ids) >= 0, "at least 0 each")
+        banned, eos_id = self.banned_ids, self.ids.eos_id
+        require("eos_id", eos_id, eos_id not in banned, f"none of the banned ids {banned}")
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
@@ -63,14 +59,11 @@ class DecodeOptions:
         return (ids.pad_id, ids.bos_id, *([ids.unk_id] if self.ban_unknown else []))
 
 
-def check(field: str, value: Any, holds: bool, wanted: str) -> None:
-    """Nothing where `holds`, else a UserError that names the field."""
-    if not holds:
-        raise UserError(f"{field}={value} must be {wanted}")
+def leading_size(state: PyTree) -> int:
+    """The size of the first axis, which all arrays of a decoder's state must share.
 
-
-def num_rows(state: State) -> int:
-    """The size of the first axis, which all arrays of a decoder's state share."""
+    Raises UserError if they do not.
+    """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
     sizes = {shape[:1] for shape in shapes}
     if len(sizes) != 1 or sizes == {()}:
@@ -79,18 +72,21 @@ def num_rows(state: State) -> int:
 
 
 def finite_logits(options: DecodeOptions, logits: Float[Array, "R V"]) -> Float[Array, "R V"]:
-    """Logits in float32 and in [-LARGEST, LARGEST]. Raises UserError where V lacks a special id."""
+    """Logits in float32, clipped to [-LARGEST, LARGEST].
+
+    Raises UserError if V is too small for the special ids.
+    """
     vocab_size, ids = logits.shape[-1], options.ids
     needed = max(*options.banned_ids, ids.eos_id) + 1
     if vocab_size < needed:
-        raise UserError(f"{vocab_size} logits are too few for {ids}: it needs {needed}")
+        raise UserError(f"{vocab_size} logits are too few for {ids}, which need {needed}")
     return jnp.clip(logits.astype(jnp.float32), -LARGEST, LARGEST)
 
 
 def penalize_repeats(
     options: DecodeOptions, logits: Float[Array, "R V"], tokens: Int[Array, "R T"]
 ) -> Float[Array, "R V"]:
-    """Logits with the repetition penalty on what `tokens` holds."""
+    """Logits with the repetition penalty applied to every id in `tokens`."""
     penalty, vocab_size = options.repetition_penalty, logits.shape[-1]
     if penalty == 1.0:
         return logits
@@ -104,11 +100,11 @@ def allowed_tokens(
     tokens: Int[Array, "R T"],
     step: Int[Array, ""],
 ) -> Bool[Array, "R V"]:
-    """True where a token may follow the `step` first ones of `tokens`; in every row somewhere."""
+    """True for each id that may follow the first `step` tokens; every row has at least one."""
     vocabulary = jnp.arange(logits.shape[-1])
     is_end = vocabulary == options.ids.eos_id
-    emitted = ~jnp.isin(vocabulary, jnp.array(options.banned_ids))
-    allowed = (logits > -LARGEST) & emitted & ~(is_end & (step < options.min_length))
+    not_banned = ~jnp.isin(vocabulary, jnp.array(options.banned_ids))
+    allowed = (logits > -LARGEST) & not_banned & ~(is_end & (step < options.min_length))
     if options.no_repeat_ngram:
         allowed &= ~_repeats(tokens, step, options.no_repeat_ngram, len(vocabulary))
     return allowed | (is_end & ~jnp.any(allowed, axis=-1, keepdims=True))
@@ -117,9 +113,9 @@ def allowed_tokens(
 def _repeats(
     tokens: Int[Array, "R T"], step: Int[Array, ""], ngram: int, vocab_size: int
 ) -> Bool[Array, "R V"]:
-    """True for the tokens with which an n-gram would stand a second time in its row."""
+    """True for each id that would complete an n-gram which its row already contains."""
     num_windows = tokens.shape[1] - ngram + 1
-    # Before n tokens are there, the slice is clamped to wrong ones, but no window is complete.
+    # Before step n - 1 the slice is clamped and holds wrong tokens, but no window is complete yet.
     context = jax.lax.dynamic_slice_in_dim(tokens, step - ngram + 1, ngram - 1, axis=1)
     same = jnp.arange(num_windows) + ngram - 1 < step
     for offset in range(ngram - 1):
@@ -128,7 +124,7 @@ def _repeats(
 
 
 def _mark(ids: Int[Array, "R N"], vocab_size: int) -> Bool[Array, "R V"]:
-    """True at the ids of each row; an id of `vocab_size` marks nothing."""
+    """True at the ids of each row; an id equal to `vocab_size` marks nothing."""
     rows = jnp.arange(ids.shape[0])[:, None]
     blank = jnp.zeros((ids.shape[0], vocab_size), bool)
     return blank.at[rows, ids].set(True, mode="drop")

@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqjax.data.vocabulary import Vocabulary, encode_batch
 from seqjax.decoding.beam_search import beam_search
-from seqjax.decoding.constraints import LARGEST, DecodeOptions, DecodeStep, check
-from seqjax.decoding.sampling import greedy
-from seqjax.errors import UserError
+from seqjax.decoding.constraints import LARGEST, DecodeOptions, DecodeStep
+from seqjax.decoding.sampling import check_sampling, greedy, sample
+from seqjax.errors import UserError, require
 from seqjax.hparams import from_spec
 from seqjax.metrics import argmax
 from seqjax.models.scheduled_sampling import make_probability, sampled_logits
@@ -161,38 +161,71 @@ Decoder = Callable[[TextToText, Params, Batch], Replies]
 
 
 def greedy_decoder() -> Decoder:
-    """At every step the most probable token."""
+    """A decoder that emits the most probable token at every step."""
 
     def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         state = text.encode(text.bind(params), batch["source"])
-        found = greedy(text.decode_step(params), state, text.options)
-        return Replies(found.tokens, found.scores, found.finished)
+        sequences = greedy(text.decode_step(params), state, text.options)
+        return Replies(sequences.tokens, sequences.scores, sequences.finished)
 
     return decode
 
 
 def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
-    """The best of a beam; raises UserError for a number out of its range, before any training."""
-    check("decode.decoder: beam_size", beam_size, 1 <= beam_size <= MAX_BEAM, f"1 to {MAX_BEAM}")
-    check("decode.decoder: length_penalty", length_penalty, length_penalty >= 0, "at least 0")
+    """A decoder that returns the best sequence of a beam.
+
+    Raises UserError for a number out of its range.
+    """
+    require("beam_size", beam_size, 1 <= beam_size <= MAX_BEAM, f"in [1, {MAX_BEAM}]")
+    require("length_penalty", length_penalty, length_penalty >= 0, "at least 0")
 
     def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         state = text.encode(text.bind(params), batch["source"])
-        found = beam_search(
+        best = beam_search(
             text.decode_step(params),
             state,
             text.options,
             beam_size=beam_size,
             length_penalty=length_penalty,
         )
-        return Replies(found.tokens[:, 0], found.scores[:, 0], found.finished[:, 0])
+        return Replies(best.tokens[:, 0], best.scores[:, 0], best.finished[:, 0])
 
     return decode
 
 
-def fed_padding_decoder() -> Decoder:
-    """R3's `translate`: start, then padding as long as the sources are wide, all in one pass; the
-    most probable token at each step, up to the first end."""
+def sampling_decoder(
+    temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0
+) -> Decoder:
+    """A decoder that draws tokens at random, with a key for each row made of its source and `seed`.
+
+    So a source gets the same reply in every batch, in evaluation and in a chat; equal sources get
+    equal replies. Raises UserError for a number out of its range.
+    """
+    check_sampling(temperature, top_k, top_p)
+    require("seed", seed, seed >= 0, "at least 0")
+
+    def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
+        source = batch["source"]
+        sequences = sample(
+            text.decode_step(params),
+            text.encode(text.bind(params), source),
+            text.options,
+            _source_keys(seed, source, text.source.pad_id),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=None if top_p == 1 else top_p,  # without a sort where all tokens are kept
+        )
+        return Replies(sequences.tokens, sequences.scores, sequences.finished)
+
+    return decode
+
+
+def padding_fed_decoder() -> Decoder:
+    """The decoder of the tutorial R3, which never feeds back its own tokens.
+
+    Its inputs are the start token and then padding, one for each column of the source, all in one
+    pass. It emits the most probable token at each step, up to the first end token.
+    """
 
     def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         padding = jnp.full_like(batch["source"], text.target.pad_id)
@@ -205,15 +238,18 @@ def fed_padding_decoder() -> Decoder:
     return decode
 
 
-def teacher_forced_decoder() -> Decoder:
-    """The first token of the right answer, as given, and the most probable one after each of its
-    tokens: no generation. R4 has none."""
+def gold_fed_decoder() -> Decoder:
+    """A decoder for models without start and end tokens, such as the tutorial R4's.
+
+    It generates nothing: it returns the first token of the target as it is, and then the most
+    probable token after each token of the target.
+    """
 
     def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
-        given, real = batch["target"][:, :-1], batch["target"][:, 1:] > 0
+        inputs, real = batch["target"][:, :-1], batch["target"][:, 1:] > 0
         replies = _most_probable(text, text.logits(params, batch), real)
-        tokens = jnp.concatenate([given[:, :1], replies.tokens[:, :-1]], axis=1)
-        return replies._replace(tokens=jnp.where(given > 0, tokens, text.target.pad_id))
+        tokens = jnp.concatenate([inputs[:, :1], replies.tokens[:, :-1]], axis=1)
+        return replies._replace(tokens=jnp.where(inputs > 0, tokens, text.target.pad_id))
 
     return decode
 
@@ -221,13 +257,27 @@ def teacher_forced_decoder() -> Decoder:
 DECODERS = {
     "greedy": greedy_decoder,
     "beam": beam_decoder,
-    "fed_padding": fed_padding_decoder,
-    "teacher_forced": teacher_forced_decoder,
+    "sample": sampling_decoder,
+    "fed_padding": padding_fed_decoder,
+    "teacher_forced": gold_fed_decoder,
 }
 
 
+def _source_keys(seed: int, source: Int[Array, "B S"], pad_id: int) -> RowKeys:
+    """One key for each row, which depends on `seed` and on the tokens of its source only."""
+
+    def fold(key, token):
+        return jnp.where(token == pad_id, key, jax.random.fold_in(key, token)), None
+
+    def key_of(tokens):
+        key, _ = jax.lax.scan(fold, jax.random.key(seed), tokens)
+        return jax.random.fold_in(key, pad_id)  # unlike every key on the way to a longer source
+
+    return jax.vmap(key_of)(source)
+
+
 def _most_probable(text: TextToText, logits: Logits, real: Bool[Array, "B T"]) -> Replies:
-    """The most probable token of each step up to the first end; only real steps are scored."""
+    """The most probable token of each step up to the first end token; only real steps score."""
     logits = text.known(logits)
     tokens = argmax(logits) + text.first_id
     is_end = tokens == text.target.eos_id

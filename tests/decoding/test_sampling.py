@@ -38,12 +38,12 @@ from support.oracles import assert_same
 
 from seqjax.decoding.beam_search import beam_search
 from seqjax.decoding.constraints import DecodeOptions
-from seqjax.decoding.sampling import advance, begin, greedy, sample
+from seqjax.decoding.sampling import decode_token, greedy, sample, start_decoding
 from seqjax.errors import UserError
 from seqjax.typing import SpecialIds
 
-fast_begin = jit(begin, static_argnums=1)
-fast_advance = jit(advance, static_argnums=(0, 1))
+fast_start = jit(start_decoding, static_argnums=1)
+fast_token = jit(decode_token, static_argnums=(0, 1))
 
 
 @every_option_set
@@ -120,17 +120,17 @@ def test_steps_one_by_one_are_greedy(options):
     """Step by step, as a reply is shown while it grows: the loop's tokens, scores and flags."""
     step, state = toy_step(5), toy_state(B)
     want = fast_greedy(step, state, options)
-    now = fast_begin(state, options)
+    now = fast_start(state, options)
     for count in range(int(want.num_steps)):
         assert now.step == count and not np.all(now.finished)
         assert_same(now.tokens[:, :count], want.tokens[:, :count])
         assert not np.any(now.tokens[:, count:])
-        now = fast_advance(step, options, now)
+        now = fast_token(step, options, now)
     assert_same((now.tokens, now.finished), (want.tokens, want.finished))
     np.testing.assert_allclose(now.scores, want.scores, rtol=1e-6)  # compiled in another program
     # A row that has ended stays as it is.
     if now.step < options.max_length:
-        more = fast_advance(step, options, now)
+        more = fast_token(step, options, now)
         assert_same((more.tokens, more.scores), (now.tokens, now.scores))
 
 
@@ -163,9 +163,13 @@ def test_of_tied_tokens_top_k_keeps_exactly_k():
 
 
 def nucleus(probabilities, top_p):
-    order = np.argsort(-probabilities)
-    count = np.searchsorted(np.cumsum(probabilities[order]), top_p) + 1
-    return order[:count]
+    """The ids of the nucleus, in float64: the loop of the definition."""
+    total, least = 0.0, 1.0
+    for probability in sorted(probabilities, reverse=True):
+        if total >= top_p:
+            break
+        total, least = total + probability, probability
+    return np.flatnonzero(probabilities >= least)
 
 
 @pytest.mark.parametrize(
@@ -205,19 +209,62 @@ def test_samples_are_as_frequent_as_they_are_probable(temperature, choice):
     assert np.sum((counts - expected)[possible] ** 2 / expected[possible]) < limit
 
 
+def drawn(logits, rows=4000, **choice):
+    """The set of ids that so many rows draw from the logits of one step."""
+    state = np.broadcast_to(np.float32(logits), (rows, 1, len(logits)))
+    got = fast_sample(table_step, state, DecodeOptions(1), fast_keys(5, rows), **choice)
+    return set(np.asarray(got.tokens)[:, 0].tolist())
+
+
 def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p():
-    """Random distributions over many words: no sample outside, and every member is drawn."""
-    rows, vocab_size, options = 4000, 60, DecodeOptions(1)
+    """Random distributions over many words: no draw outside, and every member is drawn."""
     rng = np.random.default_rng(0)
     for top_p in (0.05, 0.5, 0.9):
-        logits = np.float32(2 * rng.standard_normal(vocab_size))
+        logits = 2 * rng.standard_normal(60)
         logits[[PAD, BOS]] = -np.inf
-        state = np.broadcast_to(logits, (rows, 1, vocab_size))
-        keys = fast_keys(5, rows)
-        # So hot that all that is left is drawn often; top_p is of the hot distribution.
-        got = fast_sample(table_step, state, options, keys, top_p=top_p, temperature=4.0)
+        # top_p refers to the distribution at this temperature.
         want = nucleus(np.exp(log_softmax(logits / 4.0)), top_p)
-        assert set(np.asarray(got.tokens[:, 0])) == set(want)
+        assert drawn(logits, top_p=top_p, temperature=4.0) == set(want)
+
+
+@pytest.mark.parametrize(
+    ("choice", "want"),
+    [
+        ({"top_p": 1e-6}, {4}),
+        ({"top_p": 0.39}, {4}),
+        ({"top_p": 0.41}, {2, 3, 4, 6}),  # one of the three would be enough, but they tie
+        ({"top_p": 0.99}, {2, 3, 4, 6}),
+        ({"top_p": 0.7, "top_k": 2}, {2, 4}),  # two thirds and one third of the two that are left
+        ({"top_p": 0.6, "top_k": 2}, {4}),
+    ],
+    ids=str,
+)
+def test_ties_at_the_border_of_the_nucleus_are_kept(choice, want):
+    probabilities = np.array([0, 0, 0.2, 0.2, 0.4, 0, 0.2])
+    with np.errstate(divide="ignore"):
+        assert drawn(np.log(probabilities), **choice) == want
+    if "top_k" not in choice:
+        assert set(nucleus(probabilities, choice["top_p"])) == want
+
+
+@pytest.mark.parametrize("choice", [{"top_k": 2}, {"top_p": 0.6}, {"top_k": 3, "top_p": 0.8}])
+def test_a_filter_leaves_the_draws_that_it_allows(choice):
+    """The noise of a token does not depend on which other tokens are left."""
+    rows, options = 500, DecodeOptions(1)
+    state, keys = table_state(rows), fast_keys(2, rows)
+    free, got = (
+        np.asarray(fast_sample(table_step, state, options, keys, **filters).tokens)[:, 0]
+        for filters in ({}, choice)
+    )
+    allowed = np.zeros(rows, bool)
+    for row, logits in enumerate(state[:, BOS]):
+        logits[[PAD, BOS]] = -np.inf
+        ids = np.argsort(-logits)[: choice.get("top_k")]
+        probabilities = np.exp(log_softmax(logits[ids]))
+        allowed[row] = free[row] in ids[nucleus(probabilities, choice.get("top_p", 2))]
+    assert 0.2 < allowed.mean() < 0.95
+    assert_same(got[allowed], free[allowed])
+    assert np.all(got[~allowed] != free[~allowed])
 
 
 def test_a_key_is_used_for_one_token_only():
@@ -339,7 +386,7 @@ def test_special_ids_may_be_any():
         ({"min_length": 8}, "min_length=8 must be in [0, 8)"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be positive"),
         ({"no_repeat_ngram": 9}, "no_repeat_ngram=9 must be in [0, 8], the max_length"),
-        ({"ids": SpecialIds(eos_id=0)}, "eos_id=0 must be none of (0, 1): those are banned"),
+        ({"ids": SpecialIds(eos_id=0)}, "eos_id=0 must be none of the banned ids (0, 1)"),
         ({"ids": SpecialIds(pad_id=-1)}, "must be at least 0 each"),
         ({"ids": SpecialIds(unk_id=2), "ban_unknown": True}, "eos_id=2 must be none of"),
     ],
@@ -357,9 +404,12 @@ KEYS = fast_keys(0, 2)
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (partial(sample, keys=KEYS, temperature=-1.0), "temperature=-1.0 must be at least 0"),
+        (partial(sample, keys=KEYS, temperature=-1.0), "temperature=-1.0 must be in [0, 1000]"),
+        (partial(sample, keys=KEYS, temperature=1001), "temperature=1001 must be in [0, 1000]"),
+        (partial(sample, keys=KEYS, temperature=np.nan), "temperature=nan must be in [0, 1000]"),
         (partial(sample, keys=KEYS, top_k=0), "top_k=0 must be at least 1"),
         (partial(sample, keys=KEYS, top_p=0.0), "top_p=0.0 must be in (0, 1]"),
+        (partial(sample, keys=KEYS, top_p=2), "top_p=2 must be in (0, 1]"),
         (partial(sample, keys=KEYS[:1]), "keys=[1] must be one for each of 2 rows"),
         (partial(beam_search, beam_size=0), "beam_size=0 must be at least 1"),
         (partial(beam_search, beam_size=2, n_best=3), "n_best=3 must be in [1, 2], the beam_size"),

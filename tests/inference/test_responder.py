@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from support.texts import QUESTIONS, make_pairs, random_params
+from support.texts import PAIRS, QUESTIONS, batch_of, make_pairs, random_params, replies_of
 
 import seqjax.plots
 import seqjax.serving.load
@@ -87,6 +87,46 @@ def test_samples_are_a_function_of_the_seed(responder):
     assert {draw(seed, 0.01).text for seed in range(3)} == {QUESTIONS[0][1]}
 
 
+def test_top_k_and_top_p_restrict_a_sample(responder):
+    """At this temperature nearly all replies are wrong, unless just one token is left."""
+    free, cold, *filtered = (
+        [responder.sample(ASKED[0], temperature, seed, **filters).text for seed in range(4)]
+        for temperature, filters in (
+            (4.0, {}),
+            (0.0, {}),
+            (4.0, {"top_k": 1}),
+            (4.0, {"top_p": 1e-3}),
+            (4.0, {"top_k": 1, "top_p": 1.0}),
+        )
+    )
+    assert set(cold) == {QUESTIONS[0][1]} and len(set(free)) == 4
+    assert all(texts == cold for texts in filtered)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0 must be in [0, 1000]"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 1.5}, "top_p=1.5 must be in (0, 1]"),
+    ],
+)
+def test_a_sample_out_of_range_is_refused(responder, choice, message):
+    with pytest.raises(UserError) as caught:
+        responder.sample(ASKED[0], **{"temperature": 1.0, "seed": 0} | choice)
+    assert str(caught.value) == message
+
+
+def test_a_configs_draws_are_those_of_its_evaluation():
+    pairs = make_pairs(decode={"decoder": "sample(temperature=3.0, top_k=4, seed=2)"})
+    params = random_params(pairs.text)
+    responder = pairs.responder(params)
+    replies = replies_of(pairs.text, params, batch_of(pairs.text))
+    assert len(set(replies)) > 2
+    for (question, _), reply in zip(PAIRS, replies, strict=True):
+        assert responder.answer(question).text == reply
+
+
 def test_attention_is_explained_token_by_token(responder):
     look = responder.explain(ASKED[4])
     assert look.weights.shape == (len(look.target), len(look.source))
@@ -152,12 +192,15 @@ def test_a_model_without_start_and_end_is_refused():
 def test_every_question_has_one_shape(responder):
     """One compilation each: a long question, an empty one and an unknown one trace no more."""
     responder.answer(ASKED[0])
-    size = responder._run.reply._cache_size()
+    responder.sample(ASKED[0], 1.0, 0)
+    size, num_samplers = responder._run.reply._cache_size(), responder._run.sample._cache_size()
     for question in STRANGE:
         responder.answer(question)
         list(responder.stream(question))
+        responder.sample(question, len(question), 1)
     assert responder._run.reply._cache_size() == size
-    assert responder._run.advance._cache_size() == 1
+    assert responder._run.next._cache_size() == 1
+    assert responder._run.sample._cache_size() == num_samplers
 
 
 # Runs

@@ -12,6 +12,7 @@ from support.oracles import CELLS, assert_same
 from support.texts import PAIRS, batch_of, make_text, random_params
 from support.toys import get_config
 
+from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError
 from seqjax.models.text_to_text import DECODERS
 from seqjax.nn.layers import one_hot
@@ -19,6 +20,7 @@ from seqjax.parameters import count_parameters, parameter_shapes
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import measure_tokens
 from seqjax.tasks.seq2seq_data import load_seq2seq_data
+from seqjax.training.evaluator import Evaluator
 
 PAD, BOS, EOS, UNK = range(4)
 ROWS, WIDE = 3, 10  # of a batch, and places for a source: four more than the longest needs
@@ -167,6 +169,47 @@ def test_a_beam_finds_what_greedy_overlooks():
     assert better > 0
 
 
+@pytest.mark.parametrize(
+    "options", ["temperature=0.0", "top_k=1", "top_p=0.001", "temperature=9.0, top_k=2, top_p=0.1"]
+)
+def test_a_draw_without_a_choice_is_greedy(options):
+    *_, greedy = decoded("greedy", attention="dot")
+    *_, drawn = decoded(f"sample({options})", attention="dot")
+    assert_same((drawn.tokens, drawn.finished), (greedy.tokens, greedy.finished))
+    np.testing.assert_allclose(drawn.scores, greedy.scores, rtol=1e-6)  # float32 sums
+
+
+HOT = "sample(temperature=3.0, top_p=0.95)"
+
+
+def test_a_row_draws_the_same_reply_in_any_batch():
+    text, params, batch, whole = decoded(HOT)
+    _, run = deciding(HOT)
+    assert len({tuple(row) for row in whole.tokens.tolist()}) == len(PAIRS)
+    for index in map(np.array, ([3], [4, 0, 2], [1, 1, 1, 0, 4, 3, 2])):
+        part = run(params, {"source": batch["source"][index]})
+        assert_same(part.tokens, whole.tokens[index])
+    source = np.pad(batch["source"], ((0, 0), (0, 4)))  # 4 more columns of padding
+    assert_same(run(params, {"source": source}).tokens, whole.tokens)
+    for size, devices in ((2, 1), (4, 2)):  # with rows that only fill the last batch
+        evaluator = Evaluator(text.logits, text.replies, size, make_mesh(devices))
+        assert_same(evaluator.predict(params, batch).tokens, whole.tokens)
+
+
+def test_draws_are_a_function_of_the_seed_and_of_every_token():
+    text, params, _, first = decoded(HOT)
+    *_, same = decoded(HOT.replace(")", ", seed=0)"))
+    *_, other = decoded(HOT.replace(")", ", seed=1)"))
+    assert_same(same, first)
+    assert np.all(np.any(other.tokens != first.tokens, axis=1))
+    # Without weights, only the keys tell one source from another.
+    flat = jax.tree.map(jnp.zeros_like, params)
+    texts = ["a", "b", "ab", "ba", "aab", "abb", "aaaa", "bbbb"]
+    source = jnp.asarray(text.encode_sources(texts))
+    tokens = deciding(HOT)[1](flat, {"source": source}).tokens.tolist()
+    assert len(set(map(tuple, tokens))) == len(texts)
+
+
 def by_steps(text, params, batch, fed):
     """Most probable tokens, and their log-probabilities, of a decoder that is fed `fed [B, T]`."""
     model = text.bind(params)
@@ -251,6 +294,13 @@ def test_the_configs_options_reach_the_decoder():
     [
         ({"decoder": "gredy"}, "unknown decode.decoder 'gredy': did you mean 'greedy'"),
         ({"decoder": "beam(size=2)"}, "options of beam: beam_size, length_penalty"),
+        ({"decoder": "beam(beam_size=0)"}, r"beam_size=0\)': beam_size=0 must be in \[1, 1000\]"),
+        ({"decoder": "sample(top_x=1)"}, "options of sample: temperature, top_k, top_p, seed"),
+        ({"decoder": "sample(temperature=-1)"}, r"temperature=-1.0 must be in \[0, 1000\]"),
+        ({"decoder": "sample(top_k=0)"}, r"'sample\(top_k=0\)': top_k=0 must be at least 1"),
+        ({"decoder": "sample(top_k=2.5)"}, "top_k=2.5 must be of type int"),
+        ({"decoder": "sample(top_p=2)"}, r"top_p=2.0 must be in \(0, 1\]"),
+        ({"decoder": "sample(seed=-1)"}, "seed=-1 must be at least 0"),
         ({"min_length": 9}, "min_length=9"),
     ],
 )
