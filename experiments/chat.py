@@ -14,11 +14,11 @@ from absl import flags
 from seqjax.cli import launch
 from seqjax.errors import UserError
 from seqjax.serving.load import load_responder
-from seqjax.serving.repl import DECODERS, Chat, piped_lines, prompted_lines, talk
+from seqjax.serving.repl import CHAT_DECODERS, Chat, piped_lines, prompted_lines, talk
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 ABSTAIN = flags.DEFINE_enum("abstain", "on", ["on", "off"], "off: answer however unsure")
-DECODER = flags.DEFINE_enum("decoder", "greedy", DECODERS, "how replies are found at first")
+DECODER = flags.DEFINE_enum("decoder", "greedy", CHAT_DECODERS, "how replies are found at first")
 
 
 def main() -> None:

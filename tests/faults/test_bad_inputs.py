@@ -45,7 +45,7 @@ from seqjax.errors import UserError, one_line
 from seqjax.inference.calibration import Abstention
 from seqjax.inference.responder import Responder
 from seqjax.runs.workdir import lock_workdir
-from seqjax.serving.repl import COMMANDS, DECODERS, Chat
+from seqjax.serving.repl import CHAT_DECODERS, COMMANDS, Chat
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 from seqjax.training.setup import make_setup
@@ -250,7 +250,7 @@ def responder() -> Responder:
 
 
 def test_lines_of_a_chat(responder, record_property):
-    chats = [Chat(responder, decoder) for decoder in DECODERS]
+    chats = [Chat(responder, decoder) for decoder in CHAT_DECODERS]
     refused, answered = set(), set()
     commands = st.sampled_from(COMMANDS).filter(":quit".__ne__)
     numbers = st.integers().map(str) | st.floats().map(str) | st.text(max_size=9)

@@ -58,8 +58,9 @@ class Fake(Responder):
     def answer(self, question):
         return self._said(f"{question} plainly")
 
-    def sample(self, question, temperature, seed):
-        return self._said(f"{question} at {temperature} from {seed}")
+    def sample(self, question, temperature, seed, top_k=None, top_p=None):
+        filters = f" of {top_k} and {top_p}" if top_k or top_p else ""
+        return self._said(f"{question} at {temperature}{filters} from {seed}")
 
     def beam(self, question, beam_size, n_best):
         return [self._said(f"{question} {i} of {beam_size}") for i in range(n_best)]
@@ -109,6 +110,10 @@ def piped(data: bytes, chat: Chat) -> str:
         (":nbest 1", "a 0 of 4"),
         (":sample 0.8", "a at 0.8 from 0"),
         (":sample", "a at 1.0 from 0"),
+        (":sample 0.8 top_k=20", "a at 0.8 of 20 and None from 0"),
+        (":sample top_p=0.9 temperature=2", "a at 2.0 of None and 0.9 from 0"),
+        (":sample top_k=1 0 top_p=1", "a at 0.0 of 1 and 1.0 from 0"),
+        (":beam beam_size=7", "a 0 of 7"),
         ("  :beam 7", None),  # a question
     ],
 )
@@ -139,6 +144,42 @@ def test_draws_differ_and_can_be_repeated():
     assert seeds[1:4] == ["0", "1", "2"] and seeds[5] == "0"
 
 
+def test_a_sample_command_says_and_replaces_all_options():
+    lines = heard([":sample 0.8 top_k=20 top_p=0.9", ":sample top_k=3", "a", ":sample", "a"])
+    assert lines[:2] == [
+        "a random reply drawn at temperature 0.8, top_k 20, top_p 0.9",
+        "a random reply drawn at temperature 1.0, top_k 3",
+    ]
+    assert lines[2] == "a at 1.0 of 3 and None from 0" and lines[4] == "a at 1.0 from 0"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("0.8 top_p=2", ":sample takes a number above 0 and at most 1 as top_p, not '2'"),
+        ("top_p=0", ":sample takes a number above 0 and at most 1 as top_p, not '0'"),
+        ("top_p=nan", "as top_p, not 'nan'"),
+        ("top_p=", "as top_p, not ''"),
+        ("top_k=0", ":sample takes a whole number of at least 1 as top_k, not '0'"),
+        ("top_k=2.5", "as top_k, not '2.5'"),
+        ("top_k==2", "as top_k, not '=2'"),
+        ("temperature=11", ":sample takes a number from 0 to 10 as temperature, not '11'"),
+        (
+            "0.8 top_x=1",
+            "unknown option of :sample 'top_x': did you mean 'top_p'? "
+            "known: temperature, top_k, top_p",
+        ),
+        ("=1", "unknown option of :sample '': known: temperature, top_k, top_p"),
+        ("top_p=0.9 top_p=0.8", ":sample takes one top_p, not 'top_p=0.9 top_p=0.8'"),
+        ("0.8 temperature=0.9", ":sample takes one temperature, not '0.8 temperature=0.9'"),
+    ],
+)
+def test_a_mistaken_sample_loses_no_option_and_no_draw(wrong, message):
+    lines = heard([":sample 0.7 top_k=5 top_p=0.9", "a", f":sample {wrong}", "a"])
+    assert message in lines[2] and "\n" not in lines[2] and len(lines[2]) < 120
+    assert [lines[1], lines[3]] == [f"a at 0.7 of 5 and 0.9 from {seed}" for seed in (0, 1)]
+
+
 @given(st.integers(-5, 80) | st.integers())
 def test_a_beam_has_a_legal_size_or_the_old_one(size):
     told, said = heard([f":beam {size}", "a"])
@@ -162,10 +203,10 @@ def test_a_temperature_is_legal_or_the_old_decoder_stays(temperature):
         (":)", "unknown command ':)'"),
         (":" + "x" * 10_000, "unknown command"),
         (":greedy\x1b[2J", r"unknown command ':greedy\x1b[2J'"),
-        (":sample x", ":sample takes a number from 0 to 10, not 'x'"),
+        (":sample x", ":sample takes a number from 0 to 10 as temperature, not 'x'"),
         (":sample 0.8 0.9", "not '0.8 0.9'"),
-        (":nbest 0", ":nbest takes a whole number from 1 to 64, not '0'"),
-        (":beam 10000", ":beam takes a whole number from 1 to 64, not '10000'"),
+        (":nbest 0", ":nbest takes a whole number from 1 to 64 as n_best, not '0'"),
+        (":beam 10000", ":beam takes a whole number from 1 to 64 as beam_size, not '10000'"),
         (":beam " + "9" * 5000, "not '99999999999999999999'"),
         (":beam 2.5", "not '2.5'"),
         (":greedy 3", ":greedy stands alone: leave out '3'"),
@@ -351,7 +392,7 @@ def test_a_reply_can_be_interrupted_on_a_terminal():
     assert output.getvalue() == "so \nso be it\n"
 
     class Stopped(Fake):
-        def sample(self, question, temperature, seed):
+        def sample(self, question, temperature, seed, top_k=None, top_p=None):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # of a pipe it is the whole command that is stopped
@@ -409,7 +450,8 @@ def test_a_model_answers_anything(attention):
     responder = found.responder(random_params(found.text))
     lines = ["abc", "cad", "b d", "xyz", "a" * 10_000, "🙂", "가나"]
     whole, growing = (heard(lines, responder, on_terminal=on) for on in (False, True))
-    assert whole == growing == heard([":sample 0", *lines], responder)[1:]
+    for greedy in (":sample 0", ":sample 2 top_k=1", ":sample 2 top_p=0.001"):
+        assert whole == growing == heard([greedy, *lines], responder)[1:]
     assert len(set(whole)) > 2, whole
     best = heard([":scores", ":nbest 4", "abc"], responder)[-1].splitlines()
     assert [line[:3] for line in best] == ["1. ", "2. ", "3. ", "4. "]
@@ -450,13 +492,15 @@ def start(*args: str, before: tuple[str, ...] = ()) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_a_run_is_talked_to_through_a_pipe(run):
-    data = b"\xef\xbb\xbfabc\r\n\n:beam 2\nabc\n:nbest 2\nb\n:sampel\n\xea\xb0\0\n" + b"d" * 10_000
+    data = b"\xef\xbb\xbfabc\r\n\n:beam 2\nabc\n:nbest 2\nb\n:sampel\n"
+    data += b":sample 0.8 top_p=0.9\nabc\n\xea\xb0\0\n" + b"d" * 10_000
     out, err = start(f"--workdir={run}", "--abstain=off").communicate(data)
     lines = out.decode("utf-8").splitlines()
     assert err == b"" and len(lines) == 12
     assert (lines[1], lines[2]) == (NO_TEXT, "the best reply of a beam of 2")
     assert lines[5].startswith("1. ") and lines[6].startswith("2. ")
     assert lines[7].startswith("unknown command ':sampel'")
+    assert lines[8] == "a random reply drawn at temperature 0.8, top_p 0.9"
 
 
 @pytest.mark.slow
