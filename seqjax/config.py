@@ -27,7 +27,10 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def base_config(task: str) -> ConfigDict:
-    """The fields that all configs share, with their defaults; each task defines `data` itself."""
+    """Returns the fields that all configs share, with their defaults.
+
+    Each task defines the fields of `data` itself.
+    """
     config = ConfigDict()
     config.task = task  # a name in seqjax/tasks
     config.seed = 0  # seeds weights, order and dropout; data.split_seed seeds the splits
@@ -81,7 +84,10 @@ def base_config(task: str) -> ConfigDict:
 
 
 def text_pairs_config(name: str) -> ConfigDict:
-    """The fields of text-to-text configs with their defaults, for a shipped corpus or a file."""
+    """Returns the fields of text-to-text configs with their defaults.
+
+    `name` is a shipped corpus or a file.
+    """
     config = base_config("text_pairs")
     del config.model.output_dropout
     config.model.update(
@@ -134,7 +140,7 @@ def text_pairs_config(name: str) -> ConfigDict:
 def choose_variant(
     config: ConfigDict, variant: str, variants: Sequence[FunctionType]
 ) -> ConfigDict:
-    """The config after the change by the variant of that name; "default" changes nothing.
+    """Returns the config, changed by the variant of that name; "default" changes nothing.
 
     Raises UserError for an unknown name.
     """
@@ -146,7 +152,7 @@ def choose_variant(
 
 
 def load_config(path: Path) -> ConfigDict:
-    """The locked config from a run's file; raises UserError if it cannot be read."""
+    """Returns the locked config of a run's file; raises UserError if it cannot be read."""
     if not path.exists():
         raise UserError(f"{path} does not exist: is {path.parent} a run directory?")
     fields = read_json(path)
@@ -161,7 +167,7 @@ def load_config(path: Path) -> ConfigDict:
 
 
 def make_config(fields: Mapping[str, Any]) -> ConfigDict:
-    """A locked config from fields that were read from JSON.
+    """Returns a locked config of fields that were read from JSON.
 
     Raises UserError for a field that is missing, of another type or out of range.
     """
@@ -176,7 +182,7 @@ def make_config(fields: Mapping[str, Any]) -> ConfigDict:
 
 
 def with_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config and those of LATER_FIELDS that its version of seqjax did not have.
+    """Returns the fields of a config and those of LATER_FIELDS that its version did not have.
 
     Fields of a section that the config does not have, because its task has none, are not added.
     """
@@ -189,7 +195,7 @@ def with_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """The config's fields as JSON stores them: tuples become lists."""
+    """Returns the config's fields as JSON stores them: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
@@ -207,7 +213,7 @@ def check_values(fields: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def find_field(config: ConfigDict, name: str) -> Any:
-    """The value of the field `a.b.c` of a config.
+    """Returns the value of the field `a.b.c` of a config.
 
     Raises UserError for a section, and for an unknown name, with the most similar one.
     """
@@ -217,7 +223,7 @@ def find_field(config: ConfigDict, name: str) -> Any:
             raise unknown_name("config field", name, _field_names(config))
         value = value[key]
     if isinstance(value, ConfigDict):
-        raise UserError(f"config field {name} is a section: set one of its fields, as {name}.X")
+        raise UserError(f"config field {name} is a section: set a field of it, such as {name}.X")
     return value
 
 
@@ -230,7 +236,7 @@ def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A line `field: old -> new` for each field that differs, with the field's full name."""
+    """Returns a line `field: old -> new`, with its full name, for each field that differs."""
     lines = []
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
@@ -242,7 +248,10 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 
 
 def with_tuples(value: Any) -> Any:
-    """The value with tuples in place of lists: JSON has no tuples, and configs have no lists."""
+    """Returns the value with tuples in place of lists.
+
+    JSON has no tuples, and configs have no lists.
+    """
     if isinstance(value, dict):
         return {name: with_tuples(field) for name, field in value.items()}
     return tuple(map(with_tuples, value)) if isinstance(value, list) else value

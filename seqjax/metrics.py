@@ -15,7 +15,7 @@ from seqjax.typing import Logits
 
 
 def argmax(values: Shaped[Array, "*B N"]) -> Int[Array, "*B"]:
-    """The index of the first maximum of each row, int32; 0 if the row has a NaN.
+    """Returns the index of the first maximum of each row, int32; 0 if the row has a NaN.
 
     It is two reductions of one operand each, which XLA vectorizes on a CPU. `jnp.argmax` is one
     reduction of (value, index) pairs and takes four times as long over 2,000 words.
@@ -36,13 +36,13 @@ Metrics = Mapping[str, Average]
 
 
 def accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Float[Array, "*dims"]) -> Average:
-    """The share of the weight for which the most probable class is the label."""
+    """Returns the share of the weight for which the most probable class is the label."""
     hits = argmax(logits) == labels
     return Average(jnp.sum(hits * weight), jnp.sum(weight))
 
 
 def top_k_accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Array, k: int) -> Average:
-    """The share of the weight for which the label is among the `k` most probable classes."""
+    """Returns the share of the weight for which the label is among the `k` most probable."""
     of_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)
     hits = jnp.sum(~(logits <= of_label), axis=-1) < k  # `~(<=)`, because a NaN is never a hit
     return Average(jnp.sum(hits * weight), jnp.sum(weight))
@@ -51,7 +51,7 @@ def top_k_accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Array, k
 def sequence_accuracy(
     logits: Logits, labels: Int[Array, "B T"], weight: Float[Array, "B T"]
 ) -> Average:
-    """The share of sequences that are right at every step that has weight.
+    """Returns the share of sequences that are right at every step that has weight.
 
     Sequences without weight do not count.
     """
@@ -61,7 +61,7 @@ def sequence_accuracy(
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
-    """The mean of each metric over all elements of its arrays, which are summed in float64."""
+    """Returns the mean of each metric over all elements of its arrays, summed in float64."""
     sums = {
         name: [np.sum(np.asarray(x, np.float64)) for x in average]
         for name, average in metrics.items()
@@ -70,7 +70,7 @@ def summarize(metrics: Metrics) -> dict[str, float]:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, computed on the host."""
+    """Returns probabilities over the last axis, computed on the host."""
     unnormalized = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return unnormalized / unnormalized.sum(axis=-1, keepdims=True)
 
@@ -78,7 +78,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def confusion_matrix(
     labels: np.ndarray, predicted: np.ndarray, num_classes: int
 ) -> Int[np.ndarray, "C C"]:
-    """The number of examples of each label (row) that were predicted as each class (column)."""
+    """Returns the number of examples of each label (row) predicted as each class (column)."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts

@@ -27,14 +27,14 @@ def check_memory(num_bytes: int, what: str, remedy: str) -> None:
 
 
 def device_bytes() -> int:
-    """The memory of one device in bytes; the devices of a CPU share the memory of the host."""
+    """Returns the memory of one device in bytes; CPU devices share the host's memory."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
     return stats.get("bytes_limit", memory_bytes() // len(devices))
 
 
 def memory_bytes() -> int:
-    """The memory of the host in bytes, or that of its accelerator if it has more."""
+    """Returns the memory of the host in bytes, or that of its accelerator if it has more."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     stats = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
     return max(host, stats.get("bytes_limit", 0))
@@ -54,7 +54,7 @@ class LayerSize(NamedTuple):
 
 
 def parameter_shapes(init: Callable[[Any], Params]) -> Params:
-    """The shapes and dtypes of the parameters of `init(key)`, which are not computed."""
+    """Returns the shapes and dtypes of the parameters of `init(key)` without computing them."""
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -79,7 +79,7 @@ def layer_sizes(params: Params, name: str = "") -> Iterator[LayerSize]:
 
 
 def count_parameters(params: Params) -> int:
-    """The number of elements of all parameters."""
+    """Returns the number of elements of all parameters."""
     return sum(layer.count for layer in layer_sizes(params))
 
 
@@ -94,7 +94,7 @@ def check_parameters(init: Callable[[Any], Params]) -> None:
 
 
 def parameter_table(params: Params) -> Table:
-    """A table with one row per layer (name, shapes, count, bytes) and a total."""
+    """Returns a table with one row per layer (name, shapes, count, bytes) and a total."""
     table = Table(title="parameters", title_justify="left", show_footer=True)
     sizes = list(layer_sizes(params))
     count, num_bytes = (sum(column) for column in zip(*(s[2:] for s in sizes), strict=True))

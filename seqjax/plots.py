@@ -202,17 +202,23 @@ def draw_bands(panels: Sequence[tuple[Any, ...]], path: Path) -> None:
 
 
 def _labels(texts: Sequence[str]) -> list[str]:
-    """The labels of the steps that are drawn."""
+    """Returns the labels of the steps that are drawn."""
     return [make_label(text) for text in texts[:MAX_STEPS]]
 
 
 def make_label(text: str) -> str:
-    """The text on one line, cut to MAX_LABEL characters, with "$" escaped (it begins a formula)."""
+    """Returns the text on one line, cut to MAX_LABEL characters, with "$" escaped.
+
+    Matplotlib would read "$" as the beginning of a formula.
+    """
     return brief(text, MAX_LABEL).replace("$", r"\$")
 
 
 def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes [rows, columns], with a font that has Hangul; sizes are in inches."""
+    """Returns a figure and its axes [rows, columns], with a font that has Hangul.
+
+    Sizes are in inches.
+    """
     from matplotlib import font_manager, rcParams
     from matplotlib.figure import Figure  # unlike pyplot, it needs no window system
 

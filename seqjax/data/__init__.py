@@ -1,1 +1,1 @@
-"""Files to arrays: readers, tokenizers, vocabularies, batches and length buckets."""
+"""Turns files into arrays: readers, tokenizers, vocabularies, batches and length buckets."""

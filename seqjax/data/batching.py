@@ -19,12 +19,12 @@ Rows = Mapping[str, Any]  # arrays that share their leading axis
 
 
 def count_rows(rows: Rows) -> int:
-    """The size of the leading axis that the arrays share."""
+    """Returns the size of the leading axis that the arrays share."""
     return len(next(iter(rows.values())))
 
 
 def share_sizes(total: int, **shares: float) -> dict[str, int]:
-    """The number of rows of each split that gets a share of `total` rows.
+    """Returns the number of rows of each split, given its share of `total` rows.
 
     Raises UserError unless every share is in [0, 1).
     """
@@ -34,7 +34,7 @@ def share_sizes(total: int, **shares: float) -> dict[str, int]:
 
 
 def split_rows(rows: Rows, sizes: Mapping[str, int], seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """Random, disjoint splits of the given sizes, and the remaining rows as "train".
+    """Returns random, disjoint splits of the given sizes, and the remaining rows as "train".
 
     The seed alone decides which rows are drawn. Raises UserError if no row remains to train on.
     """
@@ -64,14 +64,14 @@ def check_batch_size(batch_size: int, total: int) -> None:
 
 
 def steps_per_epoch(total: int, batch_size: int, drop_remainder: bool) -> int:
-    """The number of batches in one pass over `total` rows."""
+    """Returns the number of batches in one pass over `total` rows."""
     return total // batch_size if drop_remainder else -(-total // batch_size)
 
 
 def epoch_order(
     key: Key[Array, ""], total: int, batch_size: int, drop_remainder: bool, num_devices: int
 ) -> tuple[Int[Array, "steps B"], Float[Array, "steps B"]]:
-    """The row numbers and weights of one epoch's batches, a pure function of the key.
+    """Returns the row numbers and weights of one epoch's batches, which the key alone determines.
 
     Each batch is padded with rows of weight 0 to a multiple of `num_devices` rows.
     """
@@ -87,9 +87,9 @@ def epoch_order(
 def bucketed_order(
     key: Key[Array, ""], buckets: Buckets, batch_size: int, num_devices: int
 ) -> tuple[Int[Array, "steps B"], Float[Array, "steps B"], Int[Array, " steps"]]:
-    """The row numbers, weights and buckets of one epoch's batches, which come in random order.
+    """Returns the row numbers, weights and buckets of one epoch's batches.
 
-    All rows of a batch belong to one bucket.
+    All rows of a batch belong to one bucket, and the batches come in random order.
     """
     *keys, order_key = jax.random.split(key, buckets.num_buckets + 1)
     orders = []
@@ -104,7 +104,7 @@ def bucketed_order(
 
 
 def take_rows(rows: Rows, index: Any, weight: Any) -> Batch:
-    """The batch of the rows at `index`, with their weights, for arrays on the host or a device."""
+    """Returns the batch of the rows at `index` with their weights, from the host or a device."""
     return {name: array[index] for name, array in rows.items()} | {"weight": weight}
 
 

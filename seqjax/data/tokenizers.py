@@ -45,7 +45,7 @@ def _counted(
     size: int | None,
     unknown: str | None = UNKNOWN,
 ) -> TokenizerSpec:
-    """The tokenizer of the most frequent tokens; ties keep the order of the texts."""
+    """Returns a tokenizer of the most frequent tokens; ties keep the order of the texts."""
     max_tokens = None if size is None else _num_tokens(size)
 
     def fit(texts: Iterable[str]) -> list[str]:
@@ -56,34 +56,35 @@ def _counted(
 
 
 def _num_tokens(size: Any) -> int:
-    """The number of tokens in a vocabulary of `size` ids; raises UserError if there is no room."""
+    """Returns the number of tokens among `size` ids; raises UserError if there is no room."""
     if not isinstance(size, int) or size <= len(RESERVED):
         raise UserError(f"vocabulary size={size!r}: write a number above the 4 reserved ids")
     return size - len(RESERVED)
 
 
 def characters(size: int | None = None) -> TokenizerSpec:
-    """The code points of the text in NFC (for Korean: syllables)."""
+    """Returns a tokenizer whose tokens are code points in NFC (for Korean: syllables)."""
     return _counted(list, "".join, size)
 
 
 def jamo(size: int | None = None) -> TokenizerSpec:
-    """The code points of the text in NFD (for Korean: consonants and vowels)."""
+    """Returns a tokenizer whose tokens are code points in NFD (for Korean: jamo)."""
     nfd = partial(unicodedata.normalize, "NFD")
     nfc = partial(unicodedata.normalize, "NFC")
     return _counted(lambda text: list(nfd(text)), lambda tokens: nfc("".join(tokens)), size)
 
 
 def whitespace(size: int | None = None) -> TokenizerSpec:
-    """The strings between white space (for Korean: eojeol)."""
+    """Returns a tokenizer that splits at white space (for Korean: into eojeol)."""
     return _counted(str.split, " ".join, size)
 
 
 def words(num_words: int | None = None, unknown: bool = True, analyzer: str = "") -> TokenizerSpec:
-    """Words as Keras' `Tokenizer` splits them, without punctuation and in lower case.
+    """Returns a tokenizer whose tokens are words, as of Keras' `Tokenizer`.
 
-    An id is Keras' id + 3, so there are `num_words` - 1 words. `unknown=False` drops unknown words,
-    as Keras does; `analyzer="okt"` first splits the text into Okt's morphemes.
+    Words are in lower case and without punctuation. An id is Keras' id + 3, so there are
+    `num_words` - 1 words. `unknown=False` drops unknown words, as Keras does; `analyzer="okt"`
+    first splits the text into Okt's morphemes.
     """
     if num_words is not None and (not isinstance(num_words, int) or num_words < 2):
         raise UserError(f"words(num_words={num_words!r}): write a number of 2 or more, or None")
@@ -100,12 +101,12 @@ def words(num_words: int | None = None, unknown: bool = True, analyzer: str = ""
 
 
 def kiwi(size: int | None = None) -> TokenizerSpec:
-    """Kiwi's morphemes with their tags. Needs the extra `ko`."""
+    """Returns a tokenizer whose tokens are Kiwi's morphemes and tags; needs the extra `ko`."""
     return _counted(kiwi_split, kiwi_join, size, f" {UNKNOWN}/SW")
 
 
 def okt(size: int | None = None) -> TokenizerSpec:
-    """Okt's morphemes. Needs the extra `okt`."""
+    """Returns a tokenizer whose tokens are Okt's morphemes; needs the extra `okt`."""
     return _counted(okt_split, _join_words, size, f" {UNKNOWN}")
 
 
@@ -114,7 +115,10 @@ def _join_words(tokens: list[str]) -> str:
 
 
 def byte_bpe(size: int = 1000) -> TokenizerSpec:
-    """Byte-pair encoding of UTF-8 (no text has unknown tokens); needs a size of 260 or more."""
+    """Returns a tokenizer by byte-pair encoding of UTF-8, which has no unknown tokens.
+
+    Raises UserError for a size below 260.
+    """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     num_tokens = _num_tokens(size)
     if num_tokens < len(alphabet):
@@ -142,7 +146,10 @@ def byte_bpe(size: int = 1000) -> TokenizerSpec:
 
 
 def unigram(size: int = 1000) -> TokenizerSpec:
-    """SentencePiece's unigram language model; fewer than `size` ids for a small text."""
+    """Returns a tokenizer by SentencePiece's unigram language model.
+
+    A small text gives fewer than `size` ids.
+    """
     missing = "\uffff"  # not a character, so no text can contain it
     trainer = trainers.UnigramTrainer(
         vocab_size=_num_tokens(size) + 1,
@@ -176,7 +183,7 @@ def unigram(size: int = 1000) -> TokenizerSpec:
 
 
 def _train(model, pre_tokenizer, trainer, texts: Iterable[str]) -> dict[str, Any]:
-    """The JSON of a tokenizer that was trained on the texts, with a blank before each text."""
+    """Returns the JSON of a tokenizer trained on the texts, each with a blank before it."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizer

@@ -37,7 +37,9 @@ class Vocabulary:
 
     @classmethod
     def fit(cls, spec: str, texts: Iterable[str]) -> "Vocabulary":
-        """The vocabulary of the training texts; the same texts in the same order give the same ids.
+        """Returns the vocabulary of the training texts.
+
+        The same texts in the same order give the same ids.
 
         Raises UserError for a spec that cannot be read or fitted, and for texts without content.
         """
@@ -57,12 +59,12 @@ class Vocabulary:
         return len(RESERVED)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text, without start and end."""
+        """Returns the ids of the text, without start and end."""
         ids = self._lookup(text)
         return ids if self._tokenizer.unknown else [i for i in ids if i != self.unk_id]
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """The text of the ids up to the first end symbol, without padding and start."""
+        """Returns the text of the ids up to the first end symbol, without padding and start."""
         tokens = []
         for i in map(int, ids):
             if i == self.eos_id:
@@ -74,11 +76,11 @@ class Vocabulary:
         return self._tokenizer.join(tokens)
 
     def tokens(self, ids: Iterable[SupportsInt]) -> list[str]:
-        """The token of each id in readable form, with blanks shown as in "▁word"."""
+        """Returns the token of each id in readable form, with blanks shown as in "▁word"."""
         return [self._tokens[i] if i < len(RESERVED) else self._show(i) for i in map(int, ids)]
 
     def count_unknown(self, texts: Iterable[str]) -> tuple[int, int]:
-        """(number of unknown tokens, number of tokens) in the texts."""
+        """Returns (number of unknown tokens, number of tokens) in the texts."""
         ids = [i for text in texts for i in self._lookup(text)]
         return ids.count(self.unk_id), len(ids)
 
@@ -89,7 +91,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """The vocabulary that was saved at `path`.
+        """Returns the vocabulary that was saved at `path`.
 
         Raises UserError for a file that is missing, damaged, of another version or not a
         vocabulary.
@@ -118,7 +120,7 @@ class Vocabulary:
             raise UserError(f"{path} is not a vocabulary of seqjax ({reason}); {remedy}") from error
 
     def digest(self) -> str:
-        """The sha256 of the vocabulary's content, in hexadecimal."""
+        """Returns the sha256 of the vocabulary's content, in hexadecimal."""
         return _sha256(self._content())
 
     def _content(self) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def encode_batch(
     add_eos: bool,
     padding: Literal["post", "pre"] = "post",
 ) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
-    """The ids of the texts, padded to `max_length` (None: to the longest), and their lengths.
+    """Returns the texts' ids, padded to `max_length` (None: to the longest), and lengths.
 
     A text that is too long is cut at its end, but keeps its start and end symbols. Raises UserError
     if `max_length` leaves no room for text.
@@ -159,7 +161,10 @@ def pad(
     *,
     padding: Literal["post", "pre"] = "post",
 ) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
-    """The rows as one array, padded after ("post") or before ("pre") the ids, and their lengths."""
+    """Returns the rows as one array and their lengths.
+
+    Padding is put after ("post") or before ("pre") the ids of a row.
+    """
     lengths = np.array([len(row) for row in rows], np.int32)
     num_steps = int(lengths.max(initial=0)) if max_length is None else max_length
     ids = np.full((len(rows), num_steps), Vocabulary.pad_id, np.int32)
@@ -170,7 +175,7 @@ def pad(
 
 
 def _nfc(text: str) -> str:
-    """The text in NFC, with "?" for each byte that a terminal could not decode."""
+    """Returns the text in NFC, with "?" for each byte that a terminal could not decode."""
     return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
 
 

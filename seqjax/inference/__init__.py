@@ -1,1 +1,1 @@
-"""Replies of a trained model: responders, calibration, the retrieval baseline, text metrics."""
+"""Inference with trained models: responders, calibration, retrieval baseline, text metrics."""

@@ -27,7 +27,7 @@ class Abstention(NamedTuple):
     threshold: float
 
     def confidence(self, score: float, similarity: float) -> float:
-        """The probability that a reply is right, in [0, 1].
+        """Returns the probability that a reply is right, in [0, 1].
 
         `score` is the log-probability of the reply in nats, `similarity` that of the question to
         the most similar training question, in [0, 1].
@@ -37,7 +37,7 @@ class Abstention(NamedTuple):
 
 
 def calibrate(scores: np.ndarray, similarities: np.ndarray, right: np.ndarray) -> Abstention:
-    """The regression that is fitted to examples `[N]`, with the best threshold on them.
+    """Returns the regression that is fitted to examples `[N]`, and the best threshold on them.
 
     The best threshold maximises the number of right replies given minus that of wrong ones.
     """
@@ -60,7 +60,7 @@ def calibrate(scores: np.ndarray, similarities: np.ndarray, right: np.ndarray) -
 
 
 def noise_questions(texts: Sequence[str], count: int) -> list[str]:
-    """Questions without an answer: random characters of the texts, as long as the texts."""
+    """Returns questions without an answer: random characters of the texts, as long as texts."""
     rng = np.random.default_rng(0)
     characters = sorted(set("".join(texts)))
     lengths = rng.choice([len(text) for text in texts], size=count)
@@ -73,7 +73,7 @@ def save_abstention(abstention: Abstention, directory: Path) -> None:
 
 
 def load_abstention(directory: Path) -> Abstention:
-    """The calibration of the run in the directory; raises UserError if it cannot be read."""
+    """Returns the calibration of a run; raises UserError if it cannot be read."""
     remedy = "run experiments.evaluate on it, or answer always with --abstain=off"
     path = directory / ABSTENTION_FILE
     try:
@@ -86,7 +86,7 @@ def load_abstention(directory: Path) -> Abstention:
 
 
 def _probability(weights: Any, score: Any, similarity: Any) -> Any:
-    """The regression's probability, bit-identical for one reply and for an array of them.
+    """Returns the regression's probability, bit-identical for one reply and for many.
 
     So that equal replies get equal probabilities, it does not use a matrix product.
     """

@@ -41,7 +41,7 @@ class RetrievalBaseline:
         self._index = {gram: (np.array(i), np.array(w)) for gram, (i, w) in index.items()}
 
     def __call__(self, text: str) -> Match:
-        """The text that is most similar to `text`; the first one of equals."""
+        """Returns the text that is most similar to `text`; the first one of equals."""
         scores = np.zeros(self._num_texts)
         for gram, weight in self._weights(_ngrams(text)).items():
             if gram in self._index:
@@ -51,7 +51,7 @@ class RetrievalBaseline:
         return Match(best, float(np.clip(scores[best], 0, 1)))
 
     def _weights(self, count: Counter[str]) -> dict[str, float]:
-        """Weights of norm 1; an n-gram that is in none of the texts counts as the rarest."""
+        """Returns weights of norm 1; an n-gram that none of the texts has counts as the rarest."""
         highest = math.log(1 + self._num_texts)
         weights = {g: math.log1p(n) * self._idf.get(g, highest) for g, n in count.items()}
         norm = math.sqrt(sum(weight * weight for weight in weights.values())) or 1.0
@@ -60,11 +60,11 @@ class RetrievalBaseline:
 
 @lru_cache(maxsize=1)
 def retrieval_baseline(texts: tuple[str, ...]) -> RetrievalBaseline:
-    """The baseline of these texts, cached because all splits of a run search the same texts."""
+    """Returns the baseline of these texts, cached because all splits search the same texts."""
     return RetrievalBaseline(texts)
 
 
 def _ngrams(text: str) -> Counter[str]:
-    """The n-grams of each word with a blank on both sides, without punctuation and case."""
+    """Returns the n-grams of words with a blank on both sides, without punctuation and case."""
     words = [f" {word} " for word in re.findall(r"\w+", text.lower())]
     return Counter(w[i : i + n] for w in words for n in NGRAMS for i in range(len(w) - n + 1))

@@ -17,9 +17,10 @@ _BLEU, _CHRF = BLEU(tokenize="char", effective_order=False), CHRF()
 
 
 def text_metrics(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Exact match in [0, 1], BLEU of characters and chrF in [0, 100], distinct-1 and distinct-2.
+    """Returns exact match, BLEU of characters, chrF, distinct-1 and distinct-2.
 
-    Raises ValueError unless there are as many replies as references.
+    BLEU and chrF are in [0, 100], the others in [0, 1]. Raises ValueError unless there are as many
+    replies as references.
     """
     return {
         "exact_match": exact_match(replies, references),
@@ -31,19 +32,22 @@ def text_metrics(replies: Sequence[str], references: Sequence[str]) -> dict[str,
 
 
 def exact_match(replies: Sequence[str], references: Sequence[str]) -> float:
-    """The share of replies that equal their reference, in [0, 1]."""
+    """Returns the share of replies that equal their reference, in [0, 1]."""
     return sum(a == b for a, b in zip(replies, references, strict=True)) / len(replies)
 
 
 def signatures() -> str:
-    """sacrebleu's signatures of BLEU and chrF, by which others can repeat the computation."""
+    """Returns sacrebleu's signatures of BLEU and chrF, with which others can repeat them."""
     for metric in (_BLEU, _CHRF):
         metric.corpus_score(["a"], [["a"]])  # a metric has no signature before it has scored
     return f"BLEU {_BLEU.get_signature()}, chrF {_CHRF.get_signature()}"
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """The share of distinct n-grams among all n-grams of words (Li et al., 2016); 0 without any."""
+    """Returns the share of distinct n-grams among the n-grams of words (Li et al., 2016).
+
+    It is 0 if there are no n-grams.
+    """
     grams = []
     for text in texts:
         words = text.split()
@@ -52,7 +56,7 @@ def distinct(texts: Iterable[str], n: int) -> float:
 
 
 def answers_by_intent(splits: Iterable[Split]) -> Answers:
-    """The answers that each intent has in any of the splits; empty without labels."""
+    """Returns the answers that each intent has in any of the splits; empty without labels."""
     answers = defaultdict(set)
     for split in splits:
         for intent, answer in zip(split.labels, split.targets, strict=bool(split.labels)):
@@ -61,7 +65,7 @@ def answers_by_intent(splits: Iterable[Split]) -> Answers:
 
 
 def right_replies(replies: Sequence[str], split: Split, answers: Answers) -> np.ndarray:
-    """bool `[N]`: True for a reply that is an answer to the intent of its source.
+    """Returns bool `[N]`: True for a reply that is an answer to the intent of its source.
 
     Compares letters and digits only, because some vocabularies have no blanks or punctuation.
     """
@@ -71,5 +75,5 @@ def right_replies(replies: Sequence[str], split: Split, answers: Answers) -> np.
 
 
 def _letters(text: str) -> str:
-    """The letters and digits of the text, in lower case."""
+    """Returns the letters and digits of the text, in lower case."""
     return re.sub(r"[\W_]", "", text).lower()

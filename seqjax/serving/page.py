@@ -49,7 +49,7 @@ td:nth-child(n + 29), th { min-width: 26px; }
 
 
 def make_page(runs: Mapping[str, Path]) -> Any:
-    """A gradio page with a tab for each run, by the tab's name: `chat`, `translate`, `digits`.
+    """Returns a gradio page with a tab for each run: `chat`, `translate`, `digits`.
 
     Raises UserError if there is no run, if a tab cannot use its run, or if gradio is missing.
     """
@@ -182,7 +182,7 @@ def _message(*lines: str, role: str = "assistant") -> dict[str, Any]:
 
 
 def translate(responder: Responder, text: str) -> tuple[list[list[str]], Image.Image | None]:
-    """The best translations, each with its score, and a picture of the attention of the reply.
+    """Returns the best translations, each with its score, and a picture of the attention.
 
     The picture is None for a model without attention. A blank text has no translation and no
     picture.
@@ -201,7 +201,7 @@ def translate(responder: Responder, text: str) -> tuple[list[list[str]], Image.I
 
 
 def load_reader(workdir: Path) -> DigitReader:
-    """A function that reads a digit row by row with the best weights of a run of MNIST.
+    """Returns a function that reads a digit row by row with the best weights of a run.
 
     Raises UserError for a directory without a run, and for a run that cannot be used.
     """
@@ -224,7 +224,7 @@ def load_reader(workdir: Path) -> DigitReader:
 def read_drawing(
     read: DigitReader, drawing: Mapping[str, Any] | None
 ) -> tuple[str, dict[str, float] | None, str]:
-    """A line that says how a drawing is read, the probabilities at its end, and an HTML table of
+    """Returns how a drawing is read: a line, the probabilities at its end, and an HTML table of
     the probabilities after each row.
 
     A pad that was never touched has no composite; a pad that was erased has no ink.
@@ -245,7 +245,7 @@ def read_drawing(
 
 
 def reading_table(image: UInt8[np.ndarray, "T I"], table: Float[np.ndarray, "T C"]) -> str:
-    """An HTML table of the rows of an image, each beside the probabilities in percent after it."""
+    """Returns an HTML table of an image's rows, each with the probabilities in percent after it."""
     names = "".join(f"<th>{name}</th>" for name in range(table.shape[1]))
     lines = [f'<tr><th colspan="{image.shape[1]}"></th>{names}</tr>']
     for pixels, probs in zip(image, table, strict=True):
@@ -260,13 +260,15 @@ def reading_table(image: UInt8[np.ndarray, "T I"], table: Float[np.ndarray, "T C
 def probabilities_by_row(
     config, params: Params, images: UInt8[Array, "B T I"], num_classes: int
 ) -> Float[Array, "B T C"]:
-    """The class probabilities of the images cut off after each row."""
+    """Returns the class probabilities of the images cut off after each row."""
     _, bind = make_model(config, images.shape[-1], num_classes)
     return jax.nn.softmax(bind(params).every_step(brightness(images)))
 
 
 def as_mnist(ink: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "28 28"] | None:
-    """A drawing (255 where there is ink) in the form of MNIST's digits, or None without ink.
+    """Returns a drawing (255 where there is ink) in the form of MNIST's digits.
+
+    Returns None if there is no ink.
 
     The ink is scaled to fit 20 x 20 pixels, and its centre of mass is put on pixel 14 of 28 x 28.
     """

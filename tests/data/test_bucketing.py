@@ -220,7 +220,7 @@ def test_a_second_compilation_ends_the_run(tmp_path, monkeypatch):
         ({"num_buckets": 0}, "train.num_buckets=0 must be at least 1"),
         (
             {"num_buckets": 2, "drop_remainder": True},
-            "train.num_buckets=2 leaves a remainder in each: set train.drop_remainder=False",
+            "train.num_buckets=2 needs train.drop_remainder=False: each bucket has a remainder",
         ),
         ({"microbatch_size": -1}, "train.microbatch_size=-1 must be at least 0"),
     ],
@@ -233,7 +233,9 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_rows_that_cannot_be_cut_are_refused():
     config = linear_config(num_buckets=2)
-    with pytest.raises(UserError, match="num_buckets=2: rows cannot be cut to their lengths here"):
+    with pytest.raises(
+        UserError, match="num_buckets=2: this task does not crop rows to their lengths"
+    ):
         make_setup(linear_task(), config)
 
 

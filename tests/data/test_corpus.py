@@ -122,7 +122,7 @@ def test_a_corpus_that_cannot_be_is_one_line(options, complaint):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("x\ny\n", "2 labels, 0 of them empty, for 3 pairs; write one line a pair"),
+        ("x\ny\n", "2 labels, 0 of them empty, for 3 pairs; write one line per pair"),
         ("x\n\ny\n", "3 labels, 1 of them empty, for 3 pairs"),
         ("", "0 labels"),
     ],

@@ -71,7 +71,7 @@ def test_user_file_may_have_a_bom_crlf_and_blanks(tmp_path: Path, data: bytes) -
         (b"sun\n\xe9t\xe9\n", "line 2: not UTF-8 text; save the file as UTF-8$"),
         (b"sun\ns\x00y\n", "line 2: control character U\\+0000; remove it"),
         ("sun\n".encode("utf-16"), "line 1: not UTF-8 text"),
-        (b"", "line 1: the word list is empty; write one lowercase word a line"),
+        (b"", "line 1: the word list is empty; write one lowercase word per line"),
         (b"\xef\xbb\xbf\r\n \n", "line 1: the word list is empty"),
     ],
 )
