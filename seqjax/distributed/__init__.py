@@ -1,1 +1,1 @@
-"""Processes, the device mesh, and what is sent between processes."""
+"""The processes of a run, the device mesh, and what processes send to each other."""

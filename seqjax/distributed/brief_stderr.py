@@ -1,27 +1,29 @@
-"""A program: copies standard input to standard output, line by line. Imports nothing of seqjax.
+"""A program that copies standard input to standard output, line by line.
 
-From where JAX's runtime tells at length that it has missed another process, and aborts, there is
-one line instead, its only argument, unless an error was told already.
+When JAX's runtime loses contact with another process it writes many lines and aborts. From the
+first of those lines on, the program prints nothing but one line, its argument; if an error has been
+printed already, it omits that line too. It imports nothing from seqjax.
 """
 
 import signal
 import sys
 
-MISSED = (b"coordination_service", b"JAX distributed service detected fatal errors")
+# Texts that only the runtime's lines about a lost process contain.
+LOST_MARKS = (b"coordination_service", b"JAX distributed service detected fatal errors")
 
 
-def main(instead: str) -> None:
-    # It ends when the process that writes to it does, and not before.
+def main(message: str) -> None:
+    # It must end when the process that writes to it ends, and not before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    told = missed = False
+    has_error = is_lost = False
     for line in sys.stdin.buffer:
-        if not missed and any(words in line for words in MISSED):
-            missed = True
-            line = b"" if told else f"error: {instead}\n".encode()
-        elif missed:
+        if not is_lost and any(mark in line for mark in LOST_MARKS):
+            is_lost = True
+            line = b"" if has_error else f"error: {message}\n".encode()
+        elif is_lost:
             continue
-        told = told or line.startswith(b"error: ")
+        has_error = has_error or line.startswith(b"error: ")
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 

@@ -1,6 +1,6 @@
-"""The devices of this process, and where its compiled programs are kept.
+"""Sets up the devices of this process and JAX's compilation cache.
 
-No JAX device may be touched before `start_jax` has said what the devices are.
+No JAX device may be used before `start_jax` has set the number of devices.
 """
 
 import os
@@ -10,22 +10,23 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 
-MAX_DEVICES = 64  # more than cores: to try on a small machine what a large one does
+MAX_DEVICES = 64  # more than most machines have cores, to try out a large machine on a small one
 
 
 def start_jax(train: ConfigDict, num_devices: int | None = None) -> None:
-    """Makes every core a device, where the CPU is the device, and turns the compile cache on.
+    """Makes each CPU core a JAX device and turns JAX's persistent compilation cache on.
 
-    With `num_devices` as many as that, whatever the config says; 0 is all cores.
+    The number of CPU devices is `num_devices`, or the config's `train.num_devices` if it is None;
+    0 means all cores. Raises UserError for a number out of range and for a cache directory that is
+    a file.
     """
-    wanted = train.num_devices if num_devices is None else num_devices
+    count = train.num_devices if num_devices is None else num_devices
     most = max(cores := num_cores(), MAX_DEVICES)
-    if not 0 <= wanted <= most:
-        raise UserError(f"train.num_devices={wanted} must be at least 0 (all) and at most {most}")
-    with suppress(RuntimeError):  # an earlier run in this process has started the devices
-        jax.config.update("jax_num_cpu_devices", wanted or cores)
+    require("train.num_devices", count, 0 <= count <= most, f"at least 0 (all) and at most {most}")
+    with suppress(RuntimeError):  # an earlier run in this process has initialized the devices
+        jax.config.update("jax_num_cpu_devices", count or cores)
     directory = train.compilation_cache_dir
     if directory == "auto":
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -34,13 +35,13 @@ def start_jax(train: ConfigDict, num_devices: int | None = None) -> None:
         )
     if directory:
         if Path(directory).exists() and not Path(directory).is_dir():
-            raise UserError(f"train.compilation_cache_dir={directory} is no directory")
+            raise UserError(f"train.compilation_cache_dir={directory} is not a directory")
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     can_ask = hasattr(os, "sched_getaffinity")  # Linux only
     return len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1

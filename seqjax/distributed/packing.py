@@ -1,6 +1,7 @@
-"""A nest of arrays as one array of bytes.
+"""Packs a tree of arrays into one array of bytes, and unpacks it.
 
-Orbax takes longer over many small arrays than over one: twice as long, of a few layers.
+Orbax writes and reads one array faster than many small ones: in half the time for a model of a few
+layers.
 """
 
 import math
@@ -13,23 +14,23 @@ from seqjax.parameters import named_arrays
 
 
 def layout(tree: Any) -> list[list[Any]]:
-    """Name, dtype and shape of each array, or of what has a dtype and a shape, as JSON has them."""
+    """Returns the name, dtype and shape of each array (or ShapeDtypeStruct), as JSON holds them."""
     return [[name, str(x.dtype), list(x.shape)] for name, x in named_arrays(tree)]
 
 
 def num_bytes(tree: Any) -> int:
-    """How many bytes `pack` makes of such a nest."""
+    """Returns the length of the array that `pack` makes of a tree of these shapes and dtypes."""
     return sum(_size(x) for x in jax.tree.leaves(tree))
 
 
 def pack(tree: Any) -> np.ndarray:
-    """A copy of the arrays' bytes, one array after the other: uint8 [num_bytes]."""
+    """Returns a copy of the arrays' bytes, one array after the other: uint8 [num_bytes]."""
     leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(tree)]
     return np.concatenate([x.reshape(-1).view(np.uint8) for x in leaves])
 
 
 def unpack(packed: np.ndarray, like: Any) -> Any:
-    """The nest that was packed, which had the structure, dtypes and shapes of `like`."""
+    """Returns the tree that was packed; `like` has its structure, dtypes and shapes."""
     leaves, start = [], 0
     for x in jax.tree.leaves(like):
         end = start + _size(x)

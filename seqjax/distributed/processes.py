@@ -1,9 +1,9 @@
 """Processes that train one run together, on one machine or on many.
 
 Every process runs the same program. Process 0 alone reads and writes the run's directory and
-prints; what it has read there, and what it decides by a clock, the others are told, so that only
-the network need be shared. They work in a directory of their own, which is thrown away: one path
-through the program serves all. In a single process nothing here does anything.
+prints. It sends the others what it has read there and what it decides by its clock, so the machines
+need to share nothing but a network. The others write to a temporary directory instead, so that all
+processes can run the same code. In a single process the functions of this module do nothing.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 
-HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
+HEARTBEAT_SECONDS = 30  # a process that sends no heartbeat for so long counts as dead
 LOST = (
-    "another process of this run has ended, or cannot be reached: see what it said; "
-    "the same commands, all of them, resume from the last checkpoint"
+    "another process of this run has ended or cannot be reached: see its messages; repeat the "
+    "commands of all processes to resume from the last checkpoint"
 )
 
 
@@ -40,21 +40,22 @@ def start_processes(
     detect: bool,
     timeout_seconds: int,
 ) -> None:
-    """Joins the processes of a run, if flags say that there are several; before JAX has devices.
+    """Connects this process to the others of its run, if the flags say that there are several.
 
-    With `detect` JAX asks Slurm, Open MPI, Kubernetes or the TPU pod for the three. Raises
-    UserError for flags that cannot be used, and if the others do not come in time.
+    It must be called before JAX initializes its devices. With `detect`, JAX gets the address, the
+    number of processes and the process id from Slurm, Open MPI, Kubernetes or the TPU pod. Raises
+    UserError for flags that cannot be used and if the others do not connect in time.
     """
     flags = {
         "coordinator_address": coordinator_address,
         "num_processes": num_processes,
         "process_id": process_id,
     }
-    given = [name for name, value in flags.items() if value is not None]
-    if not given and not detect:
+    passed = [name for name, value in flags.items() if value is not None]
+    if not passed and not detect:
         return
-    _check(flags, given, detect, timeout_seconds)
-    _write_briefly()
+    _check(flags, passed, detect, timeout_seconds)
+    _shorten_stderr()
     # seqjax saves after a signal to any process; JAX's own service would swallow SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     _join(
@@ -67,9 +68,10 @@ def start_processes(
 
 
 def leave(code: int) -> int:
-    """The exit code; but of several processes one that has failed ends here.
+    """Returns the exit code of a failed command; one of several processes exits here instead.
 
-    At exit JAX would wait for the others, which wait for this one; so they learn of it at once.
+    At a normal exit JAX would wait for the other processes, which wait for this one. When it exits
+    at once, they notice it and end too.
     """
     if jax.distributed.is_initialized():
         sys.stderr.flush()
@@ -77,30 +79,29 @@ def leave(code: int) -> int:
     return code
 
 
-def _check(flags: dict[str, Any], given: list[str], detect: bool, timeout_seconds: int) -> None:
-    if detect and given:
-        raise UserError(f"--distributed finds out --{given[0]} itself: give only one of the two")
-    if not detect and len(given) < len(flags):
-        missing = next(name for name in flags if name not in given)
+def _check(flags: dict[str, Any], passed: list[str], detect: bool, timeout_seconds: int) -> None:
+    if detect and passed:
+        raise UserError(f"--distributed finds out --{passed[0]} itself: give only one of the two")
+    if not detect and len(passed) < len(flags):
+        missing = next(name for name in flags if name not in passed)
         raise UserError(
             f"--{missing} is missing: give {', '.join(f'--{name}' for name in flags)}, or "
             "--distributed where Slurm, Open MPI, Kubernetes or a TPU pod knows them"
         )
-    if timeout_seconds < 1:
-        raise UserError(f"--initialization_timeout={timeout_seconds} must be at least 1 second")
+    is_positive = timeout_seconds >= 1
+    require("--initialization_timeout", timeout_seconds, is_positive, "at least 1 second")
     if detect:
         return
     address, count, number = flags.values()
     match = re.fullmatch(r"[^:\s]+:(\d{1,5})|\[[\da-fA-F:]+\]:(\d{1,5})", address)
-    if not match or not 0 < int(match[1] or match[2]) < 2**16:
-        raise UserError(f"--coordinator_address={address} must be HOST:PORT, as 10.0.0.1:1234")
-    if count < 1:
-        raise UserError(f"--num_processes={count} must be at least 1")
-    if not 0 <= number < count:
-        raise UserError(f"--process_id={number} must lie between 0 and {count - 1}")
-    if number == 0:  # where JAX is to listen, and would crash if it cannot
+    port = int(match[1] or match[2]) if match else 0
+    is_address = 0 < port < 2**16
+    require("--coordinator_address", address, is_address, "HOST:PORT, such as 10.0.0.1:1234")
+    require("--num_processes", count, count >= 1, "at least 1")
+    require("--process_id", number, 0 <= number < count, f"between 0 and {count - 1}")
+    if number == 0:  # JAX listens at this port in process 0, and would crash if it could not
         try:
-            socket.create_server(("", int(match[1] or match[2]))).close()
+            socket.create_server(("", port)).close()
         except OSError as error:
             raise UserError(
                 f"--coordinator_address={address}: cannot listen there ({error.strerror}): choose "
@@ -109,17 +110,21 @@ def _check(flags: dict[str, Any], given: list[str], detect: bool, timeout_second
 
 
 def _join(timeout_seconds: int, **settings: Any) -> None:
-    """`jax.distributed.initialize`, which ends the process where it should raise an error."""
+    """Calls `jax.distributed.initialize` and raises UserError if it fails or takes too long.
+
+    JAX itself would end the process at its timeout instead of raising an error, so the timeout is
+    watched here.
+    """
     errors: list[Exception] = []
 
     def initialize() -> None:
         try:
             jax.distributed.initialize(
                 **settings,
-                initialization_timeout=timeout_seconds + 60,  # never reached
+                initialization_timeout=timeout_seconds + 60,  # so long that it is never reached
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
-        except Exception as error:  # JAX, gRPC and the clusters' libraries raise all kinds
+        except Exception as error:  # JAX, gRPC and the clusters' libraries raise many types
             errors.append(error)
 
     joining = threading.Thread(target=initialize, daemon=True)
@@ -140,33 +145,33 @@ def _join(timeout_seconds: int, **settings: Any) -> None:
         raise UserError(f"cannot join the processes at {where}: {errors[0]}")
 
 
-def _write_briefly() -> None:
+def _shorten_stderr() -> None:
     """Sends standard error through a process of `brief_stderr.py`.
 
-    JAX's runtime writes thirty lines and aborts as soon as it misses another process. That cannot
-    be caught in the process itself.
+    JAX's runtime writes thirty lines and aborts as soon as it loses contact with another process.
+    The process itself cannot prevent that.
     """
     script = Path(__file__).with_name("brief_stderr.py")
-    ears, mouth = os.pipe()
-    with open(ears, "rb") as source:
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as source:
         command = [sys.executable, "-I", "-S", str(script), LOST]
         subprocess.Popen(command, stdin=source, stdout=2, start_new_session=True)
-    os.dup2(mouth, 2)
-    os.close(mouth)
+    os.dup2(write_end, 2)
+    os.close(write_end)
 
 
 def num_processes() -> int:
-    """How many processes train together."""
+    """Returns the number of processes that train this run together."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is process 0: the one that has the run's directory, and the word."""
+    """Returns whether this is process 0, which alone writes the run's directory and prints."""
     return num_processes() == 1 or jax.process_index() == 0
 
 
 def gather(value: int | float) -> list[Any]:
-    """The number that each process gives, a float32 or an int32, by process."""
+    """Returns the numbers that the processes pass, as float32 or int32, in order of processes."""
     if num_processes() == 1:
         return [value]
     kind = np.int32 if isinstance(value, int) else np.float32
@@ -174,12 +179,12 @@ def gather(value: int | float) -> list[Any]:
 
 
 def gather_array(array: np.ndarray) -> np.ndarray:
-    """The arrays that the processes give, alike in shape and dtype: [processes, ...]."""
+    """Returns the arrays that the processes pass, of one shape and dtype: [processes, ...]."""
     return np.asarray(multihost_utils.process_allgather(array))
 
 
 def broadcast(value: Any) -> Any:
-    """Process 0's JSON value, in every process; what the others give does not count."""
+    """Returns process 0's JSON value in every process; the others' values are ignored."""
     if num_processes() == 1:
         return value
     return json.loads(
@@ -188,17 +193,17 @@ def broadcast(value: Any) -> Any:
 
 
 def broadcast_bytes(data: np.ndarray) -> np.ndarray:
-    """Process 0's bytes, uint8 [n], in every process."""
+    """Returns process 0's bytes, uint8 [n], in every process."""
     if num_processes() == 1:
         return data
     size = int(gather(data.size)[0])
-    mine = data if is_main() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(mine))
+    local = data if is_main() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(local))
 
 
 @contextlib.contextmanager
 def own_directory(directory: Path) -> Generator[Path]:
-    """The directory in process 0; in every other a new one, which is deleted afterwards."""
+    """Yields the directory in process 0; in the others a temporary one, deleted afterwards."""
     if is_main():
         yield directory
         return

@@ -21,7 +21,7 @@ from seqjax.tasks.registry import make_task
 from seqjax.training.logger import read_records
 
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-HEARTBEAT = 30  # seconds, after which JAX itself would miss a process
+HEARTBEAT = 30  # seconds after which JAX itself would notice that a process has ended
 
 
 def free_address() -> str:
@@ -40,8 +40,8 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
 
 
-def ends(*processes: subprocess.Popen, seconds: float = 90) -> list[tuple[str, str, int]]:
-    """(stdout, stderr, exit code) of each, which ends by itself, or is killed after that time."""
+def wait_for_ends(*processes: subprocess.Popen, seconds: float = 90) -> list[tuple[str, str, int]]:
+    """Returns each process's (stdout, stderr, exit code); kills it after that many seconds."""
     try:
         return [
             (*process.communicate(timeout=seconds), process.returncode) for process in processes
@@ -56,12 +56,12 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("programs")
 
 
-# In two processes that do many things, one after the other
+# One pair of processes that runs many checks in turn
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, cache) -> Path:
-    """What two processes that share no files leave behind: see `distributed_runs.main`."""
+    """The directory of two processes that share no files: see `distributed_runs.main`."""
     directory, address = tmp_path_factory.mktemp("both"), free_address()
     script = str(ROOT / "tests" / "support" / "distributed_runs.py")
     processes = [
@@ -72,9 +72,10 @@ def both(tmp_path_factory, cache) -> Path:
         )
         for number in range(2)
     ]
-    main, other = ends(*processes, seconds=200)
-    asked = "SIGTERM: saving, then exiting; once more exits at once\n"  # by process 1 itself
-    assert other == ("", asked, 0), (main, other)
+    main, other = wait_for_ends(*processes, seconds=200)
+    # Process 1 sends itself the signal.
+    message = "SIGTERM: saving, then exiting; once more exits at once\n"
+    assert other == ("", message, 0), (main, other)
     assert main[1:] == ("", 0)
     return directory
 
@@ -85,8 +86,7 @@ def same_files(some: Path, other: Path) -> bool:
 
 
 def losses(run: Path) -> list[float]:
-    """Of the training rows and, where they are evaluated, of the validation rows, by epoch; then
-    those of the result."""
+    """Returns the training and validation losses of all records, then those of the result."""
     records = [*read_records(run / "metrics.jsonl"), read_json(run / "result.json")]
     splits = ("train", "valid")
     return [record[split]["loss"] for record in records for split in splits if split in record]
@@ -95,55 +95,55 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.slow
 def test_two_processes_end_where_one_does(name, both, single_run):
-    there, here = both / "process0" / name, single_run(linear_config(**RUNS[name]))
-    # Sums in another order: a few units in the last place of float32.
-    np.testing.assert_allclose(losses(there), losses(here), rtol=1e-6)
-    names = [{p.name.partition(".tfevents")[0] for p in run.iterdir()} for run in (there, here)]
+    two, one = both / "process0" / name, single_run(linear_config(**RUNS[name]))
+    # Sums are taken in another order: a few units in the last place of float32.
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-6)
+    names = [{p.name.partition(".tfevents")[0] for p in run.iterdir()} for run in (two, one)]
     assert names[0] == names[1]
     devices = f"{RUNS[name]['num_devices']} x cpu"
-    assert read_json(there / "fingerprint.json")["devices"] == f"{devices} in 2 processes"
-    assert read_json(here / "fingerprint.json")["devices"] == devices
+    assert read_json(two / "fingerprint.json")["devices"] == f"{devices} in 2 processes"
+    assert read_json(one / "fingerprint.json")["devices"] == devices
 
 
 @pytest.mark.slow
 def test_only_process_0_has_a_directory(both):
-    assert {path.name for path in both.iterdir()} == {"process0", "said0.json", "said1.json"}
+    assert {path.name for path in both.iterdir()} == {"process0", "results0.json", "results1.json"}
 
 
 @pytest.mark.slow
 def test_what_processes_tell_each_other(both):
     for number in range(2):
-        said = read_json(both / f"said{number}.json")
-        assert said["gather"] == [[0.5, 1.5], [0, 7]]
-        assert said["rows"] == [True, "bool"]
-        assert said["broadcast"] == {"from": 0, "text": "가"}
-        assert said["finished"] == read_json(both / "process0" / "epoch" / "result.json")
+        results = read_json(both / f"results{number}.json")
+        assert results["gather"] == [[0.5, 1.5], [0, 7]]
+        assert results["rows"] == [True, "bool"]
+        assert results["broadcast"] == {"from": 0, "text": "가"}
+        assert results["finished"] == read_json(both / "process0" / "epoch" / "result.json")
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_both_resume(both):
     for number in range(2):
-        said = read_json(both / f"said{number}.json")["stopped"]
-        assert said.startswith(f"stopped and saved at step {STOPPED_AT} (epoch 3.25)")
+        message = read_json(both / f"results{number}.json")["stopped"]
+        assert message.startswith(f"stopped and saved at step {STOPPED_AT} (epoch 3.25)")
 
 
 @pytest.mark.slow
 def test_a_vocabulary_is_fitted_once_and_sent(both, tmp_path):
-    (path,) = make_task(tiny_config("word_translation")).save(tmp_path)
+    (path,) = make_task(tiny_config("word_translation")).save_fitted(tmp_path)
     for number in range(2):
-        said = read_json(both / f"said{number}.json")
-        assert said["vocabulary"] == path.read_text(encoding="utf-8")
+        results = read_json(both / f"results{number}.json")
+        assert results["vocabulary"] == path.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_devices_that_cannot_be_shared_are_refused(both):
     for number in range(2):
-        said = read_json(both / f"said{number}.json")
-        assert said["three"] == "train.num_devices=3 must be a multiple of the 2 processes"
-        assert said["six"] == "train.num_devices=6: the 2 processes have 4; 0 takes them all"
+        results = read_json(both / f"results{number}.json")
+        assert results["three"] == "train.num_devices=3 must be a multiple of the 2 processes"
+        assert results["six"] == "train.num_devices=6: the 2 processes have 4; 0 takes them all"
 
 
-# As commands
+# Processes started by command
 
 WORDS = (
     "--config=configs/word_completion.py",
@@ -162,19 +162,19 @@ def start(workdir: Path, cache: Path, *args: str, **variables: str) -> subproces
 
 
 def start_both(workdir: Path, cache: Path, *others: str) -> list[subprocess.Popen]:
-    """Two processes of one run; `others` are flags of process 1 alone."""
+    """Starts two processes of one run; `others` are flags of process 1 alone."""
     common = (f"--coordinator_address={free_address()}", "--num_processes=2")
     first = start(workdir, cache, *common, "--process_id=0")
     return [first, start(workdir.with_name("other"), cache, *common, "--process_id=1", *others)]
 
 
 def start_by_slurm(workdir: Path, cache: Path) -> list[subprocess.Popen]:
-    """Two processes that find in their environment what Slurm's `srun` puts there."""
+    """Starts two processes with the environment variables that Slurm's `srun` sets."""
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
-    own = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(2)]
+    ids = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(2)]
     return [
         start(directory, cache, "--distributed", SLURM_NTASKS="2", **job, **variables)
-        for directory, variables in zip((workdir, workdir.with_name("other")), own, strict=True)
+        for directory, variables in zip((workdir, workdir.with_name("other")), ids, strict=True)
     ]
 
 
@@ -182,7 +182,7 @@ def wait_for_records(workdir: Path, number: int, processes: list[subprocess.Pope
     end, path = time.monotonic() + 120, workdir / "metrics.jsonl"
     while not path.exists() or path.read_text(encoding="utf-8").count("\n") < number:
         if time.monotonic() > end or any(process.poll() is not None for process in processes):
-            pytest.fail(str(ends(*processes, seconds=1)))
+            pytest.fail(str(wait_for_ends(*processes, seconds=1)))
         time.sleep(0.01)
 
 
@@ -195,26 +195,26 @@ def test_when_a_process_is_killed_the_other_ends_and_both_resume(tmp_path, cache
         wait_for_records(workdir, records, processes)
         processes[victim].kill()
         killed = time.monotonic()
-        [(_, err, code)] = ends(processes[1 - victim])
+        [(_, err, code)] = wait_for_ends(processes[1 - victim])
         assert time.monotonic() - killed < HEARTBEAT
         assert code != 0 and err == f"error: {LOST}\n", err
         processes[victim].communicate()
-    main, other = ends(*start_by_slurm(workdir, cache))
+    main, other = wait_for_ends(*start_by_slurm(workdir, cache))
     assert (main[1:], other) == (("", 0), ("", "", 0))
     step = re.search(r"resuming at step (\d+) ", main[0])
     assert step and int(step[1]) >= 200, main
-    assert ends(alone)[0][2] == 0
+    assert wait_for_ends(alone)[0][2] == 0
     assert same_files(workdir, tmp_path / "alone")
     assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
 def test_processes_with_other_configs_are_told_which(tmp_path, cache):
-    (_, main_err, main_code), (_, err, code) = ends(
+    (_, main_err, main_code), (_, err, code) = wait_for_ends(
         *start_both(tmp_path / "run", cache, "--config.seed=1")
     )
-    told = "error: process 1 has not the config and data of process 0 (config.seed: 0 -> 1"
-    assert code == 2 and err.startswith(told) and err.count("\n") == 1
+    message = "error: process 1 has not the config and data of process 0 (config.seed: 0 -> 1"
+    assert code == 2 and err.startswith(message) and err.count("\n") == 1
     assert main_code != 0 and main_err == f"error: {LOST}\n"
 
 
@@ -222,7 +222,7 @@ def test_processes_with_other_configs_are_told_which(tmp_path, cache):
 def test_a_directory_that_process_0_cannot_use_ends_both(tmp_path, cache):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").touch()
-    (_, main_err, main_code), (_, err, code) = ends(*start_both(tmp_path / "run", cache))
+    (_, main_err, main_code), (_, err, code) = wait_for_ends(*start_both(tmp_path / "run", cache))
     assert main_code == 2 and main_err.count("\n") == 1
     assert "run is not empty and no run: give a new --workdir" in main_err
     assert code != 0 and err == f"error: {LOST}\n"
@@ -230,7 +230,7 @@ def test_a_directory_that_process_0_cannot_use_ends_both(tmp_path, cache):
 
 @pytest.mark.slow
 def test_no_cluster_is_one_line(tmp_path, cache):
-    [(out, err, code)] = ends(start(tmp_path / "run", cache, "--distributed"))
+    [(out, err, code)] = wait_for_ends(start(tmp_path / "run", cache, "--distributed"))
     expected = (
         "--distributed finds no Slurm, Open MPI, Kubernetes (with jax[k8s]) or TPU pod here: "
     )
@@ -242,7 +242,8 @@ def test_no_cluster_is_one_line(tmp_path, cache):
 def test_nobody_at_the_address_is_one_line(number, tmp_path, cache):
     address = free_address()
     flags = (f"--coordinator_address={address}", "--num_processes=2", "--initialization_timeout=1")
-    [(out, err, code)] = ends(start(tmp_path / "run", cache, *flags, f"--process_id={number}"))
+    process = start(tmp_path / "run", cache, *flags, f"--process_id={number}")
+    [(out, err, code)] = wait_for_ends(process)
     expected = f"not all processes met at {address} within 1 s: start them all, each with its "
     assert_one_line((code, out, err), expected)
 
@@ -264,7 +265,7 @@ def command(tmp_path, monkeypatch, capsys):
         ("coordinator_address=a:1 process_id=0", "--num_processes is missing: give --coordinator"),
         ("coordinator_address=a:1 num_processes=2", "--process_id is missing: give --coordinator"),
         ("distributed process_id=0", "--distributed finds out --process_id itself: give only one"),
-        ("coordinator_address=a num_processes=2 process_id=0", "=a must be HOST:PORT, as 10.0.0.1"),
+        ("coordinator_address=a num_processes=2 process_id=0", "=a must be HOST:PORT, such as 10"),
         ("coordinator_address=a:0 num_processes=2 process_id=0", "=a:0 must be HOST:PORT"),
         ("coordinator_address=a:99999 num_processes=2 process_id=0", "=a:99999 must be HOST:PORT"),
         ("coordinator_address=:1 num_processes=2 process_id=0", "=:1 must be HOST:PORT"),
@@ -274,9 +275,9 @@ def command(tmp_path, monkeypatch, capsys):
         ),
         (
             "coordinator_address=a:1 num_processes=2 process_id=2",
-            "--process_id=2 must lie between ",
+            "--process_id=2 must be between 0 and 1",
         ),
-        ("coordinator_address=a:1 num_processes=2 process_id=-1", "=-1 must lie between 0 and 1"),
+        ("coordinator_address=a:1 num_processes=2 process_id=-1", "=-1 must be between 0 and 1"),
         ("coordinator_address=a:1 num_processes=2 process_id=x", "--process_id=x"),
         ("distributed initialization_timeout=0", "--initialization_timeout=0 must be at least 1"),
     ],

@@ -1,6 +1,6 @@
-"""What test_distributed.py has each of two processes do: `ADDRESS NUMBER DIRECTORY` as arguments.
+"""What each of two processes runs for test_processes.py; arguments: `ADDRESS NUMBER DIRECTORY`.
 
-The directory is theirs in turn: process N writes into processN, and finds nothing of the other's.
+Each process has a directory of its own, processN, and does not read the other's.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ STOPPED_AT = 13  # of 24 steps
 
 
 def stop_and_resume(config: ConfigDict, workdir: Path) -> str:
-    """A run that a signal to process 1 stops, and that then goes on; what it said."""
+    """Trains a run that a signal to process 1 stops, and resumes it; returns the stop message."""
     call = Training._call
 
     def call_and_ask(self, steps_left):
@@ -48,7 +48,7 @@ def stop_and_resume(config: ConfigDict, workdir: Path) -> str:
             while not self.signals.received:
                 time.sleep(0.01)
 
-    config.train.steps_per_call = 1  # which is free to change
+    config.train.steps_per_call = 1  # may differ between a run and its resumption
     try:
         with mock.patch.object(Training, "_call", call_and_ask):
             fit(TASK, config, workdir)
@@ -60,7 +60,7 @@ def stop_and_resume(config: ConfigDict, workdir: Path) -> str:
 
 
 def vocabulary() -> str:
-    """The vocabulary of a task in this process, where only process 0 can fit one."""
+    """Returns the vocabulary file of a task; fitting one raises an error except in process 0."""
     unable = mock.patch.object(Vocabulary, "fit", side_effect=AssertionError)
     with contextlib.nullcontext() if is_main() else unable:
         task = make_task(tiny_config("word_translation"))
@@ -70,15 +70,15 @@ def vocabulary() -> str:
 
 
 def rows_back() -> list:
-    """What `get` makes of rows that were put on all devices."""
+    """Returns whether `get` returns the rows that `put` split over the devices, and a dtype."""
     mesh = make_mesh(4)
     rows = {"number": np.arange(8, dtype=np.int32), "flag": np.arange(16).reshape(8, 2) % 3 == 0}
     back = get(put(rows, mesh, SPLIT))
     return [all(np.array_equal(back[name], rows[name]) for name in rows), str(back["flag"].dtype)]
 
 
-def mistake(config: ConfigDict, workdir: Path) -> str:
-    """What a config is refused with."""
+def error_of(config: ConfigDict, workdir: Path) -> str:
+    """Returns the message of the UserError that `fit` raises."""
     try:
         fit(TASK, config, workdir)
     except UserError as error:
@@ -91,9 +91,9 @@ def main(address: str, number: int, directory: Path) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     start_processes(address, 2, number, detect=False, timeout_seconds=60)
     clock = time.perf_counter
-    if not is_main():  # whose time it must not be that says how many steps a call makes
+    if not is_main():  # only process 0's clock may decide how many steps a call runs
         time.perf_counter = lambda: 1e6 * clock()
-    said = {
+    results = {
         "gather": [gather(number + 0.5), gather(7 * number)],
         "broadcast": broadcast({"from": number, "text": "가" * (1 + number)}),
         "rows": rows_back(),
@@ -101,11 +101,12 @@ def main(address: str, number: int, directory: Path) -> None:
     }
     for name in ("epoch", "four"):
         fit(TASK, linear_config(**RUNS[name]), directory / name)
-    said["stopped"] = stop_and_resume(linear_config(**RUNS["step"]), directory / "step")
-    said["finished"] = fit(TASK, linear_config(**RUNS["epoch"]), directory / "epoch")
-    said["three"] = mistake(linear_config(num_devices=3), directory / "three")
-    said["six"] = mistake(linear_config(num_devices=6), directory / "six")
-    (directory.parent / f"said{number}.json").write_text(json.dumps(said), encoding="utf-8")
+    results["stopped"] = stop_and_resume(linear_config(**RUNS["step"]), directory / "step")
+    results["finished"] = fit(TASK, linear_config(**RUNS["epoch"]), directory / "epoch")
+    results["three"] = error_of(linear_config(num_devices=3), directory / "three")
+    results["six"] = error_of(linear_config(num_devices=6), directory / "six")
+    path = directory.parent / f"results{number}.json"
+    path.write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
