@@ -1,4 +1,4 @@
-"""Where a run stands: which evaluation was best, when to stop, how far to go.
+"""Early stopping: the best evaluation so far and the patience; steps per call.
 
 All of it is computed on the host.
 """
@@ -17,24 +17,28 @@ from seqjax.tasks.base import Task
 
 
 class Progress(NamedTuple):
-    """Where a run stands, as it is kept in checkpoints."""
+    """The epoch and the best evaluation so far, as checkpoints store them."""
 
     epoch: int = 0
     best_value: float | None = None
     best_epoch: int = 0
-    bad_evaluations: int = 0  # since the best one
+    bad_evaluations: int = 0  # number of evaluations since the best one
     stopped: bool = False
 
 
 def read_progress(path: Path, fields: Mapping[str, Any]) -> Progress:
-    """The progress that a file holds as JSON; raises UserError for one of other fields."""
+    """Returns the progress from the JSON fields of a file; raises UserError for other fields."""
     if fields.keys() != set(Progress._fields):
         raise UserError(f"{path} has a header of another form (progress): get a new copy")
     return Progress(**fields)
 
 
 def advance(progress: Progress, record: Mapping[str, Any], train: ConfigDict) -> Progress:
-    """The progress after an evaluation: is it the best yet, and is patience at its end?"""
+    """Returns the progress after an evaluation.
+
+    An evaluation whose monitored metric improves by more than `train.min_delta` is the best so far.
+    After `train.patience` evaluations in a row without one the run stops; 0 turns that off.
+    """
     epoch = record["epoch"]
     if train.monitor == "epoch":
         return Progress(epoch, float(epoch), epoch)
@@ -44,18 +48,18 @@ def advance(progress: Progress, record: Mapping[str, Any], train: ConfigDict) ->
     best = progress.best_value
     if best is None or sign * value > sign * best + train.min_delta:
         return Progress(epoch, value, epoch)
-    bad = progress.bad_evaluations + 1
-    stopped = 0 < train.patience <= bad
-    return Progress(epoch, best, progress.best_epoch, bad, stopped)
+    bad_evaluations = progress.bad_evaluations + 1
+    stopped = 0 < train.patience <= bad_evaluations
+    return Progress(epoch, best, progress.best_epoch, bad_evaluations, stopped)
 
 
 def check_monitor(task: Task, monitor: str) -> None:
-    """Raises UserError unless the monitored metric will be in the records."""
-    one = {name: x[:1] for name, x in task.splits["train"].items()}
-    one["weight"] = np.ones(1, np.float32)
+    """Raises UserError unless the records of evaluations will hold the monitored metric."""
+    row = {name: x[:1] for name, x in task.splits["train"].items()}
+    row["weight"] = np.ones(1, np.float32)
     params = parameter_shapes(task.init)
     metrics = jax.eval_shape(
-        lambda p, batch: dict(task.loss_and_metrics(p, batch, None)), params, one
+        lambda p, batch: dict(task.loss_and_metrics(p, batch, None)), params, row
     )
     splits = [split for split in ("train", "valid") if split in task.splits]
     known = ["epoch", *(f"{split}.{metric}" for split in splits for metric in metrics)]
@@ -64,25 +68,25 @@ def check_monitor(task: Task, monitor: str) -> None:
 
 
 class Pace:
-    """How many steps the next call of the compiled program makes.
+    """Chooses how many steps each call of the compiled program runs.
 
-    Few enough that between two calls a run can be stopped within seconds, and many enough that
-    calls cost nothing. A fixed number, if one is given.
+    A call takes about two seconds: a run can be saved and stopped between two calls, and the calls
+    themselves add no noticeable time. `steps_per_call` fixes the number; 0 adapts it.
     """
 
-    SECONDS = 2.0  # of a call
-    GROWTH = 16  # of the number of steps from call to call, while their time is not known well
+    SECONDS = 2.0  # the time that a call should take
+    GROWTH = 16  # largest factor between two calls, as the first times are not precise
 
     def __init__(self, steps_per_call: int):
         self._steps, self._fixed, self._compiled = steps_per_call or 1, bool(steps_per_call), False
 
     def num_steps(self, left: int) -> int:
-        """How many of the steps that are left to make now; calls are of even sizes."""
+        """Returns how many of the `left` steps to run in the next call; calls are of equal size."""
         calls = -(-left // self._steps)
         return min(left, self._steps) if self._fixed else -(-left // calls)
 
     def took(self, seconds: float, num_steps: int) -> None:
-        """Learns from a call that took so long; the first one compiles, and tells nothing."""
+        """Adapts the number of steps to the time of a call, except the first, which compiles."""
         if self._compiled and not self._fixed:
             fit = int(num_steps * self.SECONDS / max(seconds, 1e-9))
             self._steps = max(1, min(fit, self.GROWTH * num_steps))

@@ -18,7 +18,7 @@ from seqjax.typing import Batch, Params
 
 
 class Evaluator:
-    """A task's `loss_and_metrics` and `predict`, compiled, batch by batch over the mesh."""
+    """Runs a task's compiled `loss_and_metrics` and `predict` over the mesh, batch by batch."""
 
     def __init__(
         self, loss_and_metrics: LossAndMetrics, predict: Callable, batch_size: int, mesh: Mesh
@@ -26,8 +26,9 @@ class Evaluator:
         def measure_batch(
             params: Params, batch: Batch, key: Key[Array, ""] | None, first_row: Int[Array, ""]
         ) -> Metrics:
-            # Each device's own sums, [1] here and [devices] outside. To sum them on the devices
-            # would let batches in flight wait for one another on a CPU's few threads, for ever.
+            # Each device returns its own sums: [1] here, [devices] outside. If the devices added
+            # them up, several batches at once could block one another for ever on a CPU's few
+            # threads.
             rows = count_rows(batch)
             first_row += jax.lax.axis_index(AXIS) * rows
             keys = None if key is None else row_keys(key, rows, first_row)
@@ -40,7 +41,7 @@ class Evaluator:
     def metrics(
         self, params: Params, rows: Rows, key: Key[Array, ""] | None = None
     ) -> dict[str, float]:
-        """Means over all rows; a key leaves dropout alive."""
+        """Returns the means of the metrics over all rows; with a key, dropout is active."""
         parts = []
         for i, (batch, _) in enumerate(self._batches(rows)):
             first_row = jnp.int32(i * count_rows(batch))
@@ -48,7 +49,7 @@ class Evaluator:
         return summarize(jax.tree.map(lambda *xs: np.stack(xs), *get(parts)))
 
     def predict(self, params: Params, rows: Rows) -> Any:
-        """The task's outputs for all rows, in order."""
+        """Returns the task's predictions for all rows, in order."""
         parts = []
         for batch, real in self._batches(rows):
             outputs = get(self._predict(params, batch))

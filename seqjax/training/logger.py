@@ -1,8 +1,8 @@
-"""What a run tells: lines on the terminal, metrics.jsonl, TensorBoard.
+"""Writes a run's metrics to the terminal, metrics.jsonl and TensorBoard.
 
 A record is `{"epoch": 3, "step": 324, "learning_rate": ..., "train": {...}, "valid": {...}}` with
-the metrics of each split that was measured. Times are shown, never recorded: a resumed run's
-records are those of a run that was never stopped.
+the metrics of each split that was evaluated. Times are shown but not recorded, so that a resumed
+run has the same records as a run that was never stopped.
 """
 
 import json
@@ -26,11 +26,15 @@ from seqjax.files import write_text
 
 Record = Mapping[str, Any]
 
-NUM_PLAIN_LINES = 20  # how often a run reports its progress where the output is no terminal
+NUM_PLAIN_LINES = 20  # lines of progress that a run prints if the output is not a terminal
 
 
 class MetricLogger:
-    """Writes a run's records to its directory and shows them as they come. A context manager."""
+    """Writes a run's records to its directory and shows them as they come. A context manager.
+
+    `records` are those that a resumed run's checkpoint holds. Without a terminal, a line is printed
+    every `log_every_epochs` epochs; 0 prints about `NUM_PLAIN_LINES` lines in all.
+    """
 
     def __init__(
         self,
@@ -50,10 +54,11 @@ class MetricLogger:
         self._log_every = log_every_epochs or -(-num_epochs // NUM_PLAIN_LINES)
         first_epoch = records[-1]["epoch"] if records else 0
         path = workdir / "metrics.jsonl"
-        # Anew from the records: what a killed run wrote after its last checkpoint comes again.
+        # The file is rewritten: a resumed run repeats what was written after its checkpoint.
         write_text(path, "".join(map(_line, records)))
         self._lines = path.open("a", encoding="utf-8")
-        for events in workdir.glob("events.out.*"):  # a killed run's, without what was in flight
+        # The event files too: a killed run's may lack the last events, written in the background.
+        for events in workdir.glob("events.out.*"):
             events.unlink()
         self._events = make_event_writer(workdir)
         for record in records:
@@ -86,11 +91,11 @@ class MetricLogger:
         self._lines.close()
 
     def say(self, message: Any) -> None:
-        """Prints something beside the progress bar."""
+        """Prints a message above the progress bar."""
         self._console.print(message)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Takes the records of one call of the training loop; the last one may hold "valid"."""
+        """Writes and shows new records, one an epoch; only the last one may hold "valid"."""
         now = time.perf_counter()
         speed = self.rows_per_epoch * len(records) / (now - self._last)
         self._last = now
@@ -104,8 +109,8 @@ class MetricLogger:
     def _add_scalars(self, record: Record) -> None:
         for name, value in record.items():
             if isinstance(value, Mapping):
-                for metric, number in value.items():
-                    self._events.add_scalar(f"{metric}/{name}", number, record["step"])
+                for metric, mean in value.items():
+                    self._events.add_scalar(f"{metric}/{name}", mean, record["step"])
         self._events.add_scalar("learning_rate", record["learning_rate"], record["step"])
 
     def _show(self, record: Record, speed: float, now: float) -> None:
@@ -127,10 +132,10 @@ class MetricLogger:
 
 
 def make_event_writer(directory: Path) -> Any:
-    """tensorboardX's `SummaryWriter` of a directory.
+    """Returns tensorboardX's `SummaryWriter` of a directory.
 
-    tensorboardX imports torch wherever it is installed, which takes seconds, only to recognise its
-    tensors. A torch that is not loaded already is hidden from it.
+    tensorboardX imports torch if it is installed, which takes seconds, only to recognise torch's
+    tensors. Unless torch has been imported already, it is hidden from tensorboardX.
     """
     hidden = "torch" not in sys.modules
     if hidden:
@@ -144,7 +149,7 @@ def make_event_writer(directory: Path) -> Any:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl."""
+    """Returns the records of a metrics.jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""Progress: the best evaluation, the end of patience, and how many steps a call makes."""
+"""Early stopping: the best evaluation, patience, and the number of steps of a call."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from seqjax.training.early_stopping import Pace, Progress, advance, check_monito
 
 
 def run_of_values(values, **train) -> list[Progress]:
-    """The progress after each evaluation of a scripted metric."""
+    """Returns the progress after each evaluation of a metric that takes these values."""
     config = linear_config(monitor="valid.accuracy", monitor_mode="max", **train)
     steps = [Progress()]
     for i, value in enumerate(values):
@@ -85,7 +85,7 @@ def test_calls_grow_to_two_seconds_and_are_even():
     assert sizes[:3] == [1, 1, 16]
     assert sizes[3:] == [200] * 3  # of 0.01 s each
     assert pace.num_steps(201) == 101 and pace.num_steps(100) == 100
-    pace.took(60.0, 100)  # another job came
+    pace.took(60.0, 100)  # as when another job uses the cores
     assert pace.num_steps(1000) == 3
 
 

@@ -1,4 +1,4 @@
-"""Reports: whole records only, none twice after a stop, and few lines where nobody looks on."""
+"""The logger: whole records, none twice after a stop, and few lines without a terminal."""
 
 import json
 
@@ -14,7 +14,7 @@ def make_record(epoch: int, loss: float = 0.5) -> dict:
     return record | {"valid": metrics}
 
 
-def make_report(
+def make_logger(
     workdir, *kept: dict, num_epochs: int = 10, log_every_epochs: int = 0
 ) -> MetricLogger:
     return MetricLogger(
@@ -28,22 +28,22 @@ def make_report(
 
 
 def write_records(workdir, *epochs: int, loss: float = 0.5, kept: int = 0) -> None:
-    """A run's records of some epochs, after those that its checkpoint kept."""
-    with make_report(workdir, *map(make_record, range(1, kept + 1))) as report:
+    """Writes the records of some epochs; the checkpoint holds those of the first `kept` epochs."""
+    with make_logger(workdir, *map(make_record, range(1, kept + 1))) as logger:
         for epoch in epochs:
-            report.add([make_record(epoch, loss)])
+            logger.add([make_record(epoch, loss)])
 
 
 def test_records_are_there_as_soon_as_they_are_added(tmp_path):
-    with make_report(tmp_path) as report:
-        report.add([make_record(1), make_record(2)])
+    with make_logger(tmp_path) as logger:
+        logger.add([make_record(1), make_record(2)])
         assert read_records(tmp_path / "metrics.jsonl") == [make_record(1), make_record(2)]
 
 
 def test_events_that_a_killed_run_did_not_write_are_written_by_the_resumed_one(tmp_path):
     write_records(tmp_path, 1, 2, 3)
     (events,) = tmp_path.glob("events.out.*")
-    events.unlink()  # which are written in the background, minutes later
+    events.unlink()  # they are written in the background, up to minutes later
     write_records(tmp_path, 3, kept=2)
     assert {step for tag, step in read_scalars(tmp_path) if tag == "loss/train"} == {4, 8, 12}
 
@@ -55,7 +55,7 @@ def test_a_resumed_run_has_its_checkpoints_records_whatever_the_file_held(torn, 
     with path.open("w" if torn is None else "a", encoding="utf-8") as file:
         file.write(torn or "")
     (events,) = tmp_path.glob("events.out.*")
-    events.rename(tmp_path / "events.out.tfevents.0000000001.x")  # names tell seconds apart only
+    events.rename(tmp_path / "events.out.tfevents.0000000001.x")  # a name's time has whole seconds
     write_records(tmp_path, 3, 4, loss=0.75, kept=2)
     expected = [make_record(1), make_record(2), make_record(3, 0.75), make_record(4, 0.75)]
     assert read_records(path) == expected
@@ -73,19 +73,19 @@ def test_a_run_begun_anew_keeps_no_old_record(tmp_path):
 
 @pytest.mark.parametrize(("every", "epochs"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
 def test_lines_come_as_often_as_asked(every, epochs, tmp_path, capsys):
-    with make_report(tmp_path, num_epochs=5, log_every_epochs=every) as report:
+    with make_logger(tmp_path, num_epochs=5, log_every_epochs=every) as logger:
         for epoch in range(1, 6):
-            report.add([make_record(epoch)])
+            logger.add([make_record(epoch)])
     lines = capsys.readouterr().out.splitlines()
     assert [int(line.split("/")[0].removeprefix("epoch ")) for line in lines] == epochs
 
 
 @pytest.mark.parametrize(("num_epochs", "per_call"), [(1, 1), (20, 1), (500, 1), (500, 7)])
 def test_where_there_is_no_terminal_a_run_says_few_lines(num_epochs, per_call, tmp_path, capsys):
-    with make_report(tmp_path, num_epochs=num_epochs) as report:
+    with make_logger(tmp_path, num_epochs=num_epochs) as logger:
         for first in range(1, num_epochs + 1, per_call):
             epochs = range(first, min(first + per_call, num_epochs + 1))
-            report.add([make_record(epoch) for epoch in epochs])
+            logger.add([make_record(epoch) for epoch in epochs])
     lines = capsys.readouterr().out.splitlines()
     assert min(num_epochs, NUM_PLAIN_LINES) <= len(lines) <= NUM_PLAIN_LINES + 1
     for line in lines:
@@ -97,8 +97,8 @@ def test_where_there_is_no_terminal_a_run_says_few_lines(num_epochs, per_call, t
 
 def test_a_run_without_validation_is_reported_too(tmp_path, capsys):
     record = {name: x for name, x in make_record(10).items() if name != "valid"}
-    with make_report(tmp_path) as report:
-        report.add([record])
+    with make_logger(tmp_path) as logger:
+        logger.add([record])
     assert "valid" not in capsys.readouterr().out
     assert {tag for tag, _ in read_scalars(tmp_path)} == {
         "loss/train",
@@ -109,14 +109,14 @@ def test_a_run_without_validation_is_reported_too(tmp_path, capsys):
 
 
 def test_on_a_terminal_one_bar_shows_the_progress(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat the output as a terminal
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with make_report(tmp_path, num_epochs=3) as report:
-        report.say("before it")
+    with make_logger(tmp_path, num_epochs=3) as logger:
+        logger.say("a message")
         for epoch in (1, 2, 3):
-            report.add([make_record(epoch)])
+            logger.add([make_record(epoch)])
     out = capsys.readouterr().out
-    assert "before it" in out
+    assert "a message" in out
     assert "3/3" in out and "train loss 0.5000 accuracy 0.2500" in out
     assert " s left" not in out
