@@ -1,4 +1,4 @@
-"""What all tests share: eight CPU devices, one compile cache, Keras on JAX, repeatable examples."""
+"""Settings and fixtures of all tests: eight CPU devices, one compilation cache, Keras on JAX."""
 
 import contextlib
 import fcntl
@@ -19,13 +19,15 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"}
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# A shell's "&" starts the tests deaf to Ctrl-C, and so what they start: tests press it.
+# A process that a shell starts with "&" ignores Ctrl-C, and so do its child processes. Some tests
+# need Ctrl-C.
 with contextlib.suppress(ValueError):  # not in the main thread
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Programs that compile three times as fast, and run slowly: most are run once. With --optimized the
-# tests compile as users do. XLA ends a process that names a flag which it has no more.
+# With these flags programs compile three times as fast but run slowly; most programs of the tests
+# run only once. With --optimized the tests compile as users do. XLA ends a process that sets an
+# unknown flag, and later versions do not know the second one.
 QUICK = "--xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
@@ -38,17 +40,19 @@ hypothesis.settings.load_profile("seqjax")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=10, help="SIGKILLs in test_kills.py (10)")
-    parser.addoption("--fault-seed", type=int, default=0, help="of the schedule of faults (0)")
+    parser.addoption("--fault-seed", type=int, default=0, help="seed of the schedule of faults (0)")
     parser.addoption(
         "--optimized",
         action="store_true",
-        help="compile as users do: programs run faster, and take twice as long to compile",
+        help="compile as users do: programs run faster but take twice as long to compile",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One compile cache for the tests, their workers and the processes that they start, which is
-    kept for the next time; nobody's own is touched."""
+    """Gives the tests, their workers and the processes that they start one compilation cache.
+
+    The cache is kept between test runs; the user's own cache is not touched.
+    """
     directory = config.rootpath / ".pytest_cache" / "jax"
     settings = {
         "jax_compilation_cache_dir": str(directory),
@@ -72,7 +76,7 @@ SMOKE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks `numeric` and `smoke` by file."""
+    """Adds the markers `numeric` and `smoke` by file."""
     root = Path(__file__).parent
     for item in items:
         place = item.path.relative_to(root).as_posix()
@@ -82,14 +86,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling:
-    """A file's tests stay in one worker, so that what they share is built once."""
+    """Keeps a file's tests in one worker, so that shared fixtures are built once."""
     return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def train_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`(name, train)` gives the directory that `train` has filled, once for all tests and workers;
-    for tests that read it or copy it."""
+    """Returns a function `(name, train) -> directory` that calls `train(directory)` only once.
+
+    All tests and workers share the directory: they may read or copy it, but not change it.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = (base if worker_id == "master" else base.parent) / "trained_once"
     shared.mkdir(exist_ok=True)
@@ -97,7 +103,7 @@ def train_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], o
     def directory_of(name: str, train: Callable[[Path], object]) -> Path:
         directory, done = shared / name, shared / f"{name}.done"
         with (shared / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # others wait until it is trained
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait here until it is trained
             if not done.exists():
                 directory.mkdir()
                 train(directory)
@@ -109,16 +115,15 @@ def train_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], o
 
 @pytest.fixture(scope="session")
 def text_run(train_once) -> Path:
-    """A finished run that has learnt the questions of `support.texts` by heart; the files of its
-    data lie beside it."""
-    from support.texts import train_text_run  # not before the settings above
+    """A finished run that has memorized `support.texts.QUESTIONS`; its data files lie beside it."""
+    from support.texts import train_text_run  # must be imported after the settings above
 
     return train_once("texts", train_text_run) / "run"
 
 
 @pytest.fixture(scope="session")
 def single_run(train_once) -> Callable[[ConfigDict], Path]:
-    """The finished run of a config, of the linear task or of one that ships."""
+    """Returns a function from a config, shipped or of the linear task, to its finished run."""
     from support.toys import train_single_run
 
     def run(config: ConfigDict) -> Path:
@@ -129,7 +134,7 @@ def single_run(train_once) -> Callable[[ConfigDict], Path]:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Rows that tests left with `record_property("fault", "...")`, in order."""
+    """Prints what tests recorded with `record_property("fault", "...")`, in order."""
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
     rows = sorted(
         (report.nodeid, value)
@@ -138,6 +143,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
         if name == "fault"
     )
     if rows:
-        terminalreporter.section("faults: what was done, and what came of it")
+        terminalreporter.section("faults: what was done, and the result")
         for _, row in rows:
             terminalreporter.write_line(row)

@@ -1,4 +1,4 @@
-"""Entry points run in this process, and the one line that a mistake is."""
+"""Runs entry points in this process, and checks that a mistake is reported in one line."""
 
 import contextlib
 import io
@@ -24,22 +24,22 @@ define_config = config_flags.DEFINE_config_file
 
 
 def enter_empty(directory: Path, monkeypatch) -> Path:
-    """Works from now on in a directory with nothing in it but the configs."""
+    """Makes `directory`, which then holds nothing but the configs, the working directory."""
     (directory / "configs").symlink_to(CONFIGS)
     monkeypatch.chdir(directory)
     return directory
 
 
 def run_command(monkeypatch, capture, name: str, *args: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `experiments/NAME.py` with the arguments, in this process."""
-    values = flags.FlagValues()  # of this command alone
+    """Runs `experiments/NAME.py` in this process; returns (exit code, stdout, stderr)."""
+    values = flags.FlagValues()  # flags of this command only
     monkeypatch.setattr(flags, "FLAGS", values)
     for kind, define in KINDS.items():
         monkeypatch.setattr(flags, f"DEFINE_{kind}", partial(define, flag_values=values))
     monkeypatch.setattr(
         config_flags, "DEFINE_config_file", partial(define_config, flag_values=values)
     )
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # JAX runs already
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # JAX is running already
     monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *args])
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the last config file
     path = ROOT / "experiments" / name
@@ -50,7 +50,7 @@ def run_command(monkeypatch, capture, name: str, *args: str) -> tuple[int, str, 
 
 
 def assert_one_line(outcome: tuple[int, str, str], expected: str) -> None:
-    """The outcome is exit code 2 and one line on standard error, with what is expected in it."""
+    """Asserts exit code 2 and one line on standard error that contains `expected`."""
     code, out, err = outcome
     assert (code, out) == (2, ""), err
     assert err.startswith("error: ")
@@ -59,7 +59,7 @@ def assert_one_line(outcome: tuple[int, str, str], expected: str) -> None:
 
 
 def launch_quietly(main: Callable[[], object]) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a main function that needs no flags."""
+    """Runs a main function that has no flags; returns (exit code, stdout, stderr)."""
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(flags, "FLAGS", flags.FlagValues()),

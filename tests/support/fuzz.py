@@ -1,4 +1,4 @@
-"""Hostile values for every field of every config, and the configs made small to try them on."""
+"""Hostile values for every field of every config, small configs to try them on, damaged files."""
 
 import copy
 import functools
@@ -74,7 +74,7 @@ TABLES: dict[str, Mapping] = {
     "optim.name": optimizer.OPTIMIZERS,
     "optim.schedule": optimizer.SCHEDULES,
     "data.source_vocabulary": TOKENIZERS,
-    "loss.scheduled_sampling": scheduled_sampling.SCHEDULES,
+    "loss.scheduled_sampling": scheduled_sampling.PROBABILITIES,
     "decode.decoder": text_to_text.DECODERS,
 }
 OPTIONS = (
@@ -92,7 +92,7 @@ OPTIONS = (
     "True",
 )
 OPTIONS += ("-1e400+1e400", "2.5", "'\\0'", "{}", "b'a'", "1j")
-ALIASES = {  # what errors call a field
+ALIASES = {  # other words by which errors name a field
     "model.cell": ("initializer",),
     "data.pairs": ("pair 1",),
     "data.source_column": ("name both columns",),
@@ -101,7 +101,7 @@ ALIASES = {  # what errors call a field
 
 
 def specs(field: str) -> Iterator[str]:
-    """Each option of each thing that the field may name, with a value that it may not have."""
+    """Yields specs for the field: each of its names, with each option set to a hostile value."""
     table = TABLES.get(field, {})
     for name, factory in table.items() - {("kiwi", table.get("kiwi")), ("okt", table.get("okt"))}:
         for option in inspect.signature(factory).parameters:
@@ -109,7 +109,7 @@ def specs(field: str) -> Iterator[str]:
 
 
 def leaves(config: Mapping, prefix: str = "") -> Iterator[str]:
-    """The full names of a config's fields."""
+    """Yields the full names of a config's fields."""
     for name, value in config.items():
         if isinstance(value, Mapping) or hasattr(value, "items"):
             yield from leaves(value, f"{prefix}{name}.")
@@ -118,7 +118,7 @@ def leaves(config: Mapping, prefix: str = "") -> Iterator[str]:
 
 
 def small_config(variant: str):
-    """The shipped config `NAME-VARIANT` made small, on the file `few.tsv` if it reads pairs."""
+    """Returns the shipped config `NAME-VARIANT` made small; one of pairs reads `few.tsv`."""
     config = tiny_config(*variant.split("-"))
     if config.task == "text_pairs":
         config.data.update(name="few.tsv", form="tsv", pairs=())
@@ -126,7 +126,7 @@ def small_config(variant: str):
 
 
 def write_small(directory: Path) -> None:
-    """The file that `small_config` reads, a config file that is it, and a link to itself."""
+    """Writes the file that `small_config` reads, a config file of it, and a link to itself."""
     pairs = tiny_config("reverse").data.pairs
     lines = "".join(f"{source}\t{target}\n" for source, target in pairs)
     (directory / "few.tsv").write_text(lines, encoding="utf-8")
@@ -135,9 +135,9 @@ def write_small(directory: Path) -> None:
 
 
 def is_named(field: str, value: str, line: str, names: Iterable[str]) -> bool:
-    """Whether an error names the field, its value, or another field that does not go with it."""
+    """Returns whether an error names the field, its value, or a field that conflicts with it."""
     if not one_line(value).strip():
-        return True  # there is nothing to see of it
+        return True  # the value cannot be seen in a message
     shown = (value, repr(value), one_line(value))
     marks = (field.split(".")[-1], *(text[:20] for text in shown), value.split("(")[0], *names)
     marks += ALIASES.get(field, ())
@@ -179,7 +179,7 @@ NASTY += [
 
 @st.composite
 def damaged(draw, good: bytes) -> bytes:
-    """The bytes with one to three places replaced."""
+    """Draws the bytes with one to three places replaced."""
     data = good
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
@@ -207,25 +207,25 @@ WRONG = (None, -1, 2**70, float("nan"), "x\0y", [], [[]], {}, {"a": {}}, True, 0
 
 
 def damaged_objects(text: str) -> Iterator[str]:
-    """The text of a JSON object cut off, replaced, without each of its fields, and with others."""
+    """Yields the text of a JSON object cut off, replaced, and with fields removed or changed."""
     yield from NO_OBJECTS
     yield from (text[: len(text) * part // 7] for part in range(1, 7))
     whole = json.loads(text)
     yield json.dumps(whole | {"a.b": 1})
     for path in [[name] for name in whole] + [name.split(".") for name in leaves(whole)]:
-        for turn in range(2):
+        for replaces in (False, True):
             changed = copy.deepcopy(whole)
             *sections, name = path
-            holder = functools.reduce(dict.__getitem__, sections, changed)
-            if turn:
-                holder[name] = WRONG[(len(".".join(path)) * 5 + turn) % len(WRONG)]
+            section = functools.reduce(dict.__getitem__, sections, changed)
+            if replaces:
+                section[name] = WRONG[(len(".".join(path)) * 5 + 1) % len(WRONG)]
             else:
-                del holder[name]
+                del section[name]
             yield json.dumps(changed)
 
 
 def forged_vocabularies(text: str) -> Iterator[str]:
-    """Vocabularies that are not the run's, each with the digest of what it says."""
+    """Yields vocabulary files that are not the run's, each with a digest that fits its content."""
     for spec, model in (
         ("characters", ["a", "b"]),
         ("characters", ["a", "a", "b", "b"]),

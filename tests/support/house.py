@@ -1,4 +1,4 @@
-"""The project's own source files, and what each of them imports."""
+"""The project's source files and their imports."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ HOUSE = sorted(
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Full names of all that a file imports, wherever in it."""
+    """Yields the full names of everything that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

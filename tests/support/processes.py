@@ -1,4 +1,4 @@
-"""Training processes that are started, disturbed and compared."""
+"""Starts training processes and compares their runs."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(workdir: Path, *args: str, cache: Path, **options) -> subprocess.Popen:
-    """`experiments.train` in a process of its own, with two devices."""
+    """Starts `experiments.train` as a process with two devices."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *args]
     return subprocess.Popen(
@@ -27,14 +27,14 @@ def start(workdir: Path, *args: str, cache: Path, **options) -> subprocess.Popen
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> str:
-    """Lets a process end by itself, well; what it printed."""
+    """Waits until a process ends without an error; returns what it printed."""
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, f"exit code {process.returncode}:\n{out}\n{err}"
     return out
 
 
 def last_bytes(workdir: Path) -> bytes:
-    """All arrays of a run's newest checkpoint."""
+    """Returns the bytes of all arrays of a run's newest checkpoint."""
     paths = [path for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
     path = max(paths, key=lambda path: int(path.name))
     arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
@@ -44,7 +44,7 @@ def last_bytes(workdir: Path) -> bytes:
 
 
 def different_bits(some: Path, other: Path) -> int:
-    """How many bits of the last checkpoint, the records and the result differ between two runs."""
+    """Returns how many bits of the last checkpoint, records and result differ between two runs."""
     pairs = [(last_bytes(some), last_bytes(other))]
     for name in ("metrics.jsonl", "result.json"):
         pairs.append(((some / name).read_bytes(), (other / name).read_bytes()))

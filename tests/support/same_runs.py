@@ -1,8 +1,8 @@
-"""Runs of one config by different programs, compared up to rounding.
+"""Compares runs of one config by different programs, up to rounding.
 
-XLA compiles other code for a trial than for its single run, and for one device than for several,
-and vectorises it as the processor allows: sums are in another order. Bit equality is given only
-where one compiled program makes both.
+XLA compiles different code for a trial and for its single run, and for one device and for several,
+and vectorises it as the processor allows, so sums are taken in another order. Two runs are
+bit-identical only if the same compiled program made them.
 """
 
 import json
@@ -16,14 +16,14 @@ from safetensors.numpy import load_file
 
 from support.toys import read_json
 
-# Of float32, which rounds by 6e-8. Seen in weights were at most 2e-7, with and without AVX-512; but
-# where a gradient is what rounding leaves of a sum of 0, Adam scales it up, and other processors
-# round otherwise. A wrong seed, rate or dropout differs by more than 1e-2.
+# Float32 rounds by 6e-8. The largest difference of weights seen was 2e-7, with and without AVX-512.
+# But where a gradient is nothing but the rounding error of a sum of 0, Adam magnifies it, and other
+# processors round differently. A wrong seed, learning rate or dropout differs by more than 1e-2.
 RTOL, ATOL = 1e-4, 1e-5
 
 
 def assert_close(some: Any, other: Any, place: str = "") -> None:
-    """The same nest of JSON; its floats are equal up to rounding."""
+    """Asserts that two JSON values are equal, their floats up to rounding."""
     if isinstance(some, dict):
         assert list(some) == list(other), place
         for name in some:
@@ -39,26 +39,26 @@ def assert_close(some: Any, other: Any, place: str = "") -> None:
 
 
 def assert_same_records(some: Path, other: Path) -> None:
-    """Two run directories hold the same config; records and results are equal up to rounding."""
+    """Asserts that two runs have equal configs, and equal records and results up to rounding."""
     assert (some / "config.json").read_bytes() == (other / "config.json").read_bytes()
     assert_close(*(read_json(path / "result.json") for path in (some, other)))
     assert_close(*(read_lines(path / "metrics.jsonl") for path in (some, other)))
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The objects of a JSON Lines file."""
+    """Returns the objects of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def assert_same_arrays(some: Any, other: Any) -> None:
-    """The same nest of arrays, equal up to rounding."""
+    """Asserts that two trees of arrays are equal up to rounding."""
     assert jax.tree.structure(some) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL)
 
 
 def assert_same_trials(some: Path, other: Path) -> None:
-    """The directories of two trials hold the same files, equal up to rounding."""
+    """Asserts that two trials' directories hold the same files, equal up to rounding."""
     assert sorted(p.name for p in some.iterdir()) == sorted(p.name for p in other.iterdir())
     assert_same_records(some, other)
     assert_same_arrays(*(load_file(path / "weights.safetensors") for path in (some, other)))

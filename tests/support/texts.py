@@ -1,4 +1,4 @@
-"""Small text models of random weights, and what their tests share."""
+"""Small text models with random weights, and a run of texts, for several tests."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def make_pairs(
     decode: dict[str, Any] | None = None,
     **model: Any,
 ) -> Seq2SeqData:
-    """The pairs above and a small model between them; keywords set fields of `model`."""
+    """Returns the pairs above with a small model for them; keywords set fields of `model`."""
     config = text_pairs_config("")
     config.model.update({"embed_size": 5, "hidden_size": 6} | model)
     config.data.update({"pairs": PAIRS} | (data or {}))
@@ -43,26 +43,26 @@ def make_pairs(
 
 
 def make_text(**changes: Any) -> TextToText:
-    """The model of `make_pairs`."""
+    """Returns the model of `make_pairs`."""
     return make_pairs(**changes).text
 
 
 def random_params(text: TextToText, seed: int = 0) -> Any:
-    """Weights of which no two are alike, for replies of several tokens, some of which end."""
+    """Returns distinct random weights that give replies of several tokens, some of which end."""
     params = random_like(parameter_shapes(text.init), seed, scale=1.0)
     params["output"]["bias"][text.target.eos_id] += 1.5
     return jax.tree.map(jnp.asarray, params)
 
 
 def batch_of(text: TextToText, pairs: Any = PAIRS) -> dict[str, jax.Array]:
-    """Rows as the task has them, each of weight 1."""
+    """Returns the pairs as a batch, each row of weight 1."""
     sources, targets = zip(*pairs, strict=True)
     arrays = {"source": text.encode_sources(sources), "target": text.encode_targets(targets)}
     return jax.tree.map(jnp.asarray, arrays) | {"weight": jnp.ones(len(pairs))}
 
 
 def replies_of(text: TextToText, params: Any, batch: dict[str, Any]) -> list[str]:
-    """The decoder's replies as texts."""
+    """Returns the decoder's replies as texts."""
     tokens = jax.jit(text.replies)(params, batch).tokens
     return [text.target.decode(row) for row in np.asarray(tokens)]
 
@@ -80,7 +80,7 @@ QUESTIONS = (
 
 
 def run_config(directory: Path, **model: Any) -> ConfigDict:
-    """A config that learns the questions above by heart, read from a file in the directory."""
+    """Returns a config that memorizes the questions above; writes its files to the directory."""
     for name, lines in (
         ("questions.tsv", [f"{question}\t{answer}" for question, answer, _ in QUESTIONS]),
         ("labels.txt", [label for *_, label in QUESTIONS]),
@@ -96,7 +96,7 @@ def run_config(directory: Path, **model: Any) -> ConfigDict:
 
 
 def train_text_run(directory: Path) -> None:
-    """Trains the run of `run_config` in `directory/run`, without pictures."""
+    """Trains the run of `run_config` in `directory/run`, without drawing pictures."""
     config = run_config(directory, attention="dot")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())

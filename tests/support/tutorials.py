@@ -1,4 +1,4 @@
-"""The words and sentences of the tutorials, as they print them."""
+"""The words and sentences of the tutorials, as the tutorials print them."""
 
 from support.texts import QUESTIONS
 
@@ -22,11 +22,12 @@ TAUGHT = {
     },
     "cafe_chatbot": {question: answer for question, answer, _ in QUESTIONS},
 }
-# Misspelt, of other letters, too long to be read whole, without a letter, without anything.
+# Misspelt words, unknown letters, a text too long to be read whole, one without letters, no text.
 UNSEEN = ("wodr", "loev", "abcd", "Helo.", "How old is he?", "라떼요?", "여나요 " * 9, " ", "")
 
-# Relative, and absolute below 1, of losses, of replies' nats and of logits. Both sides compute the
-# same sums, seqjax in float32, where numbers of 8 to 16 lie 1e-6 apart: logits are such numbers,
-# and the others differences of them. Seen were 2e-7 of a loss, 4e-7 in logits, and in a reply's
-# nats, which are a sum over its tokens, 2e-6 below 3 nats and 8e-6 of 12.
+# Tolerance of losses, of replies' log-probabilities and of logits, relative, and absolute below 1.
+# Both sides compute the same sums, but seqjax in float32, whose neighbouring numbers between 8 and
+# 16 are 1e-6 apart: logits are such numbers, and the others are differences of logits. The largest
+# differences seen were 2e-7 in a loss, 4e-7 in logits, and in the log-probability of a reply, a sum
+# over its tokens, 2e-6 below 3 nats and 8e-6 at 12 nats.
 TOLERANCE = 4e-6
