@@ -1,10 +1,13 @@
-"""How an entry point starts and ends: flags, and errors as one line."""
+"""Starts and ends an entry point: parses its flags and prints its errors."""
 
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags, logging
@@ -13,33 +16,52 @@ from ml_collections import ConfigDict, config_flags
 
 from seqjax.config import check_values, find_field
 from seqjax.distributed.processes import LOST, is_main, leave
-from seqjax.errors import UserError, one_line, unknown_name
+from seqjax.errors import (
+    TRACEBACK_HINT,
+    UserError,
+    is_from_user_code,
+    one_line,
+    run_user_file,
+    unknown_name,
+)
 from seqjax.runs.signals import Stopped
 
-MAX_LINE = 1000  # characters of an error
+_MAX_LENGTH = 1000  # characters of an error message
 
 
 def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Parses the flags, runs `main` and returns the exit code: 2, with a line, after a mistake of
-    the user's or where the machine lacks something; 130, with `interrupted`, after Ctrl-C."""
-    logging.set_verbosity(logging.FATAL)  # Orbax narrates, and logs what it then raises
+    """Parses the flags, calls `main` and returns the process's exit code.
+
+    A UserError, and an error of seqjax's own work with files, memory or other processes, is printed
+    as one line, after its traceback with --traceback; the exit code is 2. Ctrl-C prints
+    `interrupted`; the exit code is 130. All other exceptions are bugs, of seqjax or of a user's
+    task or config, and are raised.
+    """
+    logging.set_verbosity(logging.FATAL)  # Orbax reports progress, and errors that it then raises
     sys.unraisablehook = _unraisable
     try:
+        if "traceback" not in flags.FLAGS:
+            text = "print the traceback of every error"
+            flags.DEFINE_bool(
+                "traceback", False, text, flag_values=flags.FLAGS, module_name=sys.argv[0]
+            )
         if {"--help", "-help", "-h"} & set(sys.argv):
             print(sys.modules["__main__"].__doc__)
             print(flags.FLAGS.main_module_help())
         else:
             _parse_flags(sys.argv)
             main()
-        if sys.stdout is not None:  # it was closed by whoever started this
+        if sys.stdout is not None:  # the parent process may have closed it
             sys.stdout.flush()
     except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
-        if not (told := _told(error)):
+        if not (message := _message(error)):
             raise
-        print(f"error: {_brief(one_line(told))}", file=sys.stderr)
-        _drop_output()
+        if _wants_traceback(sys.argv):
+            _print_traceback(error)
+        print(f"error: {_shortened(one_line(message))}", file=sys.stderr)
+        _flush_or_discard()
         return leave(2)
-    except Stopped as stopped:  # and so have all processes
+    except Stopped as stopped:  # in all processes of the run
         if is_main():
             print(stopped.message, file=sys.stderr)
         return stopped.exit_code
@@ -50,13 +72,13 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
 
 
 def default_workdir() -> Path:
-    """`runs/NAME` for --config=configs/NAME.py, `runs/NAME-VARIANT` with a variant."""
+    """Returns `runs/NAME` for --config=configs/NAME.py, `runs/NAME-VARIANT` with a variant."""
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
 
 
 def _parse_flags(argv: list[str]) -> None:
-    """Parses the flags; raises UserError, in one line, where the libraries write fifty."""
+    """Parses the flags; raises UserError, in one line, where the libraries print fifty."""
     config = _load_config_file(argv) if "config" in flags.FLAGS else None
     if config is not None:
         for name in _overridden(argv):
@@ -68,70 +90,97 @@ def _parse_flags(argv: list[str]) -> None:
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None", reason := str(error).strip())
         raise UserError(f"--{missing[1]} is missing" if missing else reason) from None
-    except (MemoryError, RecursionError):  # Python's own parser gave up
+    except (MemoryError, RecursionError):  # of Python's own parser
         raise UserError(f"cannot read {max(argv, key=len)}: too deeply nested") from None
     if rest:
         raise UserError(f"cannot use {rest[0]!r}: flags are written as --name=value")
     if config is not None:
         for name in _overridden(argv):
-            wanted, given = find_field(config, name), find_field(flags.FLAGS.config, name)
-            if type(given) is not type(wanted):  # an int field would take True, and keep it
-                kind = type(wanted).__name__
-                raise UserError(f"--config.{name}={given!r}: {name} is of type {kind}")
+            default, value = find_field(config, name), find_field(flags.FLAGS.config, name)
+            if type(value) is not type(default):  # otherwise an int field would accept True
+                kind = type(default).__name__
+                raise UserError(f"--config.{name}={value!r}: {name} is of type {kind}")
         check_values(flags.FLAGS.config.to_dict())
 
 
 def _load_config_file(argv: list[str]) -> ConfigDict:
-    """The config of --config as its file has it."""
+    """Returns the config of --config without the command line's changes."""
     values = re.findall(r"^--?config(?:=|\n)(.*)$", "\n".join(argv), flags=re.MULTILINE)
     if not values:
         raise UserError("--config is missing: give a file, as --config=configs/mnist_rows.py")
-    path = Path(values[-1].partition(":")[0])
-    if not path.is_file():
-        there = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "no .py file"
-        raise UserError(f"config file {path} does not exist: in {path.parent} is {there}")
-    try:
-        config = config_flags.config_flags.ConfigFileFlagParser("config").parse(values[-1])
-    except Exception as error:  # whatever a person's own config file may raise
-        # config_flags puts the whole traceback into the message; its last line says what is wrong.
-        reason = str(error).strip().splitlines()[-1].removeprefix("seqjax.errors.UserError: ")
-        raise UserError(f"{path}: {reason}") from None
+    path, *variant = values[-1].split(":", 1)
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        files = ", ".join(sorted(map(str, folder.glob("*.py")))) or "no .py file"
+        raise UserError(f"config file {path} does not exist: in {folder} is {files}")
+    config = run_user_file(path, lambda: _get_config(path, variant))
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return a ConfigDict, not {config!r}")
     return config
 
 
+def _get_config(path: str, variant: list[str]) -> Any:
+    """Returns what `get_config` of a file returns. config_flags runs the file again; this time
+    its exceptions come without fifty lines about config_flags."""
+    module = ModuleType("config_config")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # where dataclasses of the file look for it
+    SourceFileLoader(module.__name__, path).exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError("get_config() is missing: write one that returns a ConfigDict")
+    return module.get_config(*variant)
+
+
 def _overridden(argv: list[str]) -> list[str]:
-    """The names of the config fields that the command line sets."""
+    """Returns the names of the config fields that the command line sets."""
     return [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in argv) if m]
 
 
-def _told(error: BaseException) -> str:
-    """What a person is told of their mistake, or of what the machine lacks; "" of our mistakes."""
+def _message(error: BaseException) -> str:
+    """Returns the line for a mistake of the user's or a limit of the machine, or "" for a bug."""
     if isinstance(error, UserError):
         return str(error)
+    if "Gloo" in str(error):  # the library that connects the processes
+        return LOST
+    if is_from_user_code(error):
+        return ""
     if isinstance(error, OSError):
         place = "" if error.filename is None else f"{error.filename}: "
-        return f"{place}{error.strerror or error}"
+        return f"{place}{error.strerror or error} {TRACEBACK_HINT}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return f"out of memory: lower train.batch_size, or the sizes of model and data ({error})"
-    return LOST if "Gloo" in str(error) else ""  # which connects the processes
+        remedy = "lower train.batch_size, or the sizes of model and data"
+        return f"out of memory: {remedy} ({error}) {TRACEBACK_HINT}"
+    return ""
+
+
+def _wants_traceback(argv: list[str]) -> bool:
+    """Returns whether --traceback is given. The flags themselves may not have been parsed."""
+    return any(re.fullmatch("--?traceback(=(true|1))?", arg) for arg in argv)
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Prints the traceback, also those of the exceptions that `raise ... from None` hides."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__suppress_context__ = False
+        link = link.__cause__ or link.__context__
+    traceback.print_exception(error)
 
 
 def _unraisable(error: Any) -> None:
-    """Python's own hook, but for what TensorStore's threads print of a save that has failed, which
-    Orbax also raises."""
+    """Python's own hook, without what TensorStore's threads print about a save that failed: Orbax
+    raises that error too."""
     if "Event loop is closed" not in str(error.exc_value):
         sys.__unraisablehook__(error)
 
 
-def _brief(message: str) -> str:
-    """The message without its middle, if a value of thousands of characters stands there."""
-    return message if len(message) <= MAX_LINE else f"{message[:400]} ... {message[-400:]}"
+def _shortened(message: str) -> str:
+    """Returns the message without its middle if it is long, as with a value of 2,000 characters."""
+    return message if len(message) <= _MAX_LENGTH else f"{message[:400]} ... {message[-400:]}"
 
 
-def _drop_output() -> None:
-    """Where nothing can be written, on a full disk, leaves nothing for Python to try at exit."""
+def _flush_or_discard() -> None:
+    """Flushes standard output; on a full disk discards it, so that Python does not at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

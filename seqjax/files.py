@@ -1,26 +1,30 @@
-"""Files: read within bounds, written whole or not at all, known by digests."""
+"""Reads files up to a size, writes them completely or not at all, and computes their digests."""
 
 import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 from seqjax.errors import UserError
 
-MAX_JSON_MEGABYTES = 256.0  # of a run's own files: a vocabulary of millions of words is smaller
-MAX_TEXT_MEGABYTES = 64.0  # of a person's files, where a config does not say
-MAX_LINE = 2**17  # characters; in a csv also of a cell, which may hold lines
+MAX_JSON_MEGABYTES = 256.0  # of a run's files: a vocabulary of millions of words is smaller
+MAX_TEXT_MEGABYTES = 64.0  # of a user's text file, unless the config sets another limit
+MAX_LINE = 2**17  # characters of a line, and of a cell of a csv file, which may hold several lines
 
 
 def read_bounded(path: Path, max_megabytes: float, remedy: str) -> bytes:
-    """A file's bytes; a UserError, with the remedy, if there are more than that; or an OSError."""
-    if not 0 < max_megabytes < math.inf:  # so written, a NaN is refused
+    """Returns a file's bytes.
+
+    Raises UserError, with the remedy, for a file that is larger than the limit, and OSError for one
+    that cannot be read.
+    """
+    if not 0 < max_megabytes < math.inf:  # this refuses NaN too
         raise UserError(f"data.max_megabytes={max_megabytes} must be a number above 0")
     limit = int(max_megabytes * 1e6)
-    with path.open("rb") as file:  # measured as it is read: a pipe or a device has no size
+    with path.open("rb") as file:  # the bytes are counted, because a pipe or device has no size
         data = file.read(limit + 1)
     if len(data) > limit:
         raise UserError(f"{path} is larger than {max_megabytes:g} MB: {remedy}")
@@ -28,20 +32,20 @@ def read_bounded(path: Path, max_megabytes: float, remedy: str) -> bytes:
 
 
 def read_text_file(path: Path, max_megabytes: float) -> bytes:
-    """The bytes of a person's text; a UserError if there are too many, or an OSError."""
+    """Returns the bytes of a user's text file; raises UserError or OSError as `read_bounded`."""
     return read_bounded(path, max_megabytes, "raise data.max_megabytes, or take a part of it")
 
 
 def check_line(place: str, line: str) -> None:
-    """Nothing for a line that a person may have written, else a UserError that names the place."""
+    """Raises UserError, with the place, for a line of a text file that is too long."""
     if len(line) > MAX_LINE:
         raise UserError(f"{place}: longer than {MAX_LINE:,} characters; break it into several")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of a run says; raises UserError if it is not there or says nothing."""
+    """Returns the value of a JSON file of a run; raises UserError if it is missing or damaged."""
     try:
-        return json.loads(read_bounded(path, MAX_JSON_MEGABYTES, "it is no file of a run"))
+        return json.loads(read_bounded(path, MAX_JSON_MEGABYTES, "it is not a file of a run"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
@@ -54,7 +58,10 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """Another name to write to: what is there becomes the file at once, or is deleted."""
+    """Yields a path beside `path` to write to; the file then replaces `path` in one step.
+
+    After an exception it is deleted, and `path` stays as it was.
+    """
     beside = path.with_name(f"{path.name}.tmp")
     try:
         yield beside
@@ -65,17 +72,22 @@ def whole_file(path: Path) -> Generator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a text in UTF-8, completely or not at all."""
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Writes a value as JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def sha256(path: Path) -> str:
-    """The digest of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(content: Path | Iterable[bytes | memoryview]) -> str:
+    """Returns the SHA-256 digest, in hexadecimal, of a file or of consecutive pieces of bytes."""
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for piece in content:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +45,7 @@ WORDS = "--config=configs/word_completion.py"
         ("config.seed.x=3", "unknown config field 'seed.x'"),
         ("config.=3", "unknown config field ''"),
         ("noconfig.train.drop_remaindr", "did you mean 'train.drop_remainder'?"),
-        ("config.model=gru", "config field model is a section: set one of its fields, as model.X"),
+        ("config.model=gru", "config field model is a section: set a field of it, such as model.X"),
         # types
         ("config.seed=abc", "--config.seed=abc: invalid literal for int"),
         ("config.train.batch_size=1e3", "--config.train.batch_size=1e3: invalid literal for int"),
@@ -95,7 +96,7 @@ WORDS = "--config=configs/word_completion.py"
         ("config.data.test_share=-0.1", "data.test_share=-0.1 must be in [0, 1)"),
         ("config.train.min_delta=1e39", "train.min_delta=1e+39 must be a number up to 3.4e+38"),
         ("config.train.patience=2147483648", "train.patience=2147483648 must be at most"),
-        ("config.data.name=a\x1b.txt", r"data.name='a\x1b.txt' holds a control character"),
+        ("config.data.name=a\x1b.txt", r"data.name='a\x1b.txt' contains a control character"),
         ("config.optim.name=adam(eps=1e400)", "eps=inf must be a number"),
         ("config.model.cell=lstm(forget_bias=10**9)", "cannot read cell 'lstm(forget_bias=10**9)'"),
         ("config.model.cell=" + "-" * 20_000 + "1", "cannot read cell '-----"),
@@ -138,16 +139,34 @@ def test_a_mistaken_command_is_one_line(args, expected, command, empty):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("def get_config(:", "mine.py: invalid syntax"),
-        ("def get_config(): return 1 / 0", "mine.py: division by zero"),
-        ("import no_such_module", "mine.py: No module named 'no_such_module'"),
-        ("x = 1", "mine.py: "),
-        ("def get_config(): return 3", "mine.py: "),
+        ("\ndef get_config(:", "mine.py, line 2: invalid syntax: def get_config(:"),
+        ("x = 1", "mine.py: get_config() is missing: write one"),
+        ("def get_config(): return 3", "mine.py: get_config() must return a ConfigDict, not 3"),
+        ("def get_config(a): return 3", "mine.py: TypeError: get_config() missing 1 required"),
+        ("from seqjax.errors import UserError\nraise UserError('no')", "mine.py: no"),
     ],
 )
 def test_a_broken_config_file_is_one_line(text, expected, command, empty):
     (empty / "mine.py").write_text(text, encoding="utf-8")
     assert_one_line(command("train", "--config=mine.py"), expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("return 1 / 0", ZeroDivisionError),
+        ("import no_such_module", ModuleNotFoundError),
+        ("open('missing')", FileNotFoundError),
+        ("raise MemoryError", MemoryError),
+    ],
+)
+def test_an_error_of_a_config_keeps_its_traceback(line, error, command, empty):
+    (empty / "mine.py").write_text(f"def get_config():\n    {line}", encoding="utf-8")
+    with pytest.raises(error) as caught:
+        command("train", "--config=mine.py")
+    files = [Path(frame.filename).name for frame in traceback.extract_tb(caught.tb)]
+    # Of the frames between our own and the file's, none is shown.
+    assert files[files.index("cli.py") :] == [*["cli.py"] * 3, "mine.py"]
 
 
 @pytest.mark.parametrize(

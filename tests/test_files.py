@@ -90,7 +90,7 @@ def test_json_comes_back(value, tmp_path_factory):
         (b"", "any.json is damaged: Expecting value"),
         (b"{\xff", "any.json is damaged: 'utf-8' codec"),
         (b"[" * 200_000, "any.json is damaged: maximum recursion depth"),
-        (b'"' + b"x" * 2_000 + b'"', "any.json is larger than 0.001 MB: it is no file of a run"),
+        (b'"' + b"x" * 2_000 + b'"', "any.json is larger than 0.001 MB: it is not a file of a run"),
     ],
 )
 def test_a_json_file_that_says_nothing_is_one_line(data, message, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,11 +38,14 @@ from support.fuzz import (
 from support.texts import make_pairs, random_params
 from support.toys import few_digits, trace_step
 
+import seqjax.files
+import seqjax.tasks.registry
 import seqjax.training.fit
 from seqjax.data import images
 from seqjax.data.parallel_text import read_pairs
 from seqjax.data.text_files import load_tagged_sentences, load_words
 from seqjax.errors import UserError, one_line
+from seqjax.files import write_json
 from seqjax.inference.calibration import Abstention
 from seqjax.inference.responder import Responder
 from seqjax.runs.workdir import lock_workdir
@@ -289,8 +293,13 @@ def test_lines_of_a_chat(responder, record_property):
         (PermissionError(errno.EACCES, "Permission denied", "a\nb"), "a b: Permission denied"),
     ],
 )
-def test_what_the_machine_lacks_is_one_line(error, expected):
-    assert_one_line(launch_quietly(raising(error)), f"error: {expected}")
+def test_what_the_machine_lacks_is_one_line(error, expected, tmp_path):
+    with mock.patch.object(seqjax.files.json, "dumps", side_effect=error):  # called by seqjax
+        outcome = launch_quietly(lambda: write_json(tmp_path / "any.json", 1))
+    assert_one_line(outcome, f"error: {expected}")
+    assert outcome[2].endswith(" (--traceback shows where)\n")
+    with pytest.raises(type(error)):  # raised by code of the user's, as which this file counts
+        launch_quietly(raising(error.with_traceback(None)))
 
 
 def raising(error: Exception) -> Callable[[], None]:
@@ -300,7 +309,21 @@ def raising(error: Exception) -> Callable[[], None]:
     return main
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
+@pytest.mark.parametrize(
+    "main", [lambda: Path("missing").stat(), lambda: os.stat("missing"), lambda: np.load("missing")]
+)
+def test_a_missing_file_of_the_users_code_is_a_bug(main, empty):
+    with pytest.raises(FileNotFoundError):  # also where a library has opened it
+        launch_quietly(main)
+
+
+def test_an_entry_point_without_room_ends_in_one_line(command, monkeypatch):
+    full = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(seqjax.tasks.registry, "make_task", full)  # called by experiments/train.py
+    assert_one_line(command("train", "--config=configs/recall.py"), "No space left on device")
+
+
+def test_a_bug_of_ours_keeps_its_traceback():
     for error in (JaxRuntimeError("INTERNAL: "), ValueError("x"), OverflowError()):
         with pytest.raises(type(error)):
             launch_quietly(raising(error))
