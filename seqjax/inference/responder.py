@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seqjax.data.parallel_text import Split
@@ -95,11 +94,9 @@ class Responder:
         Raises UserError for a number out of its range.
         """
         check_sampling(temperature, top_k, top_p)
-        keys = row_keys(jax.random.key(seed), 1)
-        # As arrays, two temperatures or two values of top_p share one compiled program.
-        numbers = jnp.float32(temperature), None if top_p is None else jnp.float32(top_p)
-        source = self._encode([question])
-        return self._first(question, self._run.sample(self.params, source, keys, top_k, *numbers))
+        keys, source = row_keys(jax.random.key(seed), 1), self._encode([question])
+        drawn = self._run.sample(self.params, source, keys, top_k, temperature, top_p)
+        return self._first(question, drawn)
 
     def stream(self, question: str) -> Iterator[str]:
         """The greedy reply as it grows: its text after each token."""

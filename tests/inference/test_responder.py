@@ -197,7 +197,7 @@ def test_every_question_has_one_shape(responder):
     for question in STRANGE:
         responder.answer(question)
         list(responder.stream(question))
-        responder.sample(question, len(question), 1)
+        responder.sample(question, 0.1 * len(question), 1)
     assert responder._run.reply._cache_size() == size
     assert responder._run.next._cache_size() == 1
     assert responder._run.sample._cache_size() == num_samplers
