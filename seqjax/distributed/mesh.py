@@ -42,11 +42,13 @@ def make_mesh(num_devices: int) -> Mesh:
     require("train.num_devices", num_devices, is_multiple, f"a multiple of the {count} processes")
     used = [x for part in by_process for x in part[: num_devices // count or None]]
     if count > 1:
-        return Mesh(np.array(used), (AXIS,))  # in order of processes, as `get` concatenates rows
+        return Mesh(
+            np.array(used), (AXIS,)
+        )  # in order of processes, as `gather_shards` concatenates rows
     return jax.make_mesh((len(used),), (AXIS,), devices=used)
 
 
-def put(tree: Any, mesh: Mesh, spec: P) -> Any:
+def shard(tree: Any, mesh: Mesh, spec: P) -> Any:
     """Returns the arrays on the mesh's devices; every process passes the whole arrays."""
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
@@ -60,7 +62,7 @@ def put(tree: Any, mesh: Mesh, spec: P) -> Any:
     return jax.tree.map(put_local_rows, tree)
 
 
-def get(tree: Any) -> Any:
+def gather_shards(tree: Any) -> Any:
     """Returns SPLIT arrays as whole NumPy arrays; all processes must call it together."""
     if num_processes() == 1:
         return jax.device_get(tree)
@@ -84,7 +86,7 @@ def sharded(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any = WHOL
     )
 
 
-def total(tree: Any, axis: str | None) -> Any:
+def psum_tree(tree: Any, axis: str | None) -> Any:
     """Returns the sums of the arrays over the devices of an axis; axis=None means one device."""
     if axis is None:
         return tree
@@ -96,7 +98,7 @@ def total(tree: Any, axis: str | None) -> Any:
     return unflatten(jax.lax.psum(flat, axis))
 
 
-def own_part(x: Array, num_devices: int, axis: str | None) -> Array:
+def local_rows(x: Array, num_devices: int, axis: str | None) -> Array:
     """Returns this device's rows of an array that every device holds whole; axis=None means one
     device."""
     if axis is None:

@@ -202,7 +202,7 @@ def broadcast_bytes(data: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def own_directory(directory: Path) -> Generator[Path]:
+def process_directory(directory: Path) -> Generator[Path]:
     """Yields the directory in process 0; in the others a temporary one, deleted afterwards."""
     if is_main():
         yield directory

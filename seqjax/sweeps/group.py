@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seqjax.config import as_json
-from seqjax.distributed.mesh import SPLIT, make_mesh, put
+from seqjax.distributed.mesh import SPLIT, make_mesh, shard
 from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.hparams import given
@@ -107,7 +107,7 @@ def load_position(
     def fill(tree: Any) -> Any:
         return jax.tree.map(lambda x: np.asarray(x)[filling], tree)
 
-    arrays = put(fill(found.arrays), mesh, SPLIT)
+    arrays = shard(fill(found.arrays), mesh, SPLIT)
     return GroupPosition(
         arrays["state"],
         arrays["best_params"],
@@ -192,7 +192,7 @@ class Group:
         self.optimizers = [make_optimizer(**config.optim, **lengths) for config in configs]
         self.members = Members(self.setup, self.shared, mesh)
         seeds = np.array([config.seed for config in configs], np.uint32)
-        self.keys = put(jax.vmap(jax.random.key)(seeds), mesh, SPLIT)
+        self.keys = shard(jax.vmap(jax.random.key)(seeds), mesh, SPLIT)
         self.num_bytes = self.members.compile(self.setup.arrays_like()["state"], self.size)
 
     def run(self, until: int | None, dropped: Dropped) -> None:

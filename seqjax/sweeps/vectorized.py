@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json
 from seqjax.data.batching import Rows, eval_batches, num_rows
-from seqjax.distributed.mesh import SPLIT, WHOLE, put, sharded
+from seqjax.distributed.mesh import SPLIT, WHOLE, shard, sharded
 from seqjax.hparams import Traced, TracedSpec, given, parse_spec
 from seqjax.metrics import Metrics, summarize
 from seqjax.nn.dropout import row_keys
@@ -126,9 +126,9 @@ class Members:
     def __init__(self, setup: Setup, shared: Shared, mesh: Mesh):
         self.setup, self.mesh, self._optim = setup, mesh, shared.optim
         self._traced = [number for number, _ in shared.traced]
-        self._numbers = [put(values, mesh, SPLIT) for _, values in shared.traced]
+        self._numbers = [shard(values, mesh, SPLIT) for _, values in shared.traced]
         self.max_steps = setup.config.train.eval_every_epochs * setup.data.steps_per_epoch
-        self._rows = put(dict(setup.data.rows), mesh, WHOLE)
+        self._rows = shard(dict(setup.data.rows), mesh, WHOLE)
         self._measure = jax.jit(
             sharded(self._own_metrics, mesh, (SPLIT, WHOLE, SPLIT, SPLIT, WHOLE), SPLIT)
         )
@@ -159,7 +159,7 @@ class Members:
         self, states: TrainState, keys: Key[Array, " N"], num_steps: Int[np.ndarray, " N"]
     ) -> tuple[TrainState, StepLog]:
         """The states after so many more steps of each, and the logs [N, max_steps]."""
-        steps = put(num_steps.astype(np.int32), self.mesh, SPLIT)
+        steps = shard(num_steps.astype(np.int32), self.mesh, SPLIT)
         return self._train(states, self._rows, keys, steps, self._numbers)
 
     def metrics(
@@ -169,7 +169,7 @@ class Members:
         parts = []
         for i, (batch, _) in enumerate(eval_batches(rows, self.setup.evaluator.batch_size, 1)):
             first_row = jnp.int32(i * num_rows(batch))
-            batch = put(batch, self.mesh, WHOLE)
+            batch = shard(batch, self.mesh, WHOLE)
             parts.append(self._measure(params, batch, keys, self._numbers, first_row))
         sums = jax.tree.map(lambda *xs: np.stack(xs, 1), *jax.device_get(parts))
         members = range(num_rows({"": jax.tree.leaves(params)[0]}))
@@ -228,4 +228,4 @@ def all_finite(params: Params) -> Bool[Array, " N"]:
 
 def stack(trees: Sequence[Any], mesh: Mesh) -> Any:
     """Trees of the same shapes as one with a leading N, shared out to the devices."""
-    return put(jax.tree.map(lambda *xs: np.stack(xs), *trees), mesh, SPLIT)
+    return shard(jax.tree.map(lambda *xs: np.stack(xs), *trees), mesh, SPLIT)

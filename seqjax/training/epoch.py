@@ -19,7 +19,7 @@ from seqjax.data.batching import (
     take_rows,
 )
 from seqjax.data.bucketing import Buckets
-from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, own_part, put, sharded
+from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, local_rows, shard, sharded
 from seqjax.training.optimizer import Optimizer
 from seqjax.training.train_step import LossAndMetrics, StepLog, TrainState, make_train_step
 from seqjax.typing import Batch
@@ -123,7 +123,7 @@ def make_steps(
             def one_step(carry: tuple[TrainState, StepLog]):
                 state, logs = carry
                 number = state.step % per_epoch
-                now = (own_part(x[number], num_devices, axis) for x in order)
+                now = (local_rows(x[number], num_devices, axis) for x in order)
                 batch = take_rows(rows, *now)
                 new_state, log = train_step(state, batch, step_key, buckets[number])
                 place = state.step - first
@@ -156,7 +156,7 @@ def make_epoch_loop(
     calls.
     """
     steps = make_steps(loss_and_metrics, optimizer, data, mesh.size, AXIS, **options)
-    rows = put(dict(data.rows), mesh, WHOLE)
+    rows = shard(dict(data.rows), mesh, WHOLE)
     program = Program(sharded(steps, mesh, (WHOLE,) * 4), mesh, donate_argnums=0)
 
     def run(state: TrainState, key: Key[Array, ""], num_steps: int):
@@ -197,7 +197,7 @@ def make_step_loop(
             if epoch != read:
                 index, weight, buckets = jax.device_get(order(order_key, epoch))
                 read = epoch
-            batch = put(take_rows(data.rows, index[place], weight[place]), mesh, SPLIT)
+            batch = shard(take_rows(data.rows, index[place], weight[place]), mesh, SPLIT)
             state, log = program(state, batch, step_key, buckets[place])
             logs.append(log)
         return state, jax.tree.map(lambda *xs: np.stack(xs), *logs)

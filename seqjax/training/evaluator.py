@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from seqjax.data.batching import Rows, count_rows, eval_batches
-from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, get, put, sharded
+from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, gather_shards, shard, sharded
 from seqjax.metrics import Metrics, summarize
 from seqjax.nn.dropout import row_keys
 from seqjax.training.train_step import LossAndMetrics
@@ -46,16 +46,16 @@ class Evaluator:
         for i, (batch, _) in enumerate(self._batches(rows)):
             first_row = jnp.int32(i * count_rows(batch))
             parts.append(self._measure(params, batch, key, first_row))
-        return summarize(jax.tree.map(lambda *xs: np.stack(xs), *get(parts)))
+        return summarize(jax.tree.map(lambda *xs: np.stack(xs), *gather_shards(parts)))
 
     def predict(self, params: Params, rows: Rows) -> Any:
         """Returns the task's predictions for all rows, in order."""
         parts = []
         for batch, real in self._batches(rows):
-            outputs = get(self._predict(params, batch))
+            outputs = gather_shards(self._predict(params, batch))
             parts.append(jax.tree.map(lambda x, n=real: x[:n], outputs))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
     def _batches(self, rows: Rows) -> Iterator[tuple[Batch, int]]:
         for batch, real in eval_batches(rows, self.batch_size, self.mesh.size):
-            yield put(batch, self.mesh, SPLIT), real
+            yield shard(batch, self.mesh, SPLIT), real

@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields
 from seqjax.data.batching import num_rows
-from seqjax.distributed.mesh import WHOLE, put
+from seqjax.distributed.mesh import WHOLE, shard
 from seqjax.distributed.packing import pack, unpack
 from seqjax.distributed.processes import (
     broadcast,
     broadcast_bytes,
     is_main,
     num_processes,
-    own_directory,
+    process_directory,
 )
 from seqjax.errors import UserError, one_line
 from seqjax.files import read_json, sha256, write_json
@@ -70,7 +70,7 @@ def fit(
     setup = make_setup(task, config)
     if is_imported(workdir):
         raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
-    with own_directory(workdir) as workdir, lock_workdir(workdir), StopSignals() as signals:
+    with process_directory(workdir) as workdir, lock_workdir(workdir), StopSignals() as signals:
         old = saved_identity(workdir, say)
         files = (
             [workdir / name for name in old.fingerprint["files"]]
@@ -131,14 +131,14 @@ def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | N
     like = setup.arrays_like()
     found = _of_main(newest(workdir / CHECKPOINTS, like, _foreign_to(known), say), like)
     if found:
-        facts, arrays = found.facts, put(found.arrays, setup.mesh, WHOLE)
+        facts, arrays = found.facts, shard(found.arrays, setup.mesh, WHOLE)
         epoch = found.step / setup.data.steps_per_epoch
         print(f"resuming at step {found.step} (epoch {epoch:.4g})")
         logs = [log_from_json(log) for log in facts["logs"]]
         progress, records = Progress(**facts["progress"]), facts["records"]
         return Position(**arrays, progress=progress, records=records, logs=logs)
-    params = put(jax.jit(setup.task.init)(jax.random.key(setup.config.seed)), setup.mesh, WHOLE)
-    state = put(init_train_state(params, setup.optimizer), setup.mesh, WHOLE)
+    params = shard(jax.jit(setup.task.init)(jax.random.key(setup.config.seed)), setup.mesh, WHOLE)
+    state = shard(init_train_state(params, setup.optimizer), setup.mesh, WHOLE)
     # The loop overwrites the state; the best parameters need a place of their own.
     return Position(state, jax.tree.map(jnp.copy, params), Progress(), [], [])
 
@@ -256,7 +256,7 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     for name, digest in found.facts["fingerprint"]["files"].items():
         if not (workdir / name).is_file() or sha256(workdir / name) != digest:
             raise UserError(f"{workdir / name} is not the one of this run: restore it from a copy")
-    params = put(found.arrays["best_params"], setup.mesh, WHOLE)
+    params = shard(found.arrays["best_params"], setup.mesh, WHOLE)
     return params, Progress(**found.facts["progress"])
 
 
@@ -276,4 +276,4 @@ def _restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
         if not there.is_file() or sha256(there) != text_digest(weights.files.get(name, "")):
             raise UserError(f"{there} is not the one of this run: restore it from a copy")
     params = as_params(path, weights.tensors, parameter_shapes(setup.task.init))
-    return put(params, setup.mesh, WHOLE), read_progress(path, weights.progress)
+    return shard(params, setup.mesh, WHOLE), read_progress(path, weights.progress)

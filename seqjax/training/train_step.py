@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key
 
 from seqjax.data.batching import num_rows
 from seqjax.data.bucketing import Buckets
-from seqjax.distributed.mesh import total
+from seqjax.distributed.mesh import psum_tree
 from seqjax.metrics import Metrics
 from seqjax.nn.dropout import row_keys
 from seqjax.training.optimizer import Optimizer
@@ -120,7 +120,7 @@ def make_train_step(
 
         num_branches = buckets.number if buckets else 1
         found = jax.lax.switch(bucket, [branch(k) for k in range(num_branches)], batch)
-        grads, metrics = total(found, axis)
+        grads, metrics = psum_tree(found, axis)
         weight = jnp.maximum(metrics["loss"].weight, 1)
         loss = metrics["loss"].total / weight
         # The optimizer skips a gradient that is no number; a loss that is none has no gradient.

@@ -14,7 +14,7 @@ from support.toys import linear_config, linear_task, tiny_config
 
 from seqjax.data.batching import bucketed_order
 from seqjax.data.bucketing import Buckets, find_buckets
-from seqjax.distributed.mesh import WHOLE, make_mesh, put
+from seqjax.distributed.mesh import WHOLE, make_mesh, shard
 from seqjax.errors import UserError
 from seqjax.nn.dropout import row_keys
 from seqjax.tasks.registry import make_task
@@ -153,7 +153,7 @@ def text_loop(kind: str, num_devices: int, is_cut: bool = True):
         setup.task.loss_and_metrics, optimizer, data, setup.mesh, max_steps=20, max_skipped=0
     )
     params = jax.jit(setup.task.init)(jax.random.key(0))
-    state = put(init_train_state(params, optimizer), make_mesh(num_devices), WHOLE)
+    state = shard(init_train_state(params, optimizer), make_mesh(num_devices), WHOLE)
     return loop, state, data.steps_per_epoch
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 import seqjax.plots
 from seqjax.data.vocabulary import Vocabulary
-from seqjax.distributed.mesh import SPLIT, get, make_mesh, put
+from seqjax.distributed.mesh import SPLIT, gather_shards, make_mesh, shard
 from seqjax.distributed.processes import broadcast, gather, is_main, start_processes
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped
@@ -70,10 +70,10 @@ def vocabulary() -> str:
 
 
 def rows_back() -> list:
-    """Returns whether `get` returns the rows that `put` split over the devices, and a dtype."""
+    """Returns whether `gather_shards` returns the rows that `shard` split over the devices, and a dtype."""
     mesh = make_mesh(4)
     rows = {"number": np.arange(8, dtype=np.int32), "flag": np.arange(16).reshape(8, 2) % 3 == 0}
-    back = get(put(rows, mesh, SPLIT))
+    back = gather_shards(shard(rows, mesh, SPLIT))
     return [all(np.array_equal(back[name], rows[name]) for name in rows), str(back["flag"].dtype)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.oracles import relative_error
 
 from seqjax.data.batching import num_rows
-from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, make_mesh, put, sharded
+from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, make_mesh, shard, sharded
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Average, accuracy
 from seqjax.models.classifier import Classifier
@@ -126,7 +126,7 @@ def make_it(kind: str, measure, optimizer, data, mesh, max_skipped: int = 0):
 def run(kind: str, num_devices: int, calls=(4, 4, 4), state=None, seed: int = 0):
     """State and metrics [steps], on the host, after calls of so many steps each, 4 an epoch."""
     loop, mesh = make_loop(kind, num_devices)
-    state = put(new_state() if state is None else state, mesh, WHOLE)
+    state = shard(new_state() if state is None else state, mesh, WHOLE)
     parts = []
     for num_steps in calls:
         state, log = loop(state, jax.random.key(seed), num_steps)
@@ -206,7 +206,7 @@ def test_a_loop_reads_every_row_once_an_epoch_and_in_another_order(kind, num_dev
 
     mesh = make_mesh(num_devices)
     loop = make_it(kind, measure, frozen(), TrainData(rows, 7, drop_remainder=False), mesh)
-    state = put(init_train_state({"w": jnp.zeros(())}, frozen()), mesh, WHOLE)
+    state = shard(init_train_state({"w": jnp.zeros(())}, frozen()), mesh, WHOLE)
     _, log = loop(state, jax.random.key(0), 12)
     sums = np.asarray(log.metrics["loss"].total, np.int64)[:12].reshape(3, 4)
     assert np.bitwise_or.reduce(sums, axis=1).tolist() == [2**NUM_ROWS - 1] * 3
@@ -304,7 +304,9 @@ def test_the_optimizer_is_told_the_mean_loss_of_the_whole_batch():
 
     mesh, state = make_mesh(2), init_train_state({"w": jnp.ones(())}, frozen())
     step = sharded(make_train_step(measure, frozen(), AXIS), mesh, (WHOLE, SPLIT, WHOLE))
-    state, _ = jax.jit(step)(put(state, mesh, WHOLE), put(batch, mesh, SPLIT), jax.random.key(0))
+    state, _ = jax.jit(step)(
+        shard(state, mesh, WHOLE), shard(batch, mesh, SPLIT), jax.random.key(0)
+    )
     assert state.opt_state == 3
 
 
@@ -319,7 +321,7 @@ def test_a_loop_compiles_once(kind, program, caplog):
     mesh = make_mesh(2)
     data = TrainData({"x": np.ones(22, np.float32)}, 7, drop_remainder=False)
     loop = make_it(kind, measure, make_sgd(), data, mesh)
-    state = put(init_train_state({"w": jnp.ones(())}, make_sgd()), mesh, WHOLE)
+    state = shard(init_train_state({"w": jnp.ones(())}, make_sgd()), mesh, WHOLE)
     counts = []
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for epoch in range(3):

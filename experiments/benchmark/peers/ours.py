@@ -15,7 +15,7 @@ from seqjax.data.bucketing import RowLengths, find_buckets
 from seqjax.decoding.constraints import DecodeOptions
 from seqjax.decoding.sampling import greedy
 from seqjax.distributed.devices import start_jax
-from seqjax.distributed.mesh import WHOLE, make_mesh, put
+from seqjax.distributed.mesh import WHOLE, make_mesh, shard
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Metrics, summarize
 from seqjax.models.classifier import Classifier
@@ -80,7 +80,7 @@ def _trainer(
     per_step = data.steps_per_epoch
     limits = {"max_steps": _MAX_STEPS, "max_skipped": 0, "microbatch_size": CPU_ROWS}
     loop = make_epoch_loop(trained_on, optimizer, data, mesh, **limits)
-    state = put(init_train_state(params, optimizer), mesh, WHOLE)
+    state = shard(init_train_state(params, optimizer), mesh, WHOLE)
     key = jax.random.key(0)
     if per_step > 1:  # the loop shuffles: its first batch is not the peers'
         ones = np.ones(workload.batch_size, np.float32)
