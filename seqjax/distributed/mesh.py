@@ -42,14 +42,16 @@ def make_mesh(num_devices: int) -> Mesh:
     require("train.num_devices", num_devices, is_multiple, f"a multiple of the {count} processes")
     used = [x for part in by_process for x in part[: num_devices // count or None]]
     if count > 1:
-        return Mesh(
-            np.array(used), (AXIS,)
-        )  # in order of processes, as `gather_shards` concatenates rows
+        # In order of processes, as `gather_shards` concatenates their rows.
+        return Mesh(np.array(used), (AXIS,))
     return jax.make_mesh((len(used),), (AXIS,), devices=used)
 
 
 def shard(tree: Any, mesh: Mesh, spec: P) -> Any:
-    """Returns the arrays on the mesh's devices; every process passes the whole arrays."""
+    """Returns the arrays on the mesh's devices: SPLIT divides their rows, WHOLE replicates them.
+
+    Every process passes the whole arrays.
+    """
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
@@ -73,8 +75,8 @@ def gather_shards(tree: Any) -> Any:
 
 def _process_rows(x: Array) -> np.ndarray:
     """Returns the rows of a SPLIT array that lie on this process's devices."""
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
+    shards = sorted(x.addressable_shards, key=lambda part: part.index[0].start or 0)
+    return np.concatenate([np.asarray(part.data) for part in shards])
 
 
 def sharded(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any = WHOLE) -> Callable:

@@ -70,7 +70,7 @@ def vocabulary() -> str:
 
 
 def rows_back() -> list:
-    """Returns whether `gather_shards` returns the rows that `shard` split over the devices, and a dtype."""
+    """Returns whether `gather_shards` returns the rows that `shard` split, and a dtype."""
     mesh = make_mesh(4)
     rows = {"number": np.arange(8, dtype=np.int32), "flag": np.arange(16).reshape(8, 2) % 3 == 0}
     back = gather_shards(shard(rows, mesh, SPLIT))
