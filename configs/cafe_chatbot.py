@@ -10,9 +10,9 @@ answer). BLEU of characters, 41.8, and chrF, 37.8, look low because each intent 
 answers: only 24 % of the replies are the same answer as in the corpus. Training takes 89 s on two
 CPU cores.
 
-`faithful` trains on 399 of our pairs, as many as the tutorial has. Medians of 5 seeds at epochs 1,
-2, 4, 8, 12 and 16, first counting padding as the tutorial does ("ours"), then counting only real
-tokens ("masked"):
+`faithful` trains on 399 of our pairs, as many as the tutorial has. These are the medians of 5 seeds
+at epochs 1, 2, 4, 8, 12 and 16; "ours" counts padding as the tutorial does, "masked" counts only
+real tokens:
     tutorial  loss 3.113 0.605 0.558 0.525 0.473 0.430  accuracy % 83.2 90.9 91.1 91.2 91.6 92.5
     ours      loss 3.241 0.964 0.863 0.807 0.728 0.678  accuracy % 77.5 84.5 84.8 85.1 86.4 86.8
     masked    loss 7.510 5.813 5.300 4.978 4.603 4.307  accuracy %  0.1  1.9  4.2  5.9 13.5 15.9
@@ -46,7 +46,7 @@ def get_config(variant: str = "default"):
 
 
 def faithful(config):
-    """As the tutorial: 2,000 words by Okt on both sides, 399 training pairs, and 64 positions,
+    """As in the tutorial: 2,000 words by Okt on both sides, 399 training pairs, and 64 positions,
     which are mostly padding and are not masked. Needs the extra `okt`."""
     config.model.embed_size = 128
     config.model.hidden_size = 512

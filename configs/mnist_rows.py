@@ -56,7 +56,7 @@ def bidirectional(config):
 
 
 def faithful(config):
-    """As the tutorial: TF1's initial weights and Adam, no remainder batch, the last weights."""
+    """As in the tutorial: TF1's initial weights and Adam, no remainder batch, the last weights."""
     config.model.kernel_init = "joined_glorot_uniform"
     config.model.recurrent_init = "joined_glorot_uniform"
     config.model.output_kernel_init = "normal(1)"

@@ -37,7 +37,7 @@ def get_config(variant: str = "default"):
 
 
 def faithful(config):
-    """As the tutorial: no start and end symbols, zero rows counted in the loss, Keras' Adam."""
+    """As in the tutorial: no start and end symbols, zero rows counted in the loss, Keras' Adam."""
     config.data.ask = ()
     config.data.boundaries = False
     config.loss.mask_padding = False

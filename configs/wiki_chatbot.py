@@ -43,7 +43,7 @@ def get_config(variant: str = "default"):
 
 
 def faithful(config):
-    """As the tutorial: 50 units, words as tokens, padding not masked, rmsprop."""
+    """As in the tutorial: 50 units, words as tokens, padding not masked, rmsprop."""
     config.model.embed_size = 50
     config.model.hidden_size = 50
     config.model.bidirectional = False

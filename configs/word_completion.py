@@ -48,7 +48,7 @@ def get_config(variant: str = "default"):
 
 
 def faithful(config):
-    """As the tutorial: TF1's initial weights and Adam, and metrics with dropout switched on."""
+    """As in the tutorial: TF1's initial weights and Adam, and metrics with dropout switched on."""
     config.model.kernel_init = "joined_glorot_uniform"
     config.model.recurrent_init = "joined_glorot_uniform"
     config.model.output_kernel_init = "normal(1)"

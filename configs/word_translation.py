@@ -39,7 +39,7 @@ def get_config(variant: str = "default"):
 
 
 def faithful(config):
-    """As the tutorial: dropout on the decoder, TF1's initial weights and Adam, 41 symbols, and a
+    """As in the tutorial: dropout on the decoder, TF1's initial weights and Adam, 41 symbols, and a
     decoder that is fed padding instead of its own predictions."""
     config.model.kernel_init = "joined_glorot_uniform"
     config.model.recurrent_init = "joined_glorot_uniform"

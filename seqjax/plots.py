@@ -41,9 +41,8 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
     axis = axes.flat[0]
     errors = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     image = axis.imshow(errors, cmap="Reds")
-    legible = (
-        counts if len(counts) <= 30 else counts[:0]
-    )  # more numbers would be slow to draw and unreadable
+    # Counts of more classes would be unreadable and slow to draw.
+    legible = counts if len(counts) <= 30 else counts[:0]
     for (row, column), count in np.ndenumerate(legible):
         dark = errors[row, column] > 0.6 * max(errors.max(), 1)
         color = "white" if dark else "black"
@@ -94,9 +93,8 @@ def draw_steps(
         axis.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks([])
         axis.set_yticks(range(len(table)), _labels(names), fontsize=8)
-    for axis in axes.flat[
-        max(0, len(tables) - columns) : len(tables)
-    ]:  # the lowest panel of each column
+    # The lowest panel of each column shows the classes.
+    for axis in axes.flat[max(0, len(tables) - columns) : len(tables)]:
         axis.set_xticks(range(len(classes)), classes, fontsize=7)
     save_figure(figure, path)
 
@@ -195,7 +193,7 @@ def draw_bands(panels: Sequence[tuple[Any, ...]], path: Path) -> None:
             axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axis.plot(epochs, printed, label="printed", color="black", marker="o", markersize=3)
         axis.set(title=make_label(title), xlabel="epoch", ylabel=make_label(unit))
-        axis.set_yscale("log" if max(printed) > 1 else "linear")  # a loss, not an accuracy
+        axis.set_yscale("log" if max(printed) > 1 else "linear")  # accuracies are at most 1
         axis.grid(alpha=0.3)
         axis.legend()
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""argmax: NumPy's, ties and infinities too."""
+"""argmax: equal to NumPy's, also for ties and infinities."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Configs: each one loads, locks, runs and names its command; nothing is in it unread."""
+"""Configs: each loads, locks, runs and names its command, and every field of it is read."""
 
 import runpy
 
@@ -126,7 +126,7 @@ def test_a_field_that_nothing_reads_is_an_error(name, section):
 def test_every_field_is_needed(name, section):
     missing = (TypeError, AttributeError, UserError)
     fields = ["decoder"] if section == "decode" else get_config(name)[section]
-    for field in fields:  # what else there is of decoding has defaults of its own
+    for field in fields:  # the other options of decoding have defaults
         config = tiny_config(name)
         with config.unlocked():
             del config[section][field]
@@ -135,7 +135,7 @@ def test_every_field_is_needed(name, section):
 
 
 def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, capsys):
-    config = linear_config(num_epochs=2, min_delta=100.0)  # the second epoch is a bad one
+    config = linear_config(num_epochs=2, min_delta=100.0)  # the second epoch counts as worse
     read, get = set(), ConfigDict.__getitem__
 
     def record(self, key):
@@ -143,14 +143,14 @@ def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, caps
             read.add(key)
         return get(self, key)
 
-    # What reads every field, to write and to compare them, does not count.
+    # Code that reads all fields, to write or compare them, does not count.
     monkeypatch.setattr(seqjax.runs.identity, "as_json", lambda config: {})
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     monkeypatch.setattr(ConfigDict, "__getitem__", record)
     start_jax(config.train)
     fit(linear_task(), config, tmp_path / "run")
     monkeypatch.undo()
-    # `data`, `model` and how to run it are the task's to read; `task` is read by make_task.
+    # The task reads `data`, `model`, `backend` and `remat`; make_task reads `task`.
     unread = {"task", "model", "data", "backend", "remat"}
     assert {*config, *config.train} - read == unread
 

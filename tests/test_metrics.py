@@ -18,7 +18,7 @@ from seqjax.metrics import (
 
 B, T, C = 6, 3, 4
 LOGITS = jnp.asarray(random_like(np.empty((B, T, C)), 0))
-# Three rows right at every step, and three somewhere wrong.
+# Three rows are right at every step and three are wrong at some step.
 LABELS = jnp.argmax(LOGITS, -1) + jnp.array(
     [[0] * 3, [1, 0, 0], [0] * 3, [0, 1, 1], [0] * 3, [1] * 3]
 )
@@ -35,7 +35,7 @@ def test_accuracy_is_the_share_of_the_weight_that_is_right():
 
 
 def test_sequence_accuracy_asks_for_every_weighted_step():
-    # Row 1 is wrong only where nothing weighs; row 4 weighs nothing and does not count.
+    # Row 1 is wrong only where the weight is 0; row 4 has no weight and does not count.
     assert sequence_accuracy(LOGITS, LABELS, WEIGHT) == (3, 5)
     assert sequence_accuracy(LOGITS, LABELS, jnp.ones((B, T))) == (3, 6)
     assert sequence_accuracy(LOGITS, LABELS, jnp.zeros((B, T))) == (0, 0)
@@ -45,12 +45,12 @@ def test_sequence_accuracy_asks_for_every_weighted_step():
 def test_top_k_counts_labels_among_the_k_largest(k):
     order = np.argsort(-np.asarray(LOGITS), axis=-1)[..., :k]
     hits = np.any(order == np.asarray(LABELS)[..., None], axis=-1)
-    got = top_k_accuracy(LOGITS, LABELS, WEIGHT, k)
-    assert got == (np.sum(hits * np.asarray(WEIGHT)), 11.5)
+    average = top_k_accuracy(LOGITS, LABELS, WEIGHT, k)
+    assert average == (np.sum(hits * np.asarray(WEIGHT)), 11.5)
     if k == 1:
-        assert got == accuracy(LOGITS, LABELS, WEIGHT)
+        assert average == accuracy(LOGITS, LABELS, WEIGHT)
     if k == C:
-        assert got.total == got.weight
+        assert average.total == average.weight
 
 
 def test_ties_for_the_last_place_are_all_in():
@@ -62,7 +62,7 @@ def test_ties_for_the_last_place_are_all_in():
 def test_a_model_that_says_nan_is_never_right():
     nothing = jnp.full((2, C), jnp.nan)
     assert top_k_accuracy(nothing, jnp.array([1, 2]), jnp.ones(2), 2) == (0, 2)
-    some = jnp.array([[1.0, jnp.nan, 0.0, 0.5]])  # one class may be above the label's
+    some = jnp.array([[1.0, jnp.nan, 0.0, 0.5]])  # one class may have a larger logit than the label
     hits = [top_k_accuracy(some, jnp.array([0]), jnp.ones(1), k).total for k in (1, 2)]
     assert hits == [0, 1]
 
@@ -72,9 +72,9 @@ def test_a_model_that_says_nan_is_never_right():
 )
 def test_rows_without_weight_may_hold_anything(metric):
     real = WEIGHT > 0
-    for soil in (jnp.nan, jnp.inf, 1e30):
-        got = metric(jnp.where(real[..., None], LOGITS, soil), jnp.where(real, LABELS, 0), WEIGHT)
-        assert got == metric(LOGITS, LABELS, WEIGHT)
+    for junk in (jnp.nan, jnp.inf, 1e30):
+        logits, labels = jnp.where(real[..., None], LOGITS, junk), jnp.where(real, LABELS, 0)
+        assert metric(logits, labels, WEIGHT) == metric(LOGITS, LABELS, WEIGHT)
 
 
 @pytest.mark.parametrize("metric", [accuracy, sequence_accuracy])
@@ -90,7 +90,7 @@ def test_parts_add_up_to_the_whole(metric):
 )
 def test_summarize_divides_once(pairs):
     totals, weights = np.array(pairs, np.float32).T
-    weights = np.append(weights, np.float32(1))  # something to divide by
+    weights = np.append(weights, np.float32(1))  # so that the weights do not sum to 0
     totals = np.append(totals, np.float32(0))
     split = {"whole": Average(totals, weights), "steps": Average(totals[None], weights[:, None])}
     mean = sum(map(float, totals)) / sum(map(float, weights))
@@ -98,7 +98,7 @@ def test_summarize_divides_once(pairs):
 
 
 def test_summarize_adds_in_float64():
-    """In float32, a million ones added to 2^24 would be lost."""
+    """In float32, ones added to 2^24 would be lost."""
     totals = np.append(np.float32(2**24), np.ones(10_000, np.float32))
     summary = summarize({"m": Average(jnp.asarray(totals), jnp.array(1.0))})
     assert summary == {"m": 2**24 + 10_000}

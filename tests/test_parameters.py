@@ -1,4 +1,4 @@
-"""Parameter counts of the reference systems' models, without one parameter being made."""
+"""Parameter counts of the reference systems' models, which are counted without making them."""
 
 import importlib.util
 import io
@@ -38,7 +38,7 @@ def config_of(name, variant="default"):
 @pytest.mark.parametrize(
     "cell, input_size, hidden_size, count",
     [
-        ("lstm", 5, 3, 108),  # the return flags' LSTM(3) on 5 features
+        ("lstm", 5, 3, 108),  # the LSTM(3) on 5 features of the tutorial on return_sequences
         ("lstm", 4, 3, 96),
         ("lstm", 5, 7, 364),
         ("lstm", 10, 5, 320),

@@ -1,4 +1,4 @@
-"""Pictures: PNG files with something on them, of every size of data, that show differences."""
+"""Pictures: PNG files that are not empty, for data of every size, and that show differences."""
 
 import matplotlib.text
 import numpy as np
@@ -21,7 +21,7 @@ rng = np.random.default_rng(0)
 
 
 def make_records(num_epochs: int, every: int = 1) -> list[dict]:
-    """Records with validation every so many epochs."""
+    """Records with validation metrics in every `every`-th epoch."""
     return [
         {"epoch": epoch, "train": {"loss": 1 / epoch, "accuracy": 0.5}}
         | ({} if epoch % every else {"valid": {"loss": 2 / epoch, "accuracy": 0.25}})
@@ -78,12 +78,13 @@ def test_attention(count, tmp_path):
     assert_picture(tmp_path / "attention.png")
 
 
-# A formula, half of one, an escape, what ends a line, what turns it, and what no font has.
+# A formula, half a formula, an escape, control characters, a right-to-left override, a lone
+# surrogate, and characters that no font has.
 HOSTILE = ["$x^2$", "$\\frac{", "\\$ $ \\", "a\nb\x00\x1b[2J", "\u202ex", "\ud800", "😀\uffff", ""]
 
 
 def drawn(monkeypatch, draw, *arguments) -> list[str]:
-    """The texts of the picture, as they are seen."""
+    """The texts of the picture as they are drawn."""
     texts = []
 
     def collect(figure, path):

@@ -109,7 +109,7 @@ def take_rows(rows: Rows, index: Any, weight: Any) -> Batch:
 
 
 def eval_batches(rows: Rows, batch_size: int, num_devices: int) -> Iterator[tuple[Batch, int]]:
-    """Yields every row once and in order, as (batch, number of its rows that are real)."""
+    """Yields every row once and in order, as (batch, number of real rows)."""
     total = count_rows(rows)
     size = min(batch_size, total)
     size += -size % num_devices

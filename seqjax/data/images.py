@@ -70,7 +70,7 @@ class ImageSets(NamedTuple):
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Silences the progress bars, banners and logs of TFDS; errors are still raised."""
+    """Silences the progress bars, banners and logs of TFDS; exceptions are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -82,7 +82,7 @@ def _quiet() -> Generator[None, None, None]:
 
 @contextlib.contextmanager
 def _one_line(what: str, remedy: str) -> Generator[None, None, None]:
-    """Turns any error of TFDS into a UserError with its first line and the remedy."""
+    """Turns any exception in the `with` block into a UserError of one line, with the remedy."""
     try:
         yield
     except Exception as error:  # TFDS and the code of its sets may raise any exception

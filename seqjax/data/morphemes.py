@@ -39,7 +39,7 @@ def kiwi_join(tokens: list[str]) -> str:
 
 
 def okt_split(text: str) -> list[str]:
-    """Returns Okt's morphemes, which concatenated are " " + the text with single blanks."""
+    """Returns Okt's morphemes; joined, they are a blank and the text with single blanks."""
     text = " " + " ".join(text.split())
     tokens, end = [], 0
     for morph in okt_morphs(text[1:]):

@@ -56,7 +56,7 @@ def _counted(
 
 
 def _num_tokens(size: Any) -> int:
-    """Returns the number of tokens among `size` ids; raises UserError if there is no room."""
+    """Returns the number of ids that are left for tokens; raises UserError if there are none."""
     if not isinstance(size, int) or size <= len(RESERVED):
         raise UserError(f"vocabulary size={size!r}: write a number above the 4 reserved ids")
     return size - len(RESERVED)
@@ -80,7 +80,7 @@ def whitespace(size: int | None = None) -> TokenizerSpec:
 
 
 def words(num_words: int | None = None, unknown: bool = True, analyzer: str = "") -> TokenizerSpec:
-    """Returns a tokenizer whose tokens are words, as of Keras' `Tokenizer`.
+    """Returns a tokenizer whose tokens are words, split as Keras' `Tokenizer` splits them.
 
     Words are in lower case and without punctuation. An id is Keras' id + 3, so there are
     `num_words` - 1 words. `unknown=False` drops unknown words, as Keras does; `analyzer="okt"`

@@ -29,7 +29,7 @@ class Vocabulary:
     pad_id, bos_id, eos_id, unk_id = SpecialIds()
 
     def __init__(self, spec: str, model: Any):
-        """For `fit` and `load`; `model` is the JSON of the spec's fitted tokenizer."""
+        """Use `fit` or `load` instead; `model` is the JSON of the spec's fitted tokenizer."""
         self.spec, self._model = spec, model
         self._tokenizer = from_spec("vocabulary", spec, TOKENIZERS).open(model)
         self._tokens = [*RESERVED, *self._tokenizer.tokens]

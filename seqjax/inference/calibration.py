@@ -60,7 +60,10 @@ def calibrate(scores: np.ndarray, similarities: np.ndarray, right: np.ndarray) -
 
 
 def noise_questions(texts: Sequence[str], count: int) -> list[str]:
-    """Returns questions without an answer: random characters of the texts, as long as texts."""
+    """Returns questions that have no answer: strings of random characters from the texts.
+
+    Their lengths are drawn from the lengths of the texts.
+    """
     rng = np.random.default_rng(0)
     characters = sorted(set("".join(texts)))
     lengths = rng.choice([len(text) for text in texts], size=count)

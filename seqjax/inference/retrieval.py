@@ -41,7 +41,7 @@ class RetrievalBaseline:
         self._index = {gram: (np.array(i), np.array(w)) for gram, (i, w) in index.items()}
 
     def __call__(self, text: str) -> Match:
-        """Returns the text that is most similar to `text`; the first one of equals."""
+        """Returns the text that is most similar to `text`; of several, the first one."""
         scores = np.zeros(self._num_texts)
         for gram, weight in self._weights(_ngrams(text)).items():
             if gram in self._index:

@@ -1,4 +1,4 @@
-"""Length buckets: few shapes, little padding, every row once, and the same numbers."""
+"""Length buckets: few shapes, little padding, every row once, and the same results."""
 
 from functools import cache, partial
 from itertools import combinations, pairwise
@@ -31,14 +31,16 @@ both_lengths = st.lists(
 
 
 def assert_close(ours, theirs) -> None:
-    """Equal but for float32 sums (unit 6e-8) of other lengths; numbers are around 1."""
+    """Asserts equality of values around 1 up to float32 rounding, since sums differ in length."""
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
 def num_positions(buckets: Buckets, batch_size: int) -> int:
-    """Of all batches of an epoch, fillers included."""
+    """The number of positions in all batches of an epoch, including padding rows."""
     pairs = zip(buckets.lengths, buckets.rows, strict=True)
-    return sum(-(-len(rows) // batch_size) * batch_size * sum(w.values()) for w, rows in pairs)
+    return sum(
+        -(-len(rows) // batch_size) * batch_size * sum(lengths.values()) for lengths, rows in pairs
+    )
 
 
 @given(rows=both_lengths, most=st.integers(1, 5), batch_size=st.integers(1, 8))
@@ -47,15 +49,16 @@ def test_every_row_is_in_the_smallest_bucket_that_it_fits(rows, most, batch_size
     buckets = find_buckets(lengths, most, batch_size)
     assert 1 <= buckets.num_buckets == len(buckets.rows) <= most
     assert sorted(np.concatenate(buckets.rows)) == list(range(len(rows)))
-    for widths, members in zip(buckets.lengths, buckets.rows, strict=True):
+    for bucket_lengths, members in zip(buckets.lengths, buckets.rows, strict=True):
         for row in members:
             fitting = [
-                sum(w.values())
-                for w in buckets.lengths
-                if w["source"] >= rows[row, 0] and w["target"] >= rows[row, 1]
+                sum(other.values())
+                for other in buckets.lengths
+                if other["source"] >= rows[row, 0] and other["target"] >= rows[row, 1]
             ]
-            assert widths["source"] >= rows[row, 0] and widths["target"] >= rows[row, 1]
-            assert sum(widths.values()) == min(fitting)
+            assert bucket_lengths["source"] >= rows[row, 0]
+            assert bucket_lengths["target"] >= rows[row, 1]
+            assert sum(bucket_lengths.values()) == min(fitting)
     assert find_buckets(lengths, most, batch_size).lengths == buckets.lengths
 
 
@@ -65,7 +68,7 @@ def test_every_row_is_in_the_smallest_bucket_that_it_fits(rows, most, batch_size
     batch_size=st.integers(1, 8),
 )
 def test_no_division_of_the_lengths_has_fewer_positions(lengths, most, batch_size):
-    """Against every choice of bounds, for one field."""
+    """Compares with every choice of bounds, for one field."""
 
     def positions(bounds):
         counts = [np.sum((lengths > a) & (lengths <= b)) for a, b in pairwise((0, *bounds))]
@@ -98,7 +101,7 @@ def some_buckets(num_rows: int = 45) -> Buckets:
 def test_an_epoch_has_every_row_once_and_batches_of_one_bucket():
     buckets = some_buckets()
     index, weight, number = bucketed_order(jax.random.key(0), buckets, 4, num_devices=3)
-    assert index.shape[1] == weight.shape[1] == 6  # filled up to a multiple of the devices
+    assert index.shape[1] == weight.shape[1] == 6  # padded to a multiple of the devices
     assert sorted(index[weight == 1].tolist()) == list(range(45))
     assert set(weight.flatten().tolist()) == {0.0, 1.0}
     for rows, real, bucket in zip(index, weight, number, strict=True):
@@ -114,8 +117,8 @@ def test_the_order_is_a_function_of_the_key():
 
 
 @pytest.mark.parametrize("model", [{}, {"attention": "dot", "bidirectional": True}])
-def test_what_is_cut_off_changes_nothing(model):
-    """Loss, gradients and metrics of a batch, with dropout alive."""
+def test_what_is_cropped_off_changes_nothing(model):
+    """Compares loss, gradients and metrics of a batch, with dropout on."""
     rates = {"input_dropout": (0.3,), "decoder_output_dropout": (0.3,), "token_dropout": 0.3}
     data = {"max_source_length": 11, "max_target_length": 12}
     text = make_pairs(data=data, **rates, **model).text
@@ -134,15 +137,15 @@ def test_what_is_cut_off_changes_nothing(model):
     assert_close(grad(params, cut), grad(params, batch))
 
 
-def text_loop(kind: str, num_devices: int, is_cut: bool = True):
-    """The loop of a small text model in three buckets, a new state, and the steps of an epoch."""
+def text_loop(kind: str, num_devices: int, is_cropped: bool = True):
+    """Returns the loop of a small text model in three buckets, a new state, and steps per epoch."""
     config = tiny_config("cafe_chatbot", num_buckets=3, batch_size=4, num_devices=num_devices)
     setup = make_setup(make_task(config), config)
     buckets = setup.data.buckets
     assert buckets.num_buckets == 3
-    if not is_cut:
-        widest = {name: x.shape[1] for name, x in setup.data.rows.items()}
-        buckets = buckets._replace(lengths=(widest,) * 3)
+    if not is_cropped:
+        full = {name: x.shape[1] for name, x in setup.data.rows.items()}
+        buckets = buckets._replace(lengths=(full,) * 3)
     optimizer = make_optimizer(
         **{**config.optim, "name": "momentum", "learning_rate": 0.1},
         steps_per_epoch=5,
@@ -158,8 +161,8 @@ def text_loop(kind: str, num_devices: int, is_cut: bool = True):
 
 
 @cache
-def trained(kind: str, num_devices: int, calls=(6,), is_cut: bool = True):
-    loop, state, per_epoch = text_loop(kind, num_devices, is_cut)
+def trained(kind: str, num_devices: int, calls=(6,), is_cropped: bool = True):
+    loop, state, per_epoch = text_loop(kind, num_devices, is_cropped)
     assert per_epoch == 3
     for num_steps in calls:
         state, _ = loop(state, jax.random.key(0), num_steps)
@@ -168,10 +171,10 @@ def trained(kind: str, num_devices: int, calls=(6,), is_cut: bool = True):
 
 
 def test_training_in_buckets_is_training_at_full_width():
-    """Two epochs, both loops, one and two devices."""
-    want = trained("epoch", 1, is_cut=False)
+    """Compares two epochs of both loops, on one and two devices."""
+    expected = trained("epoch", 1, is_cropped=False)
     for kind, num_devices in (("epoch", 1), ("step", 1), ("epoch", 2)):
-        assert_close(trained(kind, num_devices), want)
+        assert_close(trained(kind, num_devices), expected)
 
 
 def test_the_bits_do_not_depend_on_the_calls():
@@ -186,9 +189,9 @@ def test_a_run_tells_its_shapes_and_its_padding(tmp_path, capsys):
 
 def test_the_share_of_padding_is_that_of_the_rows():
     lengths = {"source": np.array([2, 2, 6]), "target": np.array([1, 3, 9])}
-    said = find_buckets(lengths, 2, 1).describe(lengths)
-    # 23 of 2 (2 + 3) + 15 positions are real, and of 3 * 15.
-    assert said == (
+    line = find_buckets(lengths, 2, 1).describe(lengths)
+    # 23 positions are real, of 2 (2 + 3) + 15 in two buckets and of 3 * 15 in one.
+    assert line == (
         "2 length buckets of source + target: 2 + 3, 6 + 9; "
         "padding 8.0% of all positions, 48.9% in one bucket"
     )
@@ -198,7 +201,7 @@ def test_a_second_compilation_ends_the_run(tmp_path, monkeypatch):
     def make_loop(*args, **options):
         loop = make_epoch_loop(*args, **options)
 
-        def run(state, key, num_steps):  # the second call has numbers of another type
+        def run(state, key, num_steps):  # the second call has a step of another dtype
             changed = loop.program.num_compiled > 0
             return loop(
                 state._replace(step=state.step.astype(np.int16 if changed else np.int32)),

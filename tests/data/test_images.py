@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets arrive as exact arrays, and every mistake is one line."""
+"""Sets of TensorFlow Datasets become exact arrays, and each mistake gives a one-line message."""
 
 import os
 import time
@@ -23,7 +23,7 @@ TENSORFLOW = find_spec("tensorflow") is not None
 
 
 def random_images(shape: tuple[int, int, int] = SHAPE) -> dict[str, np.ndarray]:
-    """An image for every label of "train" and "test"."""
+    """Random images, one for each label of "train" and "test"."""
     rng = np.random.default_rng(0)
     sizes = {split: len(LABELS[split]) for split in ("train", "test")}
     return {split: rng.integers(0, 256, (n, *shape), np.uint8) for split, n in sizes.items()}
@@ -42,14 +42,14 @@ def builder(
     config: str = "",
     known: bool = False,
 ) -> Any:
-    """A set with its code, which only with known=True TFDS (and so seqjax) finds by name."""
+    """A set with its code, which TFDS (and so seqjax) finds by name only if known=True."""
     import tensorflow_datasets as tfds
 
     class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=not known):
         name = set_name
         VERSION = tfds.core.Version("1.2.0")
         BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="big"),) if config else ()
-        pkg_dir_path = folder  # where TFDS looks for texts about the set
+        pkg_dir_path = folder  # where TFDS looks for descriptions of the set
 
         def _info(self) -> Any:
             image = tfds.features.Image(shape=shape, encoding_format="png")
@@ -68,23 +68,23 @@ def builder(
 
 
 def prepared(folder: Path, *args: Any, **kwargs: Any) -> Path:
-    """The folder with the files of a set whose code is not to be found."""
+    """The folder with the files of a set whose code cannot be found."""
     toy = builder(folder, *args, **kwargs)
     toy.download_and_prepare(file_format="array_record")
     return Path(toy.data_dir)
 
 
 def assert_same(arrays: Mapping[str, np.ndarray], images: np.ndarray, labels: Any) -> None:
-    """The same examples exactly, whatever their order: TFDS stores them by their hashes."""
+    """Asserts that the examples are equal in any order, since TFDS stores them by their hashes."""
     assert arrays["image"].dtype == np.uint8 and arrays["label"].dtype == np.int32
     assert arrays["image"].shape == images.shape and arrays["label"].shape == (len(images),)
-    found = zip(map(np.ndarray.tobytes, arrays["image"]), arrays["label"].tolist(), strict=True)
-    wanted = zip(map(np.ndarray.tobytes, images), np.asarray(labels).tolist(), strict=True)
-    assert sorted(found) == sorted(wanted)
+    actual = zip(map(np.ndarray.tobytes, arrays["image"]), arrays["label"].tolist(), strict=True)
+    expected = zip(map(np.ndarray.tobytes, images), np.asarray(labels).tolist(), strict=True)
+    assert sorted(actual) == sorted(expected)
 
 
 def message(name: str, **folders: str) -> str:
-    """What the UserError says, after its beginning, which names the set."""
+    """The message of the UserError, without its beginning, which names the set."""
     with pytest.raises(UserError) as caught:
         load_tfds(name, **folders)
     start, text = f"tfds:{name}: ", str(caught.value)
@@ -94,7 +94,7 @@ def message(name: str, **folders: str) -> str:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every download fails at once, as it does without a network."""
+    """Makes every download fail at once, as it does without a network."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
@@ -114,7 +114,7 @@ def test_files_without_code(tmp_path: Path, shape: tuple[int, int, int]) -> None
 def test_code_without_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images = random_images()
     builder(tmp_path, "toy_known", for_pillow(images), known=True)
-    for _ in range(2):  # prepares, then reads what it has prepared
+    for _ in range(2):  # the first call prepares the set, the second only reads it
         sets = load_tfds("toy_known", data_dir=str(tmp_path))
         assert_same(sets.splits["train"], images["train"], LABELS["train"])
         assert_same(sets.splits["test"], images["test"], LABELS["test"])
@@ -197,7 +197,7 @@ def test_no_network(
 ) -> None:
     start = time.monotonic()
     text = message("mnist", data_dir=str(tmp_path))
-    assert time.monotonic() - start < 120  # by itself TFDS tries for 3.5 minutes
+    assert time.monotonic() - start < 120  # TFDS by default retries for 3.5 minutes
     assert f"cannot prepare {tmp_path / 'mnist'}" in text and "images-idx3-ubyte.gz: " in text
     assert "needs the network, or the archives in manual_dir" in text
     assert capfd.readouterr() == ("", "") and not caplog.records
@@ -216,7 +216,9 @@ def test_data_dir_that_cannot_be_written(tmp_path: Path, offline: None) -> None:
 
 @pytest.mark.skipif(TENSORFLOW, reason="TensorFlow is not missing")
 def test_preparing_without_tensorflow(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    builder(tmp_path, "toy_arrays", random_images(), known=True)  # TFDS encodes arrays with it
+    builder(
+        tmp_path, "toy_arrays", random_images(), known=True
+    )  # TFDS encodes arrays with TensorFlow
     text = message("toy_arrays", data_dir=str(tmp_path))
     assert text.endswith(
         "pip install tensorflow (once, to prepare this set; reading does not need it)"

@@ -1,4 +1,4 @@
-"""Pairs of texts: what files may look like, and what is refused, with file and line."""
+"""Pairs of texts: the forms that a file may have, and the faults that are refused by line."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from seqjax.files import MAX_LINE
 
 PAIRS = [("안녕하세요?", "네, 안녕하세요!"), ("Hi there", '"Hi", 여보세요')]
 
-# One-line texts of assigned characters, as `read_pairs` gives them: in NFC, stripped, not empty.
+# Texts of one line as `read_pairs` returns them: in NFC, stripped, not empty.
 texts = (
     st.text(st.sampled_from(" 네요,'\"?.가e") | st.characters(exclude_categories=["C", "Z"]))
     .map(lambda text: unicodedata.normalize("NFC", text).strip())
@@ -43,7 +43,7 @@ WRITERS = {"lines": lines_of, "csv": csv_of, "tsv": tsv_of}
 
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes the file "mine" and reads pairs from it."""
+    """Returns a function that writes the file "mine" and reads pairs from it."""
     monkeypatch.chdir(tmp_path)
 
     def write_and_read(content: str | bytes, **options):
@@ -75,10 +75,10 @@ def test_quoted_cells_may_hold_lines(rows: list, tmp_path_factory) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949", "utf-16"])
 def test_encodings_and_line_ends(read, form: str, end: str, encoding: str) -> None:
     text = WRITERS[form](PAIRS).replace("\n", end)
-    given_encoding = "utf-8" if encoding == "utf-8-sig" else encoding  # the mark is found
+    argument = "utf-8" if encoding == "utf-8-sig" else encoding  # the byte-order mark is dropped
     for content in (text, text.removesuffix(end), text + end + " " + end):
         data = content.encode(encoding)
-        assert read(data, form=form, encoding=given_encoding) == PAIRS
+        assert read(data, form=form, encoding=argument) == PAIRS
 
 
 def test_blank_lines_may_stand_between_pairs(read) -> None:
@@ -129,7 +129,7 @@ def test_pairs_may_be_given() -> None:
 
 def test_shipped_corpora_go_by_their_names() -> None:
     assert all(len(read_pairs(name)) >= 5 for name in SHIPPED)
-    assert read_pairs("tutorial_words", form="csv")[-1] == ("love", "사랑")  # in its own form
+    assert read_pairs("tutorial_words", form="csv")[-1] == ("love", "사랑")  # `form` is ignored
     assert read_pairs("tutorial_sentences")[2] == ("What is your name?", "너의 이름이 뭐니?")
 
 

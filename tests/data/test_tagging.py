@@ -10,7 +10,7 @@ import pytest
 from seqjax.data.text_files import TAGS, Sentence, encode_sentences, load_tagged_sentences, word_ids
 from seqjax.errors import UserError
 
-# One case only: these cannot stand on both sides of the verb.
+# Pronouns have a case, so each can stand on one side of the verb only.
 PRONOUNS = {"he", "she", "we", "they", "him", "us", "them", "me"}
 
 

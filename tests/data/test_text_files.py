@@ -1,4 +1,4 @@
-"""Word lists: what ships, what a user may bring, and what is refused."""
+"""Word lists: the shipped ones, the forms that a user's file may have, and refused faults."""
 
 import re
 from pathlib import Path

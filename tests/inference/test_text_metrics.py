@@ -36,26 +36,26 @@ def test_distinct_of_a_known_example():
 
 
 def test_bleu_and_chrf_are_sacrebleus():
-    got = text_metrics(REPLIES, REFERENCES)
+    metrics = text_metrics(REPLIES, REFERENCES)
     bleu = sacrebleu.corpus_bleu(REPLIES, [REFERENCES], tokenize="char")
-    assert got["bleu"] == bleu.score > 0
-    assert got["chrf"] == sacrebleu.corpus_chrf(REPLIES, [REFERENCES]).score > 0
-    assert got["exact_match"] == 1 / 3
+    assert metrics["bleu"] == bleu.score > 0
+    assert metrics["chrf"] == sacrebleu.corpus_chrf(REPLIES, [REFERENCES]).score > 0
+    assert metrics["exact_match"] == 1 / 3
     assert "tok:char" in signatures() and "nrefs:1" in signatures()
 
 
 @given(texts=st.lists(st.text("가나다 .", min_size=1, max_size=9), min_size=1, max_size=4))
 def test_a_text_is_its_own_best_translation(texts):
-    got = text_metrics(texts, texts)
-    assert got["exact_match"] == 1
+    metrics = text_metrics(texts, texts)
+    assert metrics["exact_match"] == 1
     # BLEU counts 4-grams: shorter texts have none and score 0.
     spaceless = max(len(text.replace(" ", "")) for text in texts)
-    assert got["bleu"] == pytest.approx(100 if spaceless >= 4 else 0)
+    assert metrics["bleu"] == pytest.approx(100 if spaceless >= 4 else 0)
 
 
 def test_nothing_right_is_0():
-    got = text_metrics(["xxxx", ""], ["yyyy", "zz"])
-    assert got == dict(exact_match=0, bleu=0, chrf=0, distinct_1=1, distinct_2=0)
+    metrics = text_metrics(["xxxx", ""], ["yyyy", "zz"])
+    assert metrics == dict(exact_match=0, bleu=0, chrf=0, distinct_1=1, distinct_2=0)
 
 
 def test_as_many_replies_as_references():
@@ -70,14 +70,14 @@ TEST = Split(["q4", "q5", "q6"], ["가능해요", "가능해요", "9시요"], ["
 def test_every_answer_of_the_intent_is_right_wherever_it_stands():
     answers = answers_by_intent([TRAIN, TEST])
     assert answers == {"can": {"네, 돼요.", "물론이죠!", "가능해요"}, "open": {"9시요"}}
-    got = right_replies(["물론이죠!", "9시요", "9시요"], TEST, answers)
-    assert got.dtype == bool and got.tolist() == [True, False, True]
+    is_right = right_replies(["물론이죠!", "9시요", "9시요"], TEST, answers)
+    assert is_right.dtype == bool and is_right.tolist() == [True, False, True]
 
 
 def test_blanks_punctuation_and_case_are_not_what_is_right_or_wrong():
     answers = answers_by_intent([TRAIN, TEST])
-    got = right_replies(["네 돼요", "네,돼 요?!", "8시요"], TEST, answers)
-    assert got.tolist() == [True, True, False]
+    is_right = right_replies(["네 돼요", "네,돼 요?!", "8시요"], TEST, answers)
+    assert is_right.tolist() == [True, True, False]
     split = Split(["q"], ["The_End"], ["x"])
     assert right_replies(["the end."], split, answers_by_intent([split])).all()
 

@@ -107,19 +107,19 @@ def test_an_unsure_reply_is_withheld_on_request_only():
 
 @pytest.mark.parametrize("abstain", [False, True])
 def test_a_chat_shows_text_as_text_on_both_sides(abstain):
-    said, shown = "<b>\u202e x\x1b[1m & $$y$$", "&lt;b&gt;  x [1m &amp; $$y$$"
-    heard = "<B>  X [1M & $$Y$$  ."
+    question, shown = "<b>\u202e x\x1b[1m & $$y$$", "&lt;b&gt;  x [1m &amp; $$y$$"
+    reply = "<B>  X [1M & $$Y$$  ."
     history = [{"role": "user", "content": "before"}]
     responder = Parrot(end="\x1b\u202e.")
-    *_, chat = converse(responder, said, history, abstain)
+    *_, chat = converse(responder, question, history, abstain)
     assert [message["role"] for message in chat] == ["user", "user", "assistant", "assistant"]
     assert chat[0] == history[0]
     assert chat[1]["content"] == shown
-    assert chat[2]["content"] == (UNSURE["en"] if abstain else html.escape(heard))
+    assert chat[2]["content"] == (UNSURE["en"] if abstain else html.escape(reply))
     text = "".join(contents(chat))
     assert not re.search("[<>\x1b\u202e]", text)
-    rows, _ = translate(responder, said)
-    assert rows[0][0] == heard
+    rows, _ = translate(responder, question)
+    assert rows[0][0] == reply
 
 
 def test_the_chat_is_shown_at_once_and_then_grows():
@@ -255,7 +255,7 @@ def test_a_port_in_use_is_one_line():
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A run of three translations, learnt by heart, and one of digits that knows none."""
+    """A run that has memorised some translations, and an untrained run of digits."""
     monkeypatch.setattr(images, "load_mnist", few_digits)
     monkeypatch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
     texts = text_pairs_config("")
@@ -272,7 +272,7 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(runs):
-    """The address of the page, and its process, which has ended well after Ctrl-C."""
+    """The address of a served page; its process must exit with 0 after Ctrl-C."""
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -293,7 +293,7 @@ def served(runs):
 
 @pytest.fixture
 def browser():
-    """A Chromium without a window, which takes down what is requested."""
+    """A headless Chromium, which records its requests."""
     webdriver = pytest.importorskip("selenium.webdriver")
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium, driver = (
@@ -319,7 +319,7 @@ def test_a_person_chats_translates_and_draws(browser, served, tmp_path):
     from selenium.webdriver.support.wait import WebDriverWait
 
     def find(path):
-        """The first element that is seen; waits for one."""
+        """Waits for an element that is displayed, and returns the first one."""
 
         def look(browser):
             seen = (e for e in browser.find_elements(By.XPATH, path) if e.is_displayed())
@@ -331,7 +331,7 @@ def test_a_person_chats_translates_and_draws(browser, served, tmp_path):
         return find(f"//*[contains(normalize-space(.), '{text}') and not(.//div)]")
 
     def find_text(path, text):
-        """Waits for an element with the text as it stands, and no element or formula instead."""
+        """Waits for an element with exactly this text, without elements or formulas made of it."""
 
         def look(browser):
             elements = browser.find_elements(By.XPATH, path)
