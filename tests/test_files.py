@@ -8,7 +8,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.house import HOUSE, imports
+from support.source_files import SOURCE_FILES, imports
 
 import seqjax.files
 from seqjax.errors import UserError
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
 CODE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"}
 
 
-@pytest.mark.parametrize("path", HOUSE, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCE_FILES, ids=lambda path: path.name)
 def test_no_file_is_ever_run_as_code(path):
     is_peer = path.parent.name == "peers"  # of the benchmark: builds models of torch, loads no file
     code = CODE - {"torch"} if is_peer else CODE

@@ -1,11 +1,11 @@
-"""The house: which folder may import which, which library is imported where, and how large files
+"""The layers: which folder may import which, which library is imported where, and how large files
 and folders may be."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from support.house import HOUSE, ROOT, imports
+from support.source_files import ROOT, SOURCE_FILES, imports
 
 # From the top down: each room of seqjax/, and what it may import besides itself. A module that
 # stands alone may import those named before it in LIBRARY; every room below may import all of it.
@@ -44,7 +44,7 @@ LIBRARIES = {  # where alone each of these is imported
     "safetensors": ("seqjax/runs/",),
 }
 MOST_LINES, MOST_FILES = 400, 12
-SOURCES = [path for path in HOUSE if path.name != "__init__.py"]
+SOURCES = [path for path in SOURCE_FILES if path.name != "__init__.py"]
 
 
 def place_of(path: Path) -> str:
@@ -83,17 +83,19 @@ def test_rooms_import_only_rooms_above_them():
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_library_is_imported_where_it_belongs(library):
-    users = {place_of(p) for p in HOUSE if library in {name.split(".")[0] for name in imports(p)}}
+    users = {
+        place_of(p) for p in SOURCE_FILES if library in {name.split(".")[0] for name in imports(p)}
+    }
     assert users and all(user.startswith(LIBRARIES[library]) for user in users)
 
 
 def test_files_are_short_and_folders_are_small():
-    lengths = {place_of(p): len(p.read_text(encoding="utf-8").splitlines()) for p in HOUSE}
+    lengths = {place_of(p): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCE_FILES}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
     files = Counter(path.parent for path in SOURCES)
     assert {place_of(folder): n for folder, n in files.items() if n > MOST_FILES} == {}
     drawers = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
-    assert not drawers & {path.name for path in HOUSE}
+    assert not drawers & {path.name for path in SOURCE_FILES}
 
 
 def test_a_package_says_what_it_is_and_holds_no_code():

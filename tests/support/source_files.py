@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-HOUSE = sorted(
+SOURCE_FILES = sorted(
     p for top in ("seqjax", "experiments", "configs") for p in (ROOT / top).rglob("*.py")
 )
 
