@@ -1,4 +1,4 @@
-"""A task that compiles in no time, tiny configs of the real ones, and what their tests share."""
+"""A task that compiles quickly, small versions of the shipped configs, and helpers for both."""
 
 import json
 import runpy
@@ -35,7 +35,7 @@ SIZES = {"train": 22, "valid": 9, "test": 5}
 
 
 def use_linear_task(monkeypatch) -> None:
-    """Makes `linear` a task that configs may name; no pictures, and groups on two devices."""
+    """Registers the task `linear`, draws no pictures, and trains trials on two devices."""
     monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
     monkeypatch.setattr(seqjax.sweeps.group, "make_mesh", lambda num_devices: make_mesh(2))
     for module in (seqjax.plots, seqjax.sweeps.plots):
@@ -43,7 +43,7 @@ def use_linear_task(monkeypatch) -> None:
 
 
 def linear_task(sizes: Mapping[str, int] = SIZES) -> Task:
-    """Softmax regression under dropout, on rows that follow a noisy linear rule."""
+    """Returns softmax regression with dropout, on rows that follow a noisy linear rule."""
     rng = np.random.default_rng(0)
     rule = rng.normal(size=(NUM_FEATURES, NUM_CLASSES))
 
@@ -60,7 +60,7 @@ def linear_task(sizes: Mapping[str, int] = SIZES) -> Task:
         x = dropout(keys, jnp.asarray(batch["x"]), 0.3)
         return x @ params["output"]["kernel"] + params["output"]["bias"]
 
-    def measure(params, batch, keys):
+    def measure(params, batch, keys=None, **_):
         logits, label, weight = predict(params, batch, keys), batch["label"], batch["weight"]
         label, weight = jnp.asarray(label), jnp.asarray(weight)
         return {
@@ -69,14 +69,14 @@ def linear_task(sizes: Mapping[str, int] = SIZES) -> Task:
         }
 
     def show(params, predict, directory: Path) -> list[str]:
-        return [f"row {i}: class {odds.argmax()}" for i, odds in enumerate(predict("train")[:2])]
+        return [f"row {i}: class {x.argmax()}" for i, x in enumerate(predict("train")[:2])]
 
     splits = {split: make_rows(size) for split, size in sizes.items()}
     return Task(splits, init, measure, predict, show)
 
 
 def linear_config(**train: Any) -> ConfigDict:
-    """A config to fit the linear task with; keywords set fields of `train`."""
+    """Returns a config of the linear task; keywords set fields of `train`."""
     config = base_config("linear")
     config.optim.learning_rate = 0.05
     config.train.batch_size = 7
@@ -88,14 +88,14 @@ def linear_config(**train: Any) -> ConfigDict:
 
 
 def train_single_run(config: ConfigDict, directory: Path) -> None:
-    """A run that draws nothing."""
+    """Trains a run of the config without drawing pictures."""
     with pytest.MonkeyPatch.context() as patch:
         use_linear_task(patch)
         fit(make_task(config), config, directory)
 
 
 def trace_step(config: ConfigDict, setup: Setup) -> tuple[Any, Any]:
-    """The state and the log after a step of training, as shapes; a prediction is traced too."""
+    """Traces a train step and a prediction; returns the step's state and log as shapes."""
     state = setup.arrays_like()["state"]
     index = np.zeros(config.train.batch_size, np.int32)
     batch = take_rows(setup.data.rows, index, np.ones(len(index), np.float32))
@@ -109,12 +109,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_scalars(workdir: Path) -> dict[tuple[str, int], float]:
-    """The scalars that TensorBoard shows of a directory, by tag and step.
+    """Returns the scalars that TensorBoard shows of a directory, by tag and step.
 
-    An event file is a TFRecord: each record stands behind its length (8 bytes) and its checksum
-    (4 bytes), and before another checksum. The start of a session purges the steps from its own on.
+    An event file is a TFRecord: each record follows its length (8 bytes) and its checksum (4 bytes)
+    and is followed by another checksum. The start of a session deletes all steps from its own on.
     """
-    from tensorboardX.proto.event_pb2 import Event  # which the run has imported, without torch
+    from tensorboardX.proto.event_pb2 import Event  # the run has imported it without torch
 
     scalars: dict[tuple[str, int], float] = {}
     for path in sorted(workdir.glob("events.out.*")):
@@ -131,21 +131,21 @@ def read_scalars(workdir: Path) -> dict[tuple[str, int], float]:
 
 
 def assert_picture(path: Path) -> None:
-    """The file is a PNG with something drawn on it."""
+    """Asserts that the file is a PNG with something drawn on it."""
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = matplotlib.image.imread(path)
     assert min(pixels.shape[:2]) > 50
     levels = np.round(255 * pixels).astype(np.int64) @ 256 ** np.arange(pixels.shape[-1])
-    assert len(np.unique(levels)) > 10  # colours; NumPy sorts numbers faster than rows
+    assert len(np.unique(levels)) > 10  # NumPy sorts colours faster as one number than as rows
 
 
 def get_config(name: str, variant: str = "default") -> ConfigDict:
-    """The config of a file in configs/, as its `get_config` returns it."""
+    """Returns the config of a file in configs/."""
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](variant)
 
 
 def tiny_config(name: str, variant: str = "default", **train: Any) -> ConfigDict:
-    """The config of a file in configs/, made small; keywords set fields of `train`."""
+    """Returns the config of a file in configs/, made small; keywords set fields of `train`."""
     config = get_config(name, variant)
     config.model.hidden_size = 3
     config.train.num_epochs = 1
@@ -162,7 +162,7 @@ def tiny_config(name: str, variant: str = "default", **train: Any) -> ConfigDict
 
 
 def make_texts_few(config: ConfigDict) -> None:
-    """A dozen training pairs of a few letters: to read a corpus, and its words, takes seconds."""
+    """Replaces the corpus, which takes seconds to read, by a dozen short training pairs."""
     letters = "abcd가나다"
     pairs = [(letters[i % 7 :], letters[: 1 + i % 5] + letters[i % 4]) for i in range(20)]
     pairs = [(f"{i} {source}", f"{target} {i % 3}") for i, (source, target) in enumerate(pairs)]
@@ -176,7 +176,7 @@ def make_texts_few(config: ConfigDict) -> None:
 
 
 def few_digits() -> dict[str, np.ndarray]:
-    """What `load_mnist` returns, of 24 and 16 images, each with its own number in a corner."""
+    """Returns what `load_mnist` does, with 24 and 16 images whose first pixel is their number."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, size in (("train", 24), ("test", 16)):

@@ -1,4 +1,4 @@
-"""Evaluation: means over every row once, whatever the batches and devices; dropout off."""
+"""Evaluation: means over all rows, for any batch size and number of devices; dropout is off."""
 
 from functools import cache
 
@@ -27,12 +27,12 @@ def make_evaluator(batch_size: int, num_devices: int) -> Evaluator:
 
 
 def by_hand(num_rows: int) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics and logits in float64 NumPy."""
+    """Returns metrics and logits computed in float64 by NumPy."""
     output = params()["output"]
     logits = ROWS["x"][:num_rows].astype(np.float64) @ output["kernel"] + output["bias"]
     label = ROWS["label"][:num_rows]
-    own = logits[np.arange(num_rows), label]
-    loss = np.mean(np.log(np.exp(logits).sum(axis=-1)) - own)
+    label_logits = logits[np.arange(num_rows), label]
+    loss = np.mean(np.log(np.exp(logits).sum(axis=-1)) - label_logits)
     return {"loss": loss, "accuracy": np.mean(logits.argmax(-1) == label)}, logits
 
 
@@ -50,7 +50,7 @@ def test_metrics_and_predictions_are_those_by_hand(num_rows, batch_size, num_dev
     assert set(metrics) == set(expected)
     assert all(type(value) is float for value in metrics.values())
     for name, value in metrics.items():
-        # float32 logits and sums of at most 30 of them, against float64
+        # The logits and the sums of at most 30 of them are float32, the expected values float64.
         np.testing.assert_allclose(value, expected[name], rtol=1e-6)
     predicted = evaluator.predict(params(), rows)
     assert predicted.shape == logits.shape
@@ -76,7 +76,7 @@ def test_live_dropout_is_the_same_on_any_number_of_devices(num_devices):
 
 
 def test_every_batch_draws_other_masks():
-    """A split of one row many times over: live dropout must treat each of them differently."""
+    """All rows of the split are equal, but active dropout must treat each of them differently."""
     rows = {name: np.repeat(value[:1], 6, axis=0) for name, value in ROWS.items()}
     evaluator = make_evaluator(1, 1)
     one = {name: value[:1] for name, value in rows.items()}
@@ -99,7 +99,7 @@ def test_predictions_may_be_nests_of_arrays():
 def test_one_shape_a_split_is_one_compilation(num_devices):
     traces = []
 
-    def measure(params, batch, keys):
+    def measure(params, batch, keys=None, **_):
         traces.append(batch["x"].shape)
         return TASK.loss_and_metrics(params, batch, keys)
 
