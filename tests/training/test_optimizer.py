@@ -1,4 +1,4 @@
-"""Optimizers beside Keras' on a small classifier; clipping, accumulation, means, schedules."""
+"""Optimizers compared with Keras'; clipping, accumulation, averaged parameters, schedules."""
 
 from functools import cache, partial
 
@@ -32,14 +32,14 @@ PLAIN = {
 }
 
 
-@cache  # so that equal options compile once
+@cache  # equal options are compiled once
 def optimizer_of(**options):
     return make_optimizer(**PLAIN | options)
 
 
 @partial(jax.jit, static_argnums=0)
 def run(optimizer, params, gradients, values=None):
-    """Parameters, updates and states after each of the gradients, which are stacked."""
+    """Returns the stacked parameters, updates and states after each of the stacked gradients."""
     values = jnp.ones(len(jax.tree.leaves(gradients)[0])) if values is None else values
 
     def body(carry, inputs):
@@ -57,7 +57,7 @@ def gradients_for(steps, seed=0, scale=1.0):
     return random_like(shapes, seed, scale=scale)
 
 
-# Beside Keras.
+# Comparison with Keras
 
 KERAS = {
     "keras_adam": ("Adam", {}),
@@ -87,20 +87,20 @@ def test_updates_are_those_of_keras(name):
     import keras
 
     gradients = gradients_for(STEPS)
-    got, _, _ = run(optimizer_of(name=name, learning_rate=0.05), PARAMS, gradients)
-    theirs = keras_optimizer(name, 0.05)
+    params, _, _ = run(optimizer_of(name=name, learning_rate=0.05), PARAMS, gradients)
+    optimizer = keras_optimizer(name, 0.05)
     leaves, treedef = jax.tree.flatten(PARAMS)
-    theirs.build([keras.Variable(p) for p in leaves])
+    optimizer.build([keras.Variable(p) for p in leaves])
 
     def body(carry, gradients):
-        params, slots = theirs.stateless_apply(carry[1], gradients, carry[0])
+        params, slots = optimizer.stateless_apply(carry[1], gradients, carry[0])
         return (params, slots), params
 
-    slots = [v.value for v in theirs.variables]
+    slots = [v.value for v in optimizer.variables]
     steps = jax.jit(partial(jax.lax.scan, body))
-    _, want = steps((leaves, slots), jax.tree.leaves(gradients))
-    # Twenty steps of float32 (unit 6e-8) with a root and a quotient in each.
-    assert relative_error(got, jax.tree.unflatten(treedef, want)) < 2e-6
+    _, expected = steps((leaves, slots), jax.tree.leaves(gradients))
+    # Twenty steps in float32 (which rounds by 6e-8), each with a square root and a quotient.
+    assert relative_error(params, jax.tree.unflatten(treedef, expected)) < 2e-6
 
 
 BATCH = {
@@ -164,21 +164,21 @@ def test_loss_curves_are_those_of_keras(cell, name):
     shapes = {"layer": make_layer(Recurrent, cell, I, H)[0], "dense": make_layer(Dense, H, C)[0]}
     params = random_like(shapes, 5)
     ours = our_curve(cell, params, optimizer_of(name=name, learning_rate=0.01))
-    want = keras_curve(cell, params, keras_optimizer(name, 0.01))
+    expected = keras_curve(cell, params, keras_optimizer(name, 0.01))
     assert ours[-1] < 0.9 * ours[0]
-    # Float32 (unit 6e-8), where quotients of small by small gradients magnify what is rounded.
-    np.testing.assert_allclose(ours, want, rtol=1e-5)
+    # Float32 rounds by 6e-8, and quotients of small gradients magnify that.
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-# What is written here, or put together here.
+# What Keras does not have, or does otherwise
 
 
 def test_weight_decay_shrinks_what_has_no_gradient():
     zeros = jax.tree.map(jnp.zeros_like, gradients_for(3))
     optimizer = optimizer_of(name="adamw(weight_decay=0.5)")
     params, _, _ = run(optimizer, PARAMS, zeros)
-    want = jax.tree.map(lambda p: np.stack([p * 0.95**n for n in (1, 2, 3)]), PARAMS)
-    assert relative_error(params, want) < 1e-6  # 0.95 = 1 - learning rate x decay; float32
+    expected = jax.tree.map(lambda p: np.stack([p * 0.95**n for n in (1, 2, 3)]), PARAMS)
+    assert relative_error(params, expected) < 1e-6  # 0.95 = 1 - learning rate x decay; float32
 
 
 @given(scale=st.floats(0.01, 100))
@@ -190,8 +190,8 @@ def test_clipping_by_norm_keeps_the_direction(scale):
             np.concatenate([np.ravel(x[step]) for x in jax.tree.leaves(tree)])
             for tree in (gradients, updates)
         )
-        want = -g * min(1, 0.5 / np.linalg.norm(g))
-        np.testing.assert_allclose(u, want, rtol=1e-5)  # float32
+        expected = -g * min(1, 0.5 / np.linalg.norm(g))
+        np.testing.assert_allclose(u, expected, rtol=1e-5)  # float32
 
 
 def test_clipping_by_value_comes_first():
@@ -203,17 +203,17 @@ def test_clipping_by_value_comes_first():
     _, updates, _ = run(optimizer_of(**options, clip_norm=0.8), PARAMS, gradients)
     norms = np.sqrt(sum(np.sum(x.reshape(4, -1) ** 2, axis=1) for x in jax.tree.leaves(clipped)))
     assert np.all(norms > 0.8)
-    want = jax.tree.map(lambda x: 0.8 * x / norms.reshape(4, *[1] * (x.ndim - 1)), clipped)
-    assert relative_error(updates, want) < 1e-6
+    expected = jax.tree.map(lambda x: 0.8 * x / norms.reshape(4, *[1] * (x.ndim - 1)), clipped)
+    assert relative_error(updates, expected) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["sgd", "keras_adam", "rmsprop(momentum=0.9)"])
 def test_accumulating_k_batches_is_one_of_k_times_the_size(name):
     gradients = gradients_for(6)
-    got, updates, _ = run(optimizer_of(name=name, accumulate_steps=3), PARAMS, gradients)
+    params, updates, _ = run(optimizer_of(name=name, accumulate_steps=3), PARAMS, gradients)
     means = jax.tree.map(lambda g: g.reshape(2, 3, *g.shape[1:]).mean(axis=1), gradients)
-    want, _, _ = run(optimizer_of(name=name), PARAMS, means)
-    assert relative_error(jax.tree.map(lambda p: p[2::3], got), want) < 1e-6  # float32 sums
+    expected, _, _ = run(optimizer_of(name=name), PARAMS, means)
+    assert relative_error(jax.tree.map(lambda p: p[2::3], params), expected) < 1e-6  # float32 sums
     for step in (0, 1, 3, 4):
         assert not any(np.any(u[step]) for u in jax.tree.leaves(updates))
 
@@ -230,7 +230,7 @@ def test_the_mean_of_the_parameters_is_what_evaluates(accumulate_steps):
     end = jax.tree.map(lambda s: s[-1], states)
     assert relative_error(optimizer.eval_params(new, end), mean) < 1e-6
     plain, _, _ = run(optimizer_of(accumulate_steps=accumulate_steps), PARAMS, gradients)
-    assert relative_error(params, plain) < 1e-7  # the mean only looks on
+    assert relative_error(params, plain) < 1e-7  # training does not use the mean
 
 
 def test_without_a_mean_the_parameters_themselves_evaluate():
@@ -238,7 +238,7 @@ def test_without_a_mean_the_parameters_themselves_evaluate():
     assert optimizer.eval_params(PARAMS, optimizer.init(PARAMS)) is PARAMS
 
 
-# Schedules: 10 steps an epoch, 4 epochs, 0.1.
+# Schedules, of 4 epochs of 10 steps and a learning rate of 0.1
 
 SCHEDULES = {
     "constant": {0: 0.1, 39: 0.1},
@@ -272,15 +272,16 @@ def test_the_rate_that_is_told_is_the_rate_that_is_used(schedule, accumulate_ste
     states = jax.device_get(states)
     for step in range(accumulate_steps - 1, 60, accumulate_steps):
         state = jax.tree.map(lambda s, step=step: s[step], states)
-        told = optimizer.learning_rate(state, step)
+        rate = optimizer.learning_rate(state, step)
         for leaf in jax.tree.leaves(updates):
-            np.testing.assert_allclose(leaf[step], -told, rtol=1e-6, atol=1e-8)  # float32 of 0.1
+            np.testing.assert_allclose(leaf[step], -rate, rtol=1e-6, atol=1e-8)  # float32 of 0.1
 
 
 @pytest.mark.parametrize(
     "values, rates",
     [
-        # One loss an epoch; the rate after each. Three epochs without a better one halve it.
+        # The loss of each epoch and the factor of the learning rate after it. Three epochs without
+        # a lower loss halve the rate.
         ([5, 4, 3, 2, 1, 0.5, 0.4, 0.3], [1] * 8),
         ([5, 5, 5, 5, 5, 5, 5, 5], [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]),
         ([5, 6, 7, 4, 4, 4, 4, 4], [1, 1, 1, 1, 1, 1, 0.5, 0.5]),
@@ -299,7 +300,7 @@ def test_a_plateau_lowers_the_rate_after_its_patience(values, rates, accumulate_
         assert optimizer.learning_rate(state, 10 * epoch + 9) == pytest.approx(0.1 * rate)
 
 
-# What is refused.
+# Options that are refused
 
 
 @pytest.mark.parametrize(

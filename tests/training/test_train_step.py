@@ -1,4 +1,4 @@
-"""Training: one step by hand, the same numbers on any devices, in any loop, and after a stop."""
+"""Train steps compared with one by hand; equal results on any devices, in any loop, resumed."""
 
 import logging
 from functools import cache
@@ -23,14 +23,14 @@ from seqjax.training.train_step import TrainState, init_train_state, make_gradie
 
 NUM_ROWS, STEPS, FEATURES, CLASSES = 22, 5, 3, 4
 
-# Sums over devices, and programs that XLA fuses otherwise, add float32 numbers in another order:
-# a few units in the last place (6e-8) a step, over about ten steps.
+# Sums over devices, and programs that XLA fuses differently, add float32 numbers in another order:
+# errors of a few units in the last place (6e-8) in each of about ten steps.
 ROUNDING = dict(rtol=1e-6, atol=1e-6)
 
 
 @cache
 def classifier(dropout_rate: float = 0.3):
-    """`init` and `measure` of a small LSTM classifier with all kinds of dropout."""
+    """Returns `init` and `measure` of a small LSTM classifier with all kinds of dropout."""
     init, bind = functional(
         lambda rngs: Classifier(
             input_size=FEATURES,
@@ -62,7 +62,7 @@ def classifier(dropout_rate: float = 0.3):
 
 @cache
 def make_sgd(name: str = "momentum") -> Optimizer:
-    """Momentum, in which rounding does not grow; Adam would scale that of a tiny gradient up."""
+    """SGD with momentum, since Adam would magnify the rounding of tiny gradients."""
     return make_optimizer(
         name=name,
         learning_rate=0.1,
@@ -77,7 +77,7 @@ def make_sgd(name: str = "momentum") -> Optimizer:
 
 
 def frozen() -> Optimizer:
-    """An optimizer that changes nothing and keeps the loss it was told as its state."""
+    """An optimizer that changes no parameter; its state is the last loss that it was passed."""
 
     def update(grads, state, params, *, value):
         return jax.tree.map(jnp.zeros_like, grads), value
@@ -112,8 +112,8 @@ def jitted_step(dropout_rate: float = 0.3):
 
 @cache
 def make_loop(kind: str, num_devices: int):
-    # 22 rows make batches of 7, 7, 7 and 1: none divides by 2 or 8, and most devices have only
-    # fillers of the last.
+    # 22 rows make batches of 7, 7, 7 and 1. None is divisible by 2 or 8, and most devices have only
+    # filler rows in the last one.
     mesh = make_mesh(num_devices)
     data = TrainData(make_rows(), 7, drop_remainder=False)
     return make_it(kind, classifier()[1], make_sgd(), data, mesh), mesh
@@ -124,7 +124,7 @@ def make_it(kind: str, measure, optimizer, data, mesh, max_skipped: int = 0):
 
 
 def run(kind: str, num_devices: int, calls=(4, 4, 4), state=None, seed: int = 0):
-    """State and metrics [steps], on the host, after calls of so many steps each, 4 an epoch."""
+    """Returns state and metrics [steps] after calls of so many steps; an epoch has 4 steps."""
     loop, mesh = make_loop(kind, num_devices)
     state = shard(new_state() if state is None else state, mesh, WHOLE)
     parts = []
@@ -137,7 +137,7 @@ def run(kind: str, num_devices: int, calls=(4, 4, 4), state=None, seed: int = 0)
 
 
 def assert_same(actual, expected) -> None:
-    """Bitwise equality of two nests of arrays."""
+    """Asserts that two trees of arrays are bit-identical."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -196,7 +196,7 @@ def test_every_step_of_an_epoch_is_recorded_and_every_row_weighs_one():
 
 @pytest.mark.parametrize(("kind", "num_devices"), [("epoch", 1), ("epoch", 8), ("step", 2)])
 def test_a_loop_reads_every_row_once_an_epoch_and_in_another_order(kind, num_devices):
-    """Row i adds 2**i to the loss, so that each step's loss says which rows it read."""
+    """Row i adds 2**i to the loss, so each step's loss shows which rows it read."""
     rows = {"power": 2.0 ** np.arange(NUM_ROWS, dtype=np.float32)}
 
     def measure(params, batch, keys):
@@ -260,10 +260,10 @@ def test_filler_rows_have_no_influence():
     metrics = log.metrics
     assert metrics["loss"].weight == metrics["accuracy"].weight == 7
     assert_same(run_with(first, fill=100.0), (state, log))
-    # The rest of the batch by itself adds what is missing to the sums of all ten.
+    # The sums over the other rows of the batch complete the sums over all ten.
     parts = jax.tree.map(np.add, metrics, run_with(~first)[1].metrics)
     assert_close(parts, run_with(np.ones(10))[1].metrics)
-    # And a batch of fillers alone divides by no zero.
+    # A batch of filler rows alone does not divide by zero.
     state, (metrics, _) = run_with(np.zeros(10))
     assert metrics["loss"].total == metrics["loss"].weight == 0
     assert_same(state.params, jax.device_get(new_state().params))
@@ -334,23 +334,24 @@ def test_a_loop_compiles_once(kind, program, caplog):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 10, 11])
 def test_a_gradient_in_parts_is_that_of_the_whole_batch(size):
-    """Dropout too, whose keys belong to the rows; of 10 rows parts of 5 stand in for 3 and 4."""
+    """Dropout is active. Sizes 3 and 4 do not divide 10 rows, so parts of 5 rows are used."""
     init, measure = classifier()
     params = jax.jit(init)(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, make_batch(10))
     batch["weight"] = jnp.arange(10.0)
     keys = row_keys(jax.random.key(1), 10)
-    seen = []
+    sizes = []
 
-    def watched(params, batch, keys):
-        seen.append(num_rows(batch))
+    def record_sizes(params, batch, keys):
+        sizes.append(num_rows(batch))
         return measure(params, batch, keys)
 
     whole, parts = (
-        jax.jit(make_gradient(watched, n))(params, batch, jnp.int32(0), keys) for n in (0, size)
+        jax.jit(make_gradient(record_sizes, n))(params, batch, jnp.int32(0), keys)
+        for n in (0, size)
     )
-    assert relative_error(parts, whole) < 1e-6  # other orders of float32 sums
-    assert set(seen) == {10, {3: 5, 4: 5, 11: 10}.get(size, size)}
+    assert relative_error(parts, whole) < 1e-6  # float32 sums in another order
+    assert set(sizes) == {10, {3: 5, 4: 5, 11: 10}.get(size, size)}
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(7, 3), (22, 1), (1, 22)])
