@@ -1,7 +1,7 @@
 """Metrics, which stay sums and weights until the very end.
 
 An `Average` may be added over steps and devices, or hold one value for each trial of a sweep;
-`summarize` divides once.
+`compute_means` divides once.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def sequence_accuracy(
     return Average(jnp.sum((wrong == 0) & rows).astype(jnp.float32), jnp.sum(rows))
 
 
-def summarize(metrics: Metrics) -> dict[str, float]:
+def compute_means(metrics: Metrics) -> dict[str, float]:
     """Returns the mean of each metric over all elements of its arrays, summed in float64."""
     sums = {
         name: [np.sum(np.asarray(x, np.float64)) for x in average]

@@ -10,9 +10,9 @@ from support.oracles import random_like
 from seqjax.metrics import (
     Average,
     accuracy,
+    compute_means,
     confusion_matrix,
     sequence_accuracy,
-    summarize,
     top_k_accuracy,
 )
 
@@ -88,21 +88,21 @@ def test_parts_add_up_to_the_whole(metric):
         st.tuples(st.floats(-10, 10, width=32), st.sampled_from([0.0, 0.5, 1.0])), min_size=1
     )
 )
-def test_summarize_divides_once(pairs):
+def test_means_are_divided_once(pairs):
     totals, weights = np.array(pairs, np.float32).T
     weights = np.append(weights, np.float32(1))  # so that the weights do not sum to 0
     totals = np.append(totals, np.float32(0))
     split = {"whole": Average(totals, weights), "steps": Average(totals[None], weights[:, None])}
     mean = sum(map(float, totals)) / sum(map(float, weights))
-    assert summarize(split) == {name: pytest.approx(mean, rel=1e-9, abs=1e-9) for name in split}
+    assert compute_means(split) == {name: pytest.approx(mean, rel=1e-9, abs=1e-9) for name in split}
 
 
-def test_summarize_adds_in_float64():
+def test_means_are_summed_in_float64():
     """In float32, ones added to 2^24 would be lost."""
     totals = np.append(np.float32(2**24), np.ones(10_000, np.float32))
-    summary = summarize({"m": Average(jnp.asarray(totals), jnp.array(1.0))})
-    assert summary == {"m": 2**24 + 10_000}
-    assert type(summary["m"]) is float
+    means = compute_means({"m": Average(jnp.asarray(totals), jnp.array(1.0))})
+    assert means == {"m": 2**24 + 10_000}
+    assert type(means["m"]) is float
 
 
 def test_confusion_matrix_has_labels_in_rows():

@@ -13,7 +13,7 @@ from experiments.reproduce.measure import final, one
 from experiments.reproduce.trials import Spec, TrialSet
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.errors import UserError
-from seqjax.metrics import Average, summarize
+from seqjax.metrics import Average, compute_means
 from seqjax.models.text_to_text import TextToText
 
 # The cafe's two models with two pairs, made small.
@@ -150,7 +150,7 @@ def mean_of_means(study: TrialSet) -> float:
     """Ten rows of which none is wrong and one that is: the mean, were each batch to weigh alike
     one half."""
     batches = Average(jnp.array([0.0, 1.0]), jnp.array([10.0, 1.0]))
-    return summarize({"loss": batches})["loss"]
+    return compute_means({"loss": batches})["loss"]
 
 
 def splits_of(spec: Spec, *metrics: str) -> Measure:

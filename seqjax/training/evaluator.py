@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from seqjax.data.batching import Rows, count_rows, eval_batches
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, gather_shards, shard, sharded
-from seqjax.metrics import Metrics, summarize
+from seqjax.metrics import Metrics, compute_means
 from seqjax.nn.dropout import row_keys
 from seqjax.training.train_step import LossAndMetrics
 from seqjax.typing import Batch, Params
@@ -46,7 +46,7 @@ class Evaluator:
         for i, (batch, _) in enumerate(self._batches(rows)):
             first_row = jnp.int32(i * count_rows(batch))
             parts.append(self._measure(params, batch, key, first_row))
-        return summarize(jax.tree.map(lambda *xs: np.stack(xs), *gather_shards(parts)))
+        return compute_means(jax.tree.map(lambda *xs: np.stack(xs), *gather_shards(parts)))
 
     def predict(self, params: Params, rows: Rows) -> Any:
         """Returns the task's predictions for all rows, in order."""

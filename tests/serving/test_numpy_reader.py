@@ -27,7 +27,7 @@ from seqjax.config import as_json, base_config, text_pairs_config
 from seqjax.data import images
 from seqjax.data.parallel_text import Split
 from seqjax.data.vocabulary import Vocabulary
-from seqjax.metrics import summarize
+from seqjax.metrics import compute_means
 from seqjax.models.classifier import Classifier
 from seqjax.nn.layers import functional
 from seqjax.parameters import named_arrays, parameter_shapes
@@ -296,7 +296,7 @@ def test_every_kind_of_translator_with_any_weights(changes, tmp_path):
         )
     )
     metrics, replies = both(params, batch)
-    assert_same_figures(reader.measure([*PAIRS, *more]), summarize(metrics))
+    assert_same_figures(reader.measure([*PAIRS, *more]), compute_means(metrics))
     if reader.boundaries:
         said = assert_same_replies(reader, sources, replies)
         assert len(set(said)) > 2

@@ -19,7 +19,7 @@ from experiments.benchmark.peers import OURS, PEERS, ours
 from experiments.benchmark.process import PeerDied, Process
 from experiments.benchmark.workloads import WORKLOADS, num_flops, throughput
 from seqjax.errors import UserError
-from seqjax.metrics import summarize
+from seqjax.metrics import compute_means
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def our_result(name):
         return ours.build(workload, weights, batches).first
     params, measure = ours.params_of(workload, weights), ours.make_measure(workload)
     batch = jax.device_put({**batches[0], "weight": np.ones(2, np.float32)})
-    return summarize(measure(params, batch, None))["loss"]
+    return compute_means(measure(params, batch, None))["loss"]
 
 
 @pytest.mark.parametrize("name", TINY)
