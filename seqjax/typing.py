@@ -11,7 +11,7 @@ Arrays are batch-major `[B, T, ...]` in data, layers, models, losses and metrics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 Params = Any  # nested dict[str, ...] of arrays: the only form in which parameters travel
 Batch = Mapping[str, Any]  # arrays with a leading B; the "weight" of a padding row is 0
@@ -21,7 +21,7 @@ Lengths = Int[Array, " B"]
 Labels = Int[Array, " B"]
 Mask = Bool[Array, "B T"]
 Logits = Float[Array, "*dims C"]
-Features = Num[Array, "B T I"]
+Features = Shaped[Array, "B T I"]  # of any dtype: layers cast it to that of their parameters
 RowKeys = Key[Array, " B"]  # one key per row, so that its dropout does not depend on other rows
 
 

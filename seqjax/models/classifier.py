@@ -1,4 +1,4 @@
-"""A sequence to one class (MNIST read row by row, the last letter of a word), or to tags."""
+"""Models of a sequence that predict one class, or a tag at every step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from seqjax.typing import Features, Lengths, Logits, RowKeys
 
 
 class Classifier(nnx.Module):
-    """A stack's output at the last valid step, through a dense layer to logits."""
+    """A stack and a dense layer, which maps the output at the last valid step to logits."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class Classifier(nnx.Module):
         output_kernel_init: str,
         output_bias_init: str,
         rngs: nnx.Rngs,
-        **stack: Any,  # the options of make_stack
+        **stack: Any,  # options of make_stack
     ):
         self.stack = make_stack(rngs=rngs, **stack)
         self.output = Dense(
@@ -39,16 +39,16 @@ class Classifier(nnx.Module):
         keys: RowKeys | None = None,
         rates: Mapping[str, Any] | None = None,
     ) -> Logits:
-        """Logits `[B, C]`; `keys` and `rates` as in `Stack`."""
+        """Returns logits `[B, C]`; `keys` and `rates` are as in `Stack`."""
         return self.output(self.stack(xs, lengths=lengths, keys=keys, rates=rates).last)
 
     def every_step(self, xs: Features, *, lengths: Lengths | None = None) -> Logits:
-        """Logits `[B, T, C]`: what the model would say if the sequence ended at each step."""
+        """Returns logits `[B, T, C]` for every prefix of the sequence."""
         return self.output(self.stack(xs, lengths=lengths).sequence)
 
 
 class Tagger(Classifier):
-    """A stack's output at every step, through a dense layer to logits."""
+    """A stack and a dense layer, which maps the output at every step to logits."""
 
     def __call__(
         self,
@@ -58,5 +58,8 @@ class Tagger(Classifier):
         keys: RowKeys | None = None,
         rates: Mapping[str, Any] | None = None,
     ) -> Logits:
-        """Logits `[B, T, C]`, without meaning at padded steps; `keys` and `rates` as in `Stack`."""
+        """Returns logits `[B, T, C]`, which have no meaning at padded steps.
+
+        `keys` and `rates` are as in `Stack`.
+        """
         return self.output(self.stack(xs, lengths=lengths, keys=keys, rates=rates).sequence)

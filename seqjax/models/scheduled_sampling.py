@@ -1,7 +1,7 @@
-"""Scheduled sampling: a decoder that trains on some of its own words (Bengio et al., 2015).
+"""Scheduled sampling: training a decoder on some of its own tokens (Bengio et al., 2015).
 
-Each input token is, with a probability that may grow over training, replaced by one drawn from the
-model's own distribution at the step before.
+With a probability that may grow during training, each input token is replaced by one drawn from the
+distribution that the model predicted at the step before.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,41 +11,44 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from seqjax.errors import UserError
+from seqjax.errors import require
 from seqjax.hparams import from_spec
 from seqjax.models.seq2seq import DecoderState, Seq2Seq
-from seqjax.nn.dropout import fold_keys
+from seqjax.nn.dropout import ModelStream, fold_keys
 from seqjax.typing import Logits, RowKeys, Tokens
 
-Probability = Callable[[Int[Array, ""]], Float[Array, ""]]  # of the number of updates made
+Probability = Callable[[Int[Array, ""]], Float[Array, ""]]  # a function of the number of updates
 
 
 def constant(probability: float = 0.25) -> Probability:
-    """The same probability from the first step on."""
-    _check(probability)
+    """Returns a schedule with the same probability from the first step on."""
+    _check_probability("probability", probability)
     return lambda step: jnp.float32(probability)
 
 
 def linear(final: float = 0.25, num_steps: int = 1000) -> Probability:
-    """From 0 up to `final`, reached after `num_steps` updates."""
-    _check(final)
+    """Returns a schedule that rises from 0 to `final` in `num_steps` updates."""
+    _check_probability("final", final)
     _check_steps(num_steps)
     return lambda step: final * jnp.minimum(step / num_steps, 1.0)
 
 
 def inverse_sigmoid(final: float = 0.25, num_steps: int = 1000) -> Probability:
-    """From about 0 up to `final`, half of it after `num_steps` updates."""
-    _check(final)
+    """Returns a schedule that rises from about 0 to `final` and is half way at `num_steps`."""
+    _check_probability("final", final)
     _check_steps(num_steps)
     return lambda step: final * jax.nn.sigmoid(8.0 * (step / num_steps - 1.0))
 
 
-SCHEDULES = {"constant": constant, "linear": linear, "inverse_sigmoid": inverse_sigmoid}
+PROBABILITIES = {"constant": constant, "linear": linear, "inverse_sigmoid": inverse_sigmoid}
 
 
 def make_probability(spec: str) -> Probability | None:
-    """The schedule of a config; None for "off", so that teacher forcing stays as fast as it is."""
-    return None if spec == "off" else from_spec("loss.scheduled_sampling", spec, SCHEDULES)
+    """Returns the schedule of a spec, or None for "off", so that teacher forcing stays fast.
+
+    Raises UserError for an unknown schedule or option, or a value out of its range.
+    """
+    return None if spec == "off" else from_spec("loss.scheduled_sampling", spec, PROBABILITIES)
 
 
 def sampled_logits(
@@ -56,12 +59,12 @@ def sampled_logits(
     keys: RowKeys,
     rates: Mapping[str, Any] | None = None,
 ) -> Logits:
-    """Logits `[B, T, V]` after each of `inputs`, some of which are replaced by the model's own.
+    """Returns logits `[B, T, V]` after each of `inputs`, some replaced by the model's own tokens.
 
-    `state` is the decoder's before its first token, `rates` as in `Seq2Seq.encode`. Tokens are read
-    one after the other, so dropout inside the decoder keeps one mask a sequence.
+    `state` is the decoder's state before its first token; `rates` is as in `Seq2Seq.encode`. The
+    decoder reads one token at a time, so dropout in it keeps one mask for the sequence.
     """
-    replace_keys, draw_keys = fold_keys(keys, 3), fold_keys(keys, 4)
+    replace_keys, draw_keys = (fold_keys(keys, s) for s in (ModelStream.REPLACE, ModelStream.DRAW))
 
     def body(carry, xs):
         state, guess = carry
@@ -85,11 +88,9 @@ def _at(key: Any, step: Int[Array, ""]) -> Any:
     return jax.random.fold_in(key, step)
 
 
-def _check(probability: float) -> None:
-    if not 0 <= probability <= 1:
-        raise UserError(f"loss.scheduled_sampling: {probability} is no probability; use 0 to 1")
+def _check_probability(option: str, value: float) -> None:
+    require(option, value, 0 <= value <= 1, "in [0, 1]")
 
 
 def _check_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise UserError(f"loss.scheduled_sampling: num_steps={num_steps} must be at least 1")
+    require("num_steps", num_steps, num_steps >= 1, "at least 1")

@@ -1,7 +1,7 @@
-"""A sequence to another: encoder, decoder, and attention between them.
+"""Sequence to sequence: an encoder, a decoder, and attention between them.
 
-Teacher forcing and generation are two functions over one `decode`: `teacher_forced` gives it the
-whole target at once, `decode_step` one token. Neither is a flag of the other.
+Teacher forcing and generation are two functions that share `decode`: `teacher_forced` passes it the
+whole target at once, `decode_step` one token.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 from seqjax.nn.attention import Attention
-from seqjax.nn.dropout import dropout, fold_keys
+from seqjax.nn.dropout import ModelStream, dropout, fold_keys
 from seqjax.nn.layers import Dense, Embed, one_hot
 from seqjax.nn.stack import DROPOUTS, MAX_SIZE, Rates, check_names, make_stack
 from seqjax.typing import Logits, RowKeys, SpecialIds, Tokens
 
-RATES = (
+RATES = (  # the options that are dropout rates
     "token_dropout",
     "input_dropout",
     "state_dropout",
@@ -29,31 +29,33 @@ RATES = (
 
 
 class DecoderState(NamedTuple):
-    """All that decoding needs of what came before. Every array in it has a leading B."""
+    """What decoding the next token depends on. Every array in it has a leading B."""
 
-    states: Any  # of the decoder's stack
-    memory: Any  # the Memory that attention looks at, or None
-    feed: Any  # under input feeding the last attentional vector [B, H], or None
+    states: Any  # the states of the decoder's stack
+    memory: Any  # the Memory that attention reads, or None
+    feed: Any  # with input feeding, the last attentional vector [B, H]; otherwise None
 
 
 class DecoderRun(NamedTuple):
-    """What decoding some tokens gives."""
+    """The result of reading some target tokens."""
 
     state: DecoderState
-    hidden: Float[Array, "B T H"]  # what `logits` turns into logits
-    weights: Any  # where attention looked, [B, T, S], or None
+    hidden: Float[Array, "B T H"]  # the argument of `logits`
+    weights: Any  # attention weights [B, T, S], or None
 
 
 class Seq2Seq(nnx.Module):
-    """The encoder's last states start a decoder, which may attend to the encoder's outputs.
+    """A decoder that starts from the encoder's last states and may attend to its outputs.
 
-    `embed_size=0` reads one-hot symbols. `share_embeddings` needs one vocabulary for both sides;
-    `tie_output` uses the target's embedding as the output kernel (Press and Wolf, 2017). A
-    bidirectional encoder has a bridge: for each layer and field of its state a dense layer, from
-    the two directions' to the decoder's. `input_feeding` gives each step the last attentional
-    vector (Luong et al., 2015). In training `token_dropout` is the share of source tokens that are
-    read as unknown (Bowman et al., 2016's word dropout, on the other side): it keeps the encoder
-    from leaning on single words, and is what trains the unknown word's embedding.
+    - `embed_size=0` reads one-hot tokens instead of embeddings.
+    - `share_embeddings` uses one embedding for both sides, which must share a vocabulary.
+    - `tie_output` uses the target's embedding as the output kernel (Press and Wolf, 2017).
+    - `bidirectional` makes the encoder bidirectional. A bridge, which is a dense layer for each
+      layer and field of the state, then maps the states of both directions to the decoder's.
+    - `input_feeding` feeds the last attentional vector to each step (Luong et al., 2015).
+    - `token_dropout` is the probability with which a source token is read as unknown in training,
+      like the word dropout of Bowman et al. (2016), but in the source. It keeps the encoder from
+      relying on single words, and it trains the embedding of the unknown token.
     """
 
     def __init__(
@@ -78,21 +80,19 @@ class Seq2Seq(nnx.Module):
     ):
         if share_embeddings and (not embed_size or source_vocab_size != target_vocab_size):
             raise UserError("model.share_embeddings needs an embed_size and one vocabulary")
-        if not 0 <= embed_size <= MAX_SIZE:
-            raise UserError(f"model.embed_size={embed_size} must lie between 0 and {MAX_SIZE}")
+        require("model.embed_size", embed_size, 0 <= embed_size <= MAX_SIZE, f"in [0, {MAX_SIZE}]")
         if tie_output and not embed_size:
             raise UserError("model.tie_output needs an embedding: raise model.embed_size")
         if input_feeding and attention == "none":
-            raise UserError("model.input_feeding feeds what attention found: choose an attention")
-        if not 0 <= token_dropout < 1:
-            raise UserError(f"model.token_dropout={token_dropout} must lie in [0, 1)")
+            raise UserError("model.input_feeding needs attention: set model.attention=dot")
+        require("model.token_dropout", token_dropout, 0 <= token_dropout < 1, "in [0, 1)")
         self.token_dropout = token_dropout
         self.vocab_sizes = (source_vocab_size, target_vocab_size)
         self.input_feeding = input_feeding
         target, source = (target_vocab_size, embed_size), (source_vocab_size, embed_size)
-        own_source = embed_size and not share_embeddings
         self.target_embed: Any = Embed(*target, rngs=rngs) if embed_size else None
-        self.source_embed = Embed(*source, rngs=rngs) if own_source else None
+        separate = embed_size and not share_embeddings
+        self.source_embed = Embed(*source, rngs=rngs) if separate else None
         stack |= {"hidden_size": hidden_size, "rngs": rngs}
         self.encoder = make_stack(
             input_size=embed_size or source_vocab_size,
@@ -111,7 +111,7 @@ class Seq2Seq(nnx.Module):
         )
         self.bridged = bidirectional
         if bidirectional:
-            fields = jax.tree.leaves(self.decoder.initial_states(1, jnp.float32))
+            fields = jax.tree.leaves(self.decoder.initial_states(1))
             for i in range(len(fields)):
                 setattr(self, f"bridge_{i}", Dense(2 * hidden_size, hidden_size, rngs=rngs))
         self.attends = attention != "none"
@@ -132,21 +132,22 @@ class Seq2Seq(nnx.Module):
         keys: RowKeys | None = None,
         rates: Mapping[str, Any] | None = None,
     ) -> DecoderState:
-        """The decoder's state before its first token. Padding may lie on either side.
+        """Returns the decoder's state before its first token. Padding may be on either side.
 
-        Without `keys` nothing is dropped. `rates` replaces the constructor's dropout rates by the
-        options' names, as in `Stack`.
+        Without `keys` nothing is dropped. `rates` replaces dropout rates of the constructor, by the
+        names in `RATES` and as in `Stack`; raises UserError for another name.
         """
         rates = rates or {}
         check_names(rates, RATES)
         token_rate = rates.get("token_dropout", self.token_dropout) if self.token_dropout else 0.0
         embed = self.target_embed if self.source_embed is None else self.source_embed
-        kept = dropout(fold_keys(keys, 2), jnp.ones(source.shape), token_rate) > 0
-        source = jnp.where(kept, source, SpecialIds().unk_id)
+        token_keys = fold_keys(keys, ModelStream.SOURCE_TOKENS)
+        keep = dropout(token_keys, jnp.ones(source.shape, jnp.float32), token_rate) > 0
+        source = jnp.where(keep, source, SpecialIds().unk_id)
         run = self.encoder(
             self._inputs(embed, source, 0),
             mask=mask,
-            keys=fold_keys(keys, 0),
+            keys=fold_keys(keys, ModelStream.ENCODER),
             rates=_stack_rates(rates, "encoder_"),
         )
         states = run.states
@@ -167,26 +168,26 @@ class Seq2Seq(nnx.Module):
         keys: RowKeys | None = None,
         rates: Mapping[str, Any] | None = None,
     ) -> DecoderRun:
-        """Reads target tokens, `[B, T]`, one after the other; `keys` and `rates` as in `encode`."""
+        """Reads target tokens `[B, T]` in order; `keys` and `rates` are as in `encode`."""
         rates = rates or {}
         check_names(rates, RATES)
         decoder_rates = _stack_rates(rates, "decoder_")
         xs = self._inputs(self.target_embed, tokens, 1)
-        keys = fold_keys(keys, 1)
+        keys = fold_keys(keys, ModelStream.DECODER)
         if not self.input_feeding:
             return self._decode_inputs(state, xs, keys, decoder_rates)
 
-        def body(state, x):  # each step reads what the one before it found
-            feeding = jnp.concatenate([x, state.feed], axis=-1)[:, None]
-            # The same keys at every step: under input feeding, dropout keeps one mask a sequence.
-            run = self._decode_inputs(state, feeding, keys, decoder_rates)
+        def body(state, x):
+            x = jnp.concatenate([x, state.feed], axis=-1)[:, None]
+            # The keys are the same at every step, so dropout keeps one mask for the sequence.
+            run = self._decode_inputs(state, x, keys, decoder_rates)
             return run.state, (run.hidden[:, 0], run.weights[:, 0])
 
         state, (hidden, weights) = jax.lax.scan(body, state, jnp.swapaxes(xs, 0, 1))
         return DecoderRun(state, jnp.swapaxes(hidden, 0, 1), jnp.swapaxes(weights, 0, 1))
 
     def logits(self, hidden: Float[Array, "... H"]) -> Logits:
-        """Logits over the target's vocabulary."""
+        """Returns logits over the target's vocabulary."""
         out = self.output(hidden)
         return out @ self.target_embed.embedding[...].T if self.tie_output else out
 
@@ -199,9 +200,9 @@ class Seq2Seq(nnx.Module):
         keys: RowKeys | None = None,
         rates: Mapping[str, Any] | None = None,
     ) -> Logits:
-        """Logits `[B, T, V]` for the token after each of `inputs`, the target shifted right.
+        """Returns logits `[B, T, V]` for the token after each of `inputs`.
 
-        `keys` and `rates` as in `encode`.
+        `inputs` is the target without its last token; `keys` and `rates` are as in `encode`.
         """
         state = self.encode(source, source_mask, keys=keys, rates=rates)
         return self.logits(self.decode(state, inputs, keys=keys, rates=rates).hidden)
@@ -209,9 +210,9 @@ class Seq2Seq(nnx.Module):
     def decode_step(
         self, state: DecoderState, token: Int[Array, " B"]
     ) -> tuple[DecoderState, Float[Array, "B V"]]:
-        """The state after one more token, and logits for the next one."""
-        decoded = self.decode(state, token[:, None])
-        return decoded.state, self.logits(decoded.hidden[:, 0])
+        """Returns the state after one more token, and logits for the next token."""
+        run = self.decode(state, token[:, None])
+        return run.state, self.logits(run.hidden[:, 0])
 
     def _decode_inputs(
         self,
@@ -233,18 +234,17 @@ class Seq2Seq(nnx.Module):
         return one_hot(tokens, self.vocab_sizes[side]) if embed is None else embed(tokens)
 
     def _bridge(self, states: Any) -> Any:
-        """For each layer, the two directions' states through the bridge into one."""
-        forward = [(pair[0],) for pair in states]
-        fields, treedef = jax.tree.flatten(tuple(forward))
-        others = jax.tree.leaves([pair[1] for pair in states])
+        """Returns the decoder's states, one per layer, from those of both directions."""
+        forward, treedef = jax.tree.flatten(tuple((pair[0],) for pair in states))
+        backward = jax.tree.leaves([pair[1] for pair in states])
         bridged = [
-            jnp.tanh(getattr(self, f"bridge_{i}")(jnp.concatenate(pair, axis=-1)))
-            for i, pair in enumerate(zip(fields, others, strict=True))
+            jnp.tanh(getattr(self, f"bridge_{i}")(jnp.concatenate(fields, axis=-1)))
+            for i, fields in enumerate(zip(forward, backward, strict=True))
         ]
         return jax.tree.unflatten(treedef, bridged)
 
 
 def _stack_rates(rates: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The rates of the encoder's or the decoder's stack, by that stack's own names."""
+    """Returns the rates of the encoder's or the decoder's stack, by the names that `Stack` uses."""
     names = {name: f"{part}{name}" if name == "output_dropout" else name for name in DROPOUTS}
     return {name: rates[option] for name, option in names.items() if option in rates}

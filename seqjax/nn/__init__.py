@@ -1,1 +1,1 @@
-"""Cells, the unrolling over time and its backends, layers, stacks, attention and dropout."""
+"""Cells, unrolling over time and its backends, layers, stacks, attention and dropout."""

@@ -1,4 +1,4 @@
-"""The ways to run a cell over time, by name: equal results, other speed and memory."""
+"""The backends that run a cell over time, by name: equal results, different speed and memory."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ import jax
 from seqjax.errors import unknown_name
 from seqjax.nn.cudnn import has_cudnn, unroll_cudnn, why_not_cudnn
 from seqjax.nn.fused import unroll_fused
-from seqjax.nn.unroll import unroll
+from seqjax.nn.unroll import cast_inputs, unroll
 
 # (cell, params, state, xs, *, mask, reverse, state_scale) -> (last state, outputs), as `unroll`
 Unroll = Callable[..., tuple[Any, Any]]
@@ -19,7 +19,7 @@ Unroll = Callable[..., tuple[Any, Any]]
 
 @cache
 def find_unroll(backend: str = "auto", remat: bool = False) -> Unroll:
-    """The backend of that name; with `remat` in windows whose steps are computed twice.
+    """Returns the backend of that name, under gradient checkpointing if `remat`.
 
     Raises UserError for an unknown name.
     """
@@ -29,12 +29,11 @@ def find_unroll(backend: str = "auto", remat: bool = False) -> Unroll:
 
 
 def unroll_auto(cell, params, state, xs, *, state_scale=None, **options):
-    """cuDNN where it is and can do it, else the fused pass, else, for a cell that gives no
-    products, the scan."""
-    run = unroll_fused if cell.products else unroll
+    """Runs on cuDNN if it can, else on `fused`, or on `scan` for a cell that has only a step."""
+    run = unroll_fused if cell.recurrent_matmuls else unroll
     if has_cudnn():
-        if reason := why_not_cudnn(params, xs, state_scale):
-            _say_once(f"not on cuDNN: {reason}")
+        if reason := why_not_cudnn(params, state_scale):
+            _print_once(f"not on cuDNN: {reason}")
         else:
             run = unroll_cudnn
     return run(cell, params, state, xs, state_scale=state_scale, **options)
@@ -49,16 +48,17 @@ BACKENDS: dict[str, Unroll] = {
 
 
 def in_windows(run: Unroll) -> Unroll:
-    """The same run in windows of sqrt(T) steps, of which only the states between them are kept.
+    """Returns the backend in windows of sqrt(T) steps, which store only the states between them.
 
-    Differentiating computes each window once more (Chen et al., 2016, "Training deep nets with
-    sublinear memory cost"): beside inputs and outputs, memory grows with sqrt(T), not with T.
+    Differentiation computes each window a second time (Chen et al., 2016, "Training deep nets with
+    sublinear memory cost"). Apart from inputs and outputs, memory grows with sqrt(T) instead of T.
     """
 
     def unroll_with_remat(cell, params, state, xs, *, mask=None, reverse=False, state_scale=None):
         num_steps = xs.shape[0]
         if not num_steps:
             return run(cell, params, state, xs, mask=mask, reverse=reverse, state_scale=state_scale)
+        state, xs, state_scale = cast_inputs(params, state, xs, state_scale)
         size = math.isqrt(num_steps - 1) + 1
         whole = num_steps - num_steps % size
 
@@ -69,7 +69,8 @@ def in_windows(run: Unroll) -> Unroll:
 
         def windows(state, steps):
             split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), steps)
-            # A loop's body cannot be merged with its repetition, so nothing need prevent it.
+            # XLA cannot merge the body of a loop with its recomputation, so it need not be kept
+            # from doing so.
             body = jax.checkpoint(window, prevent_cse=False)
             state, ys = jax.lax.scan(body, state, split, reverse=reverse)
             return state, ys.reshape(whole, *ys.shape[2:])
@@ -90,5 +91,5 @@ def in_windows(run: Unroll) -> Unroll:
 
 
 @cache
-def _say_once(line: str) -> None:
+def _print_once(line: str) -> None:
     print(line, file=sys.stderr)

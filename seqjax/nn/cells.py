@@ -1,14 +1,14 @@
-"""Recurrent cells: data plus pure functions, composable like optax's transformations.
+"""Recurrent cells: data and pure functions, composable like optax's gradient transformations.
 
-Written down once, because "LSTM" means five things in five libraries:
+"LSTM" means different things in different libraries. In seqjax:
 
-- LSTM gates stand in the order i, f, g, o; GRU gates in the order r, z, n.
-- Kernels are Glorot uniform, recurrent kernels orthogonal gate by gate, biases zero.
-- The forget bias is an initial value (default 1), not a constant of the forward pass.
-- `gru(reset_after=True)` has an input and a recurrent bias (cuDNN, Keras' default);
-  `gru(reset_after=False)` has one (the paper's).
+- LSTM gates are in the order i, f, g, o; GRU gates are in the order r, z, n.
+- Kernels are Glorot uniform, recurrent kernels are orthogonal gate by gate, biases are zero.
+- The forget bias is an initial value (1 by default), not a constant of the forward pass.
+- `gru(reset_after=True)` has an input bias and a recurrent bias, as in cuDNN and as Keras does by
+  default; `gru(reset_after=False)` has one bias, as in the paper.
 
-Factories are cached: equal options give the same object, so `jax.jit` does not compile twice.
+Factories are cached: equal options return the same object, so `jax.jit` does not compile twice.
 """
 
 from collections.abc import Callable
@@ -24,59 +24,84 @@ from seqjax.errors import UserError
 from seqjax.hparams import from_spec
 from seqjax.nn.initializers import init_gates, make_initializer
 
-# A kernel `[I, O]` and a bias `[O]`, or None: `affine` uses them.
-Weights = tuple[Any, Any]
+CellState = Any  # a cell's NamedTuple of [B, H] arrays, the first of which is `h`
+KernelAndBias = tuple[Any, Any]  # [I, O], and [O] or None
 
 
-class Product(NamedTuple):
-    """One recurrent product of a step: `affine(weights(params), read(a, h))`.
+class RecurrentMatmul(NamedTuple):
+    """One matmul of a step with a recurrent kernel: `affine(weights(params), operand(a, h))`.
 
-    `read` is pointwise and may look at what the products before it have made of `a`.
+    `operand` is pointwise. Besides `h` it may read `a`, to which the earlier matmuls of the step
+    have contributed.
     """
 
-    read: Callable  # (a, h [..., H]) -> [..., H]
-    weights: Callable  # (params) -> Weights [H, P]
+    operand: Callable  # (a, h [..., H]) -> [..., H]
+    weights: Callable  # (params) -> KernelAndBias
 
 
 class Cell(NamedTuple):
-    """One recurrent step as data. `state` is a NamedTuple whose first field is `h [B, H]`."""
+    """One recurrent step as data.
+
+    The first four functions suffice. In `step`, the recurrent matmuls read `state_in` (the state
+    after dropout) if it is not None; everything else reads `state`.
+
+    The next four split `project` and `step` into matmuls and pointwise functions, from which the
+    `fused` backend builds its backward pass; `make_from_matmuls` makes a cell of them.
+
+    `output_is_h` says that the output `y` is the `h` of the new state. Layers then take their last
+    output from the last state, which costs nothing.
+    """
 
     init: Callable  # (key, input_size, hidden_size) -> params
     initial_state: Callable  # (batch_size, hidden_size, dtype) -> state
     project: Callable  # (params, x [..., I]) -> z [..., G]
-    step: Callable  # (params, state, z [B, G], read=None) -> (state, y [B, H])
-    projection: Callable | None = None  # (params) -> Weights [I, G], those of `project`
-    products: tuple[Product, ...] = ()
-    join: Callable | None = None  # (z [..., G], *products' results so far) -> a; linear
+    step: Callable  # (params, state, z [B, G], state_in=None) -> (state, y [B, H])
+    projection: Callable | None = None  # (params) -> KernelAndBias of `project`
+    recurrent_matmuls: tuple[RecurrentMatmul, ...] = ()
+    combine: Callable | None = None  # (z [..., G], *results of the first matmuls) -> a; linear
     gate: Callable | None = None  # (a, state) -> (state, y); pointwise
+    output_is_h: bool = False
 
 
-def affine(weights: Weights, x: Any) -> Any:
-    """`x w + b` on the last axis."""
+def affine(weights: KernelAndBias, x: Any) -> Any:
+    """Returns `x w + b` on the last axis."""
     w, b = weights
     return x @ w if b is None else x @ w + b
 
 
-def pre_activations(products, join, weights, z, h):
-    """`a` of a step: the products of `h`, each with its weights, joined with `z`."""
+def pre_activations(matmuls, combine, weights, z, h):
+    """Returns the `a` of a step: `z` combined with the recurrent matmuls of `h`."""
     a, results = z, []
-    for product, of_product in zip(products, weights, strict=True):
-        results.append(affine(of_product, product.read(a, h)))
-        a = join(z, *results)
+    for matmul, kernel_and_bias in zip(matmuls, weights, strict=True):
+        results.append(affine(kernel_and_bias, matmul.operand(a, h)))
+        a = combine(z, *results)
     return a
 
 
-def make_from_products(init, initial_state, projection, products, join, gate) -> Cell:
-    """A cell whose step is its pointwise `gate` after its recurrent products."""
+def make_from_matmuls(
+    init, initial_state, projection, recurrent_matmuls, combine, gate, *, output_is_h=False
+) -> Cell:
+    """Returns the cell whose step is a pointwise `gate` after its recurrent matmuls."""
 
     def project(params, x):
         return affine(projection(params), x)
 
-    def step(params, state, z, read=None):
-        weights = [product.weights(params) for product in products]
-        return gate(pre_activations(products, join, weights, z, (read or state).h), state)
+    def step(params, state, z, state_in=None):
+        weights = [matmul.weights(params) for matmul in recurrent_matmuls]
+        h = (state_in or state).h
+        return gate(pre_activations(recurrent_matmuls, combine, weights, z, h), state)
 
-    return Cell(init, initial_state, project, step, projection, products, join, gate)
+    return Cell(
+        init,
+        initial_state,
+        project,
+        step,
+        projection,
+        recurrent_matmuls,
+        combine,
+        gate,
+        output_is_h,
+    )
 
 
 class RNNParams(NamedTuple):
@@ -123,7 +148,7 @@ def simple_rnn(
     recurrent_init: str = "orthogonal",
     bias_init: str = "zeros",
 ) -> Cell:
-    """The Elman network's cell (Elman, 1990, "Finding structure in time").
+    """Elman's cell (Elman, 1990, "Finding structure in time").
 
     h' = tanh(x W_x + h W_h + b)
     """
@@ -136,7 +161,7 @@ def simple_rnn(
         h = jnp.tanh(a)
         return RNNState(h), h
 
-    return make_from_products(init, _zeros_state(RNNState), _projection, (_PRODUCT,), jnp.add, gate)
+    return _shipped(init, RNNState, _projection, (_MATMUL,), jnp.add, gate)
 
 
 @cache
@@ -149,11 +174,14 @@ def lstm(
     """Long short-term memory with a forget gate (Gers, Schmidhuber and Cummins, 2000).
 
     i  = sigmoid(x W_xi + h W_hi + b_i)
-    f  = sigmoid(x W_xf + h W_hf + b_f)      b_f starts `forget_bias` higher
+    f  = sigmoid(x W_xf + h W_hf + b_f)
     g  =    tanh(x W_xg + h W_hg + b_g)
     o  = sigmoid(x W_xo + h W_ho + b_o)
     c' = f c + i g
     h' = o tanh(c')
+
+    `forget_bias` is added to the initial `b_f` that `bias_init` gives. Keras' `unit_forget_bias`
+    sets `b_f` to 1 instead, which differs for a `bias_init` other than zeros.
     """
 
     def init(key, input_size, hidden_size):
@@ -161,15 +189,14 @@ def lstm(
         return LSTMParams(w_x, w_h, b.at[hidden_size : 2 * hidden_size].add(forget_bias))
 
     def gate(a, state):
-        a_if, a_g, a_o = jnp.split(a, [a.shape[-1] // 2, 3 * (a.shape[-1] // 4)], axis=-1)
-        i, f = jnp.split(sigmoid(a_if), 2, axis=-1)  # at once: on a CPU one loop, not two
+        size = a.shape[-1] // 4
+        a_if, a_g, a_o = jnp.split(a, [2 * size, 3 * size], axis=-1)
+        i, f = jnp.split(sigmoid(a_if), 2, axis=-1)  # one sigmoid: on a CPU one loop, not two
         c = f * state.c + i * jnp.tanh(a_g)
         h = sigmoid(a_o) * jnp.tanh(c)
         return LSTMState(h, c), h
 
-    return make_from_products(
-        init, _zeros_state(LSTMState), _projection, (_PRODUCT,), jnp.add, gate
-    )
+    return _shipped(init, LSTMState, _projection, (_MATMUL,), jnp.add, gate)
 
 
 @cache
@@ -184,61 +211,70 @@ def gru(
     r  = sigmoid(x W_xr + b_xr + h W_hr + b_hr)
     z  = sigmoid(x W_xz + b_xz + h W_hz + b_hz)
     n  =    tanh(x W_xn + b_xn + r (h W_hn + b_hn))      reset_after=True
-    n  =    tanh(x W_xn + b_xn + (r h) W_hn)             reset_after=False, and no b_h at all
+    n  =    tanh(x W_xn + b_xn + (r h) W_hn)             reset_after=False, without any b_h
     h' = (1 - z) n + z h
     """
 
     def init(key, input_size, hidden_size):
-        options = (input_size, hidden_size, 3, kernel_init, recurrent_init, bias_init)
-        w_x, w_h, b = _init(key, *options)
+        w_x, w_h, b = _init(key, input_size, hidden_size, 3, kernel_init, recurrent_init, bias_init)
         return GRUParams(w_x, w_h, b, jnp.array(b)) if reset_after else GRUBeforeParams(w_x, w_h, b)
 
-    def update(z, n, state):
+    return _gru_after(init) if reset_after else _gru_before(init)
+
+
+def _gru_after(init) -> Cell:
+    """Resets after the matmul: the gate multiplies h W_hn + b_hn by r."""
+
+    def projection(params):
+        return params.w_x, params.b_x
+
+    def combine(z, hz):
+        (z_rz, z_n), (hz_rz, hz_n) = _split_rz_n(z), _split_rz_n(hz)
+        return z_rz + hz_rz, z_n, hz_n
+
+    def gate(a, state):
+        a_rz, z_n, hz_n = a
+        r, z = jnp.split(sigmoid(a_rz), 2, axis=-1)  # one sigmoid: on a CPU one loop, not two
+        n = jnp.tanh(z_n + r * hz_n)
         h = (1 - z) * n + z * state.h
         return GRUState(h), h
 
-    if reset_after:
+    matmuls = (RecurrentMatmul(_unchanged, lambda params: (params.w_h, params.b_h)),)
+    return _shipped(init, GRUState, projection, matmuls, combine, gate)
 
-        def projection(params):
-            return params.w_x, params.b_x
 
-        def join(z, hz):  # the product of n apart from its projection: r comes between them
-            (z, z_n), (hz, h_n) = _last_apart(z), _last_apart(hz)
-            return z + hz, z_n, h_n
+def _gru_before(init) -> Cell:
+    """Resets before the matmul: r comes from a first matmul and is needed by the second."""
 
-        def gate(a, state):
-            a_rz, z_n, h_n = a
-            r, z = jnp.split(sigmoid(a_rz), 2, axis=-1)  # at once: on a CPU one loop, not two
-            return update(z, jnp.tanh(z_n + r * h_n), state)
+    def kernel_rz(params):
+        return _split_rz_n(params.w_h)[0], None
 
-        products = (Product(_whole_state, lambda params: (params.w_h, params.b_h)),)
-        return make_from_products(init, _zeros_state(GRUState), projection, products, join, gate)
+    def kernel_n(params):
+        return _split_rz_n(params.w_h)[1], None
 
-    def join_both(z, hz, h_n=0.0):
-        z, z_n = _last_apart(z)
-        return z + hz, z_n + h_n
+    def reset_h(a, h):
+        a_rz, _ = a
+        return sigmoid(a_rz[..., : h.shape[-1]]) * h
 
-    def gate_before(a, state):
-        a_z, a_n = a[0][..., a[1].shape[-1] :], a[1]
-        return update(sigmoid(a_z), jnp.tanh(a_n), state)
+    def combine(z, hz_rz, hz_n=0.0):  # without hz_n after the first matmul
+        z_rz, z_n = _split_rz_n(z)
+        return z_rz + hz_rz, z_n + hz_n
 
-    def weights(part):
-        return lambda params: (_last_apart(params.w_h)[part], None)
+    def gate(a, state):
+        a_rz, a_n = a
+        z = sigmoid(a_rz[..., a_n.shape[-1] :])
+        h = (1 - z) * jnp.tanh(a_n) + z * state.h
+        return GRUState(h), h
 
-    products = (
-        Product(_whole_state, weights(0)),
-        Product(lambda a, h: sigmoid(a[0][..., : h.shape[-1]]) * h, weights(1)),
-    )
-    return make_from_products(
-        init, _zeros_state(GRUState), _projection, products, join_both, gate_before
-    )
+    matmuls = (RecurrentMatmul(_unchanged, kernel_rz), RecurrentMatmul(reset_h, kernel_n))
+    return _shipped(init, GRUState, _projection, matmuls, combine, gate)
 
 
 CELLS: dict[str, Callable[..., Cell]] = {"simple_rnn": simple_rnn, "lstm": lstm, "gru": gru}
 
 
 def make_cell(spec: str, **initializers: str) -> Cell:
-    """The cell a config names, such as `lstm` or `gru(reset_after=False)`.
+    """Returns the cell that a config names, such as `lstm` or `gru(reset_after=False)`.
 
     `initializers` are `kernel_init`, `recurrent_init` and `bias_init`. Raises UserError for an
     unknown cell or option.
@@ -246,34 +282,38 @@ def make_cell(spec: str, **initializers: str) -> Cell:
     return from_spec("cell", spec, CELLS, **initializers)
 
 
-def _zeros_state(state_type):
+def _shipped(init, state_type, projection, matmuls, combine, gate) -> Cell:
+    """Returns a cell that starts from zeros and whose output is its h."""
+
     def initial_state(batch_size, hidden_size, dtype=jnp.float32):
-        # A fresh array per field: a donated buffer may not appear twice.
+        # A new array for each field: a donated buffer may not appear twice.
         return state_type(
             *(jnp.zeros((batch_size, hidden_size), dtype) for _ in state_type._fields)
         )
 
-    return initial_state
+    return make_from_matmuls(
+        init, initial_state, projection, matmuls, combine, gate, output_is_h=True
+    )
 
 
 def _projection(params):
     return params.w_x, params.b
 
 
-def _whole_state(a, h):
+def _unchanged(a, h):
     return h
 
 
-_PRODUCT = Product(_whole_state, lambda params: (params.w_h, None))
+_MATMUL = RecurrentMatmul(_unchanged, lambda params: (params.w_h, None))
 
 
-def _last_apart(x):
-    """The first two of three gates, and the third."""
+def _split_rz_n(x):
+    """Returns the first two of the three gates of a GRU, and the third."""
     return jnp.split(x, [2 * (x.shape[-1] // 3)], axis=-1)
 
 
 def _init(key, input_size, hidden_size, num_gates, kernel_init, recurrent_init, bias_init):
-    """(w_x, w_h, b) of a cell with `num_gates` gates; raises UserError for a size below 1."""
+    """Returns (w_x, w_h, b) of a cell; raises UserError for a size below 1."""
     if input_size < 1 or hidden_size < 1:
         raise UserError(f"sizes must be positive: input {input_size}, hidden {hidden_size}")
     key_x, key_h, key_b = jax.random.split(key, 3)

@@ -1,11 +1,11 @@
-"""The fast `unroll`, with a backward pass of its own.
+"""A faster `unroll`, with a backward pass of its own.
 
-Differentiating `jax.lax.scan` adds to the gradient of every weight at each step. Here a step keeps
-the state that it read and its pre-activations; the scan backwards carries the cotangent of the
-state only and leaves those of the pre-activations behind; and the gradient of each weight is then
-one product over all `T * B` rows, as cuDNN's is (Appleyard, Kocisky and Blunsom, 2016, "Optimizing
-performance of recurrent neural networks on GPUs"). It computes gates twice, and needs about a
-fourth more memory than the scan; `train.remat` needs far less.
+Differentiating `jax.lax.scan` adds to the gradient of every weight at every step. Here the forward
+scan stores the states and pre-activations of all steps; the backward scan carries only the gradient
+with respect to the state and stores those with respect to the pre-activations; the gradient of each
+weight is then one matmul over all `T * B` rows, as in cuDNN (Appleyard, Kocisky and Blunsom, 2016,
+"Optimizing performance of recurrent neural networks on GPUs"). Gates are computed twice, and it
+needs about a quarter more memory than the scan; `train.remat` needs far less.
 """
 
 from functools import partial
@@ -13,37 +13,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from seqjax.errors import UserError
-from seqjax.nn.cells import Cell, pre_activations
-from seqjax.nn.unroll import hoists
-
-State = Any  # a cell's NamedTuple of [B, H] arrays
+from seqjax.nn.cells import Cell, CellState, pre_activations
+from seqjax.nn.unroll import cast_inputs, should_hoist
 
 
 def unroll_fused(
     cell: Cell,
     params: Any,
-    state: State,
-    xs: Float[Array, "T B I"],
+    state: CellState,
+    xs: Shaped[Array, "T B I"],
     *,
     mask: Bool[Array, "T B"] | None = None,
     reverse: bool = False,
     state_scale: Float[Array, "B H"] | None = None,
     hoist: bool | None = None,
-) -> tuple[State, Float[Array, "T B H"]]:
-    """What `unroll` gives, up to rounding, for a cell made of `products`, `join` and `gate`.
+) -> tuple[CellState, Float[Array, "T B H"]]:
+    """Returns what `unroll` returns, up to rounding, for a cell that has `recurrent_matmuls`.
 
-    In reverse mode it may be differentiated as often as one likes; forward mode (`jax.jvp`) is not
-    defined for it. `hoist` as in `unroll`. Raises UserError for a cell that gives only a `step`.
+    Reverse mode works to any order; forward mode (`jax.jvp`) is not defined. `hoist` is as in
+    `unroll`. Raises UserError for a cell without `recurrent_matmuls`.
     """
-    if not cell.products:
-        raise UserError("train.backend=fused: this cell gives no products: choose auto or scan")
+    if not cell.recurrent_matmuls:
+        raise UserError("train.backend=fused: this cell has only a step: choose auto or scan")
+    state, xs, state_scale = cast_inputs(params, state, xs, state_scale)
     if hoist is None:
-        hoist = hoists(xs)
+        hoist = should_hoist(xs)
     if mask is not None:
-        xs = jnp.where(mask[..., None], xs, 0)  # 0 times a NaN of the padding is a NaN gradient
+        xs = jnp.where(mask[..., None], xs, 0)  # NaN in the padding would give NaN gradients
     return _fused(cell, reverse, hoist, params, state, xs, mask, state_scale)
 
 
@@ -54,105 +53,113 @@ def _fused(cell, reverse, hoist, params, state, xs, mask, scale):
 
 
 def _forward(cell, reverse, hoist, params, state, xs, mask, scale):
-    """The outputs, and all that the backward pass needs."""
-    weights = [product.weights(params) for product in cell.products]
+    """Returns the outputs, and the residuals that the backward pass needs."""
+    weights = [matmul.weights(params) for matmul in cell.recurrent_matmuls]
 
     def body(state, inputs):
         x, keep = inputs
         z = x if hoist else cell.project(params, x)
-        a = pre_activations(cell.products, cell.join, weights, z, _seen(state, scale))
+        h_read = _h_read(state, scale)
+        a = pre_activations(cell.recurrent_matmuls, cell.combine, weights, z, h_read)
         new, y = cell.gate(a, state)
         if keep is not None:
             new, y = _where(keep, new, state), _where(keep, y, jnp.zeros_like(y))
         return new, (y, state, a)
 
     inputs = cell.project(params, xs) if hoist else xs
-    end, (ys, states, a) = jax.lax.scan(body, state, (inputs, mask), reverse=reverse)
-    return (end, ys), (params, xs, mask, scale, states, a)
+    last, (ys, states, a) = jax.lax.scan(body, state, (inputs, mask), reverse=reverse)
+    return (last, ys), (params, xs, mask, scale, states, a)
 
 
-def _backward(cell, reverse, hoist, kept, cotangents):
-    """The cotangents of parameters, state, inputs, mask and scale."""
-    params, xs, mask, scale, states, a = kept
-    by_end, by_ys = cotangents
-    # Transposed once: on a CPU the products are a quarter faster than with the weights as they lie.
-    transposed = [product.weights(params)[0].T for product in cell.products]
-    split = _transpose_join(cell, params)
+def _backward(cell, reverse, hoist, residuals, cotangents):
+    """Returns the gradients with respect to parameters, state, inputs, mask and scale."""
+    params, xs, mask, scale, states, a = residuals
+    grad_last, grad_ys = cotangents
+    matmuls = cell.recurrent_matmuls
+    # Transposed once: on a CPU this makes the matmuls of the loop a quarter faster.
+    transposed = [matmul.weights(params)[0].T for matmul in matmuls]
+    split = _transpose_combine(cell, params)
 
     def body(carry, inputs):
-        by_new, by_scale = carry
-        state, a, by_y, keep = inputs
-        given, by_frozen = (by_new, by_y), None
-        if keep is not None:
-            nothing = jax.tree.map(jnp.zeros_like, given)
-            given, by_frozen = _where(keep, given, nothing), _where(keep, nothing[0], by_new)
-        seen = _seen(state, scale)
-        by_a, by_state = jax.vjp(cell.gate, a, state)[1](given)
-        by_seen = jnp.zeros_like(seen)
-        for k in reversed(range(len(cell.products))):
-            by_read = split(by_a)[1 + k] @ transposed[k]
-            by_earlier, by_h = jax.vjp(cell.products[k].read, a, seen)[1](by_read)
-            by_a, by_seen = jax.tree.map(jnp.add, by_a, by_earlier), by_seen + by_h
+        grad_new, grad_scale = carry
+        state, a, grad_y, keep = inputs
+        grad_step, grad_frozen = (grad_new, grad_y), None
+        if keep is not None:  # a frozen row passes the gradient of its state on
+            zeros = jax.tree.map(jnp.zeros_like, grad_step)
+            grad_step, grad_frozen = (
+                _where(keep, grad_step, zeros),
+                _where(keep, zeros[0], grad_new),
+            )
+        h_read = _h_read(state, scale)
+        grad_a, grad_state = jax.vjp(cell.gate, a, state)[1](grad_step)
+        grad_h_read = jnp.zeros_like(h_read)
+        for k in reversed(range(len(matmuls))):
+            grad_operand = split(grad_a)[1 + k] @ transposed[k]
+            grad_earlier, grad_h = jax.vjp(matmuls[k].operand, a, h_read)[1](grad_operand)
+            grad_a = jax.tree.map(jnp.add, grad_a, grad_earlier)
+            grad_h_read = grad_h_read + grad_h
         if scale is not None:
-            by_scale, by_seen = by_scale + by_seen * state.h, by_seen * scale
-        by_state = by_state._replace(h=by_state.h + by_seen)
-        if by_frozen is not None:
-            by_state = jax.tree.map(jnp.add, by_state, by_frozen)
-        return (by_state, by_scale), split(by_a)
+            grad_scale = grad_scale + grad_h_read * state.h
+            grad_h_read = grad_h_read * scale
+        grad_state = grad_state._replace(h=grad_state.h + grad_h_read)
+        if grad_frozen is not None:
+            grad_state = jax.tree.map(jnp.add, grad_state, grad_frozen)
+        return (grad_state, grad_scale), split(grad_a)
 
-    start = by_end, None if scale is None else jnp.zeros_like(scale)
-    steps = states, a, by_ys, mask
-    (by_state, by_scale), by_affine = jax.lax.scan(body, start, steps, reverse=not reverse)
+    start = grad_last, None if scale is None else jnp.zeros_like(scale)
+    steps = states, a, grad_ys, mask
+    (grad_state, grad_scale), grads = jax.lax.scan(body, start, steps, reverse=not reverse)
 
-    by_z, *by_results = map(_flat, by_affine)
-    seen, a = _flat(_seen(states, scale)), _flat(a)
-    reads = [product.read(a, seen) for product in cell.products]
-    by_params = jax.tree.map(jnp.zeros_like, params)
-    for weights, read, by_result in zip(
-        (cell.projection, *(product.weights for product in cell.products)),
-        (_flat(xs), *reads),
-        (by_z, *by_results),
+    grad_z, *grad_results = map(_flatten_time, grads)
+    h_read, a = _flatten_time(_h_read(states, scale)), _flatten_time(a)
+    operands = [matmul.operand(a, h_read) for matmul in matmuls]
+    grad_params = jax.tree.map(jnp.zeros_like, params)
+    for weights, operand, grad_result in zip(
+        (cell.projection, *(matmul.weights for matmul in matmuls)),
+        (_flatten_time(xs), *operands),
+        (grad_z, *grad_results),
         strict=True,
     ):
-        (more,) = jax.vjp(weights, params)[1](_by_weights(weights(params), read, by_result))
-        by_params = jax.tree.map(jnp.add, by_params, more)
-    by_xs = (by_z @ cell.projection(params)[0].T).reshape(xs.shape)
-    return by_params, by_state, by_xs, None, by_scale
+        grad_weights = _grad_weights(weights(params), operand, grad_result)
+        (term,) = jax.vjp(weights, params)[1](grad_weights)
+        grad_params = jax.tree.map(jnp.add, grad_params, term)
+    grad_xs = (grad_z @ cell.projection(params)[0].T).reshape(xs.shape)
+    return grad_params, grad_state, grad_xs, None, grad_scale
 
 
 _fused.defvjp(_forward, _backward)
 
 
-def _seen(state, scale):
-    """What the recurrent products see of a state."""
+def _h_read(state, scale):
+    """Returns the `h` that the recurrent matmuls read."""
     return state.h if scale is None else state.h * scale
 
 
-def _flat(xs):
-    """`[T, B, ...]` as `[T * B, ...]`: over one axis XLA's products need no copies."""
+def _flatten_time(xs):
+    """Returns `[T, B, ...]` as `[T * B, ...]`: with one axis of rows, XLA's matmuls do not copy."""
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), xs)
 
 
-def _by_weights(weights, x, by_result):
-    """The cotangents of the weights of `affine(weights, x)`, over all rows of `x`."""
-    # On a CPU a product with a transposed copy is faster than one over both first axes.
-    by_w = jax.lax.optimization_barrier(x.T) @ by_result
-    return by_w, None if weights[1] is None else jnp.sum(by_result, axis=0)
+def _grad_weights(weights, x, grad_result):
+    """Returns the gradients of the weights of `affine(weights, x)`, summed over all rows of `x`."""
+    # On a CPU a matmul with a transposed copy is faster than one that contracts both first axes.
+    grad_w = jax.lax.optimization_barrier(x.T) @ grad_result
+    return grad_w, None if weights[1] is None else jnp.sum(grad_result, axis=0)
 
 
 def _where(keep, new, old):
-    """`new` in the rows to keep."""
+    """Returns `new` in the rows to keep, `old` in the others."""
     return jax.tree.map(lambda n, o: jnp.where(keep[:, None], n, o), new, old)
 
 
-def _transpose_join(cell, params):
-    """`by_a -> [by_z, *by_results]`, on any leading axes."""
-    weights = (cell.projection, *(product.weights for product in cell.products))
-    sizes = [of_one(params)[0].shape[-1] for of_one in weights]
+def _transpose_combine(cell, params):
+    """Returns the transpose of `cell.combine`: `grad_a -> [grad_z, *grad_results]`."""
+    weights = (cell.projection, *(matmul.weights for matmul in cell.recurrent_matmuls))
+    sizes = [kernel_and_bias(params)[0].shape[-1] for kernel_and_bias in weights]
 
-    def split(by_a):
-        first = jax.tree.leaves(by_a)[0]
-        like = [jax.ShapeDtypeStruct((*first.shape[:-1], n), first.dtype) for n in sizes]
-        return jax.linear_transpose(cell.join, *like)(by_a)
+    def split(grad_a):
+        first = jax.tree.leaves(grad_a)[0]
+        shapes = [jax.ShapeDtypeStruct((*first.shape[:-1], n), first.dtype) for n in sizes]
+        return jax.linear_transpose(cell.combine, *shapes)(grad_a)
 
     return split

@@ -1,4 +1,4 @@
-"""Initialisers by their field names, for kernels, biases and embeddings.
+"""Initializers of kernels, biases and embeddings, by the names of the field.
 
 A config names one as a spec: `glorot_uniform`, `normal(1)`, `uniform(0.05)`, `zeros`.
 """
@@ -32,9 +32,9 @@ _TABLE: dict[str, Callable[..., Initializer]] = {
 
 
 def make_initializer(spec: str, num_axes: int = 2) -> Initializer:
-    """`(key, shape, dtype=float32) -> array` for a spec.
+    """Returns the initializer `(key, shape, dtype=float32) -> array` of a spec.
 
-    Raises UserError for an unknown one, or one that cannot fill arrays of `num_axes` axes.
+    Raises UserError for an unknown spec, or one that cannot fill arrays of `num_axes` axes.
     """
     initializer = from_spec("initializer", spec, _TABLE)
     try:
@@ -47,13 +47,13 @@ def make_initializer(spec: str, num_axes: int = 2) -> Initializer:
 def init_gates(
     key: Key[Array, ""], spec: str, shape: tuple[int, int], num_gates: int, joined_rows: int
 ) -> Float[Array, "rows G"]:
-    """A cell's kernel of `num_gates` blocks side by side.
+    """Returns a cell's kernel: `num_gates` blocks side by side, one for each gate.
 
-    - `orthogonal`: each gate's block is orthogonal by itself. (Keras makes the wide matrix
-      orthogonal instead, which leaves its blocks with singular values far below 1.)
-    - `joined_glorot_uniform`: TF1's cells keep input and recurrent kernel in one matrix of
-      `joined_rows` rows, and take the fans from that.
-    - every other spec fills the matrix as it stands, as Keras does.
+    - `orthogonal` makes each gate's block orthogonal. (Keras makes the whole matrix orthogonal,
+      which leaves the blocks with singular values far below 1.)
+    - `joined_glorot_uniform` takes the fans from a matrix of `joined_rows` rows: the cells of
+      TensorFlow 1 keep the input kernel and the recurrent kernel in one matrix.
+    - Every other spec fills the whole matrix, as in Keras.
     """
     rows, width = shape
     if spec.startswith("orthogonal"):

@@ -1,7 +1,9 @@
-"""Flax NNX containers around cells.
+"""Layers: Flax NNX modules that hold a cell's parameters and run it over time.
 
-NNX holds parameters and nothing else: every transform is `jax.*`, and parameters leave as a nested
-dict (`functional`). Layers are batch-major, `[B, T, ...]`, with Keras' words and their meaning.
+NNX holds parameters and nothing else: every transform is `jax.*`, and parameters are a nested dict
+outside of a module (`functional`). Layers are batch-major, `[B, T, ...]`, with Keras' argument
+names in Keras' meaning. They compute in the dtype of their parameters, to which inputs of any dtype
+are cast.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,23 +12,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from seqjax.errors import UserError, unknown_name
 from seqjax.nn.backends import find_unroll
 from seqjax.nn.cells import Cell, make_cell
-from seqjax.nn.dropout import dropout_scale, fold_keys
+from seqjax.nn.dropout import Direction, Rate, dropout_scale, fold_keys
 from seqjax.nn.initializers import make_initializer
-from seqjax.nn.unroll import length_mask, unroll_bidirectional
+from seqjax.nn.unroll import compute_dtype, last_output, length_mask, unroll_bidirectional
 from seqjax.typing import Features, Lengths, Mask, Params
-
-one_hot = jax.nn.one_hot
 
 
 def functional(
     make_module: Callable[[nnx.Rngs], nnx.Module],
 ) -> tuple[Callable[[Key[Array, ""]], Params], Callable[[Params], Any]]:
-    """`init(key) -> params` and `bind(params) -> module` of a module, allocating nothing yet."""
+    """Returns `init(key) -> params` and `bind(params) -> module`; nothing is allocated yet."""
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_module(nnx.Rngs(params=0))))
 
     def init(key: Key[Array, ""]) -> Params:
@@ -38,8 +38,13 @@ def functional(
     return init, bind
 
 
+def one_hot(ids: Any, num_classes: int) -> Float[Array, "..."]:
+    """Returns a one-hot vector for each id, zeros for an id outside of [0, num_classes)."""
+    return jax.nn.one_hot(jnp.asarray(ids, jnp.int32), num_classes)
+
+
 class Dense(nnx.Linear):
-    """`x W + b` on the last axis, with initialisers by name."""
+    """Computes `x W + b` on the last axis; initializers are given by name."""
 
     def __init__(
         self,
@@ -53,18 +58,31 @@ class Dense(nnx.Linear):
         kernel, bias = make_initializer(kernel_init), make_initializer(bias_init, num_axes=1)
         super().__init__(input_size, output_size, kernel_init=kernel, bias_init=bias, rngs=rngs)
 
+    def __call__(self, inputs: Shaped[Array, "... I"], out_sharding: Any = None) -> Any:
+        inputs = jnp.asarray(inputs, self.kernel[...].dtype)
+        return super().__call__(inputs, out_sharding=out_sharding)
+
 
 class Embed(nnx.Embed):
-    """One row of a `[V, E]` table for each id. Padding has a row too: mask by id, not by row."""
+    """Returns one row of a `[V, E]` table for each id.
+
+    Padding has a row too, so mask padding by its id.
+    """
 
     def __init__(
         self, vocab_size: int, embed_size: int, *, init: str = "uniform(0.05)", rngs: nnx.Rngs
     ):
         super().__init__(vocab_size, embed_size, embedding_init=make_initializer(init), rngs=rngs)
 
+    def __call__(self, inputs: Shaped[Array, "..."], out_sharding: Any = None) -> Any:
+        inputs = jnp.asarray(inputs)
+        if inputs.dtype == bool:
+            inputs = inputs.astype(jnp.int32)
+        return super().__call__(inputs, out_sharding=out_sharding)
 
-class CellWeights(nnx.Module):
-    """The parameters of one cell of known sizes, one attribute for each field."""
+
+class CellParams(nnx.Module):
+    """The parameters of one cell, one attribute for each field."""
 
     def __init__(self, cell: Cell, input_size: int, hidden_size: int, *, rngs: nnx.Rngs):
         params = cell.init(rngs.params(), input_size, hidden_size)
@@ -73,12 +91,12 @@ class CellWeights(nnx.Module):
             setattr(self, name, nnx.Param(value))
 
     def __call__(self) -> Any:
-        """The parameters as the cell's own NamedTuple."""
+        """Returns the parameters as the cell's own NamedTuple."""
         return self.params_type(*(getattr(self, name)[...] for name in self.params_type._fields))
 
 
 class LayerRun(NamedTuple):
-    """What one run of a layer gives, time-major. Outputs are pairs for merge="none"."""
+    """What one run of a layer returns, time-major. Outputs are pairs for merge="none"."""
 
     sequence: Any  # [T, B, O], the output at every step
     last: Any  # [B, O], the output at the last valid step
@@ -88,7 +106,7 @@ class LayerRun(NamedTuple):
 def time_major(
     xs: Features, mask: Mask | None, lengths: Lengths | None
 ) -> tuple[Array, Array | None]:
-    """`xs` and its mask (given as such, or by lengths) with the time axis first."""
+    """Returns `xs` and its mask with the time axis first; the mask may be given by lengths."""
     if lengths is not None:
         if mask is not None:
             raise UserError("give either mask or lengths, not both")
@@ -96,11 +114,13 @@ def time_major(
     return jnp.swapaxes(xs, 0, 1), None if mask is None else mask.T
 
 
-class Layer(nnx.Module):
-    """What Recurrent and Bidirectional share: Keras' return flags over their own `run`.
+class RecurrentLayer(nnx.Module):
+    """The base of Recurrent and Bidirectional: Keras' return flags around their own `run`.
 
-    Calling gives `last [B, O]`, or with `return_sequences` the output at every step, `[B, T, O]`;
-    `return_state` appends the states' fields, as in `sequence, h, c = layer(x)`.
+    A call returns the output at the last valid step `[B, O]`, or with `return_sequences` the output
+    at every step `[B, T, O]`; `return_state` appends the fields of the last states, as in
+    `sequence, h, c = layer(x)`. A row of length 0 has no last output: its initial h takes the place
+    if the cell's output is its h, as in all cells of seqjax, and zeros otherwise.
     """
 
     num_directions: int
@@ -114,43 +134,51 @@ class Layer(nnx.Module):
         hidden_size: int,
         return_sequences: bool,
         return_state: bool,
-        **backend: Any,  # the options of find_unroll
+        **backend: Any,  # options of find_unroll
     ):
         self.cell = make_cell(cell) if isinstance(cell, str) else cell
         self.unroll = find_unroll(**backend)
         self.hidden_size = hidden_size
         self.return_sequences, self.return_state = return_sequences, return_state
 
-    def initial_states(self, batch_size: int, dtype: Any) -> tuple[Any, ...]:
-        """States of zeros, one for each direction."""
-        size = (batch_size, self.hidden_size, dtype)
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the parameters, in which the layer computes."""
+        return compute_dtype(nnx.state(self, nnx.Param))
+
+    def initial_states(self, batch_size: int) -> tuple[Any, ...]:
+        """Returns the cell's initial states, one for each direction."""
+        size = (batch_size, self.hidden_size, self.dtype)
         return tuple(self.cell.initial_state(*size) for _ in range(self.num_directions))
 
     def __call__(
         self,
         xs: Features,
         *,
-        initial_state: Sequence[Float[Array, "B H"]] | None = None,
+        initial_state: Sequence[Shaped[Array, "B H"]] | None = None,
         mask: Mask | None = None,
         lengths: Lengths | None = None,
     ) -> Any:
-        states = self.initial_states(xs.shape[0], xs.dtype)
+        states = self.initial_states(xs.shape[0])
         if initial_state is not None:
-            treedef = jax.tree.structure(states)
-            if len(initial_state) != treedef.num_leaves:
-                raise UserError(
-                    f"initial_state has {len(initial_state)} arrays, not {treedef.num_leaves}"
-                )
-            states = jax.tree.unflatten(treedef, initial_state)
-        run = self.run(*time_major(xs, mask, lengths), states)
+            leaves, treedef = jax.tree.flatten(states)
+            if len(initial_state) != len(leaves):
+                raise UserError(f"initial_state has {len(initial_state)} arrays, not {len(leaves)}")
+            pairs = zip(initial_state, leaves, strict=True)
+            states = jax.tree.unflatten(treedef, [jnp.asarray(x, leaf.dtype) for x, leaf in pairs])
+        run = self.run(*time_major(jnp.asarray(xs, self.dtype), mask, lengths), states)
         output = run.last
         if self.return_sequences:
             output = jax.tree.map(lambda ys: jnp.swapaxes(ys, 0, 1), run.sequence)
         return (output, *jax.tree.leaves(run.states)) if self.return_state else output
 
+    def _last_output(self, state: Any, ys: Array, mask: Array | None, reverse: bool) -> Array:
+        """Returns the last output of one direction."""
+        return state.h if self.cell.output_is_h else last_output(ys, mask, reverse)
 
-class Recurrent(Layer):
-    """One cell over time. `go_backwards` reads the sequence reversed, and returns it so."""
+
+class Recurrent(RecurrentLayer):
+    """One cell over time. `go_backwards` reads the sequence reversed and returns it reversed."""
 
     num_directions = 1
 
@@ -170,12 +198,11 @@ class Recurrent(Layer):
         flags = (return_sequences, return_state)
         super().__init__(cell, hidden_size, *flags, backend=backend, remat=remat)
         self.output_size, self.go_backwards = hidden_size, go_backwards
-        self.weights = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
+        self.weights = CellParams(self.cell, input_size, hidden_size, rngs=rngs)
 
-    def run(self, xs, mask, states, keys=None, state_dropout=0.0) -> LayerRun:
-        """The time-major run; state dropout draws one mask for the whole sequence."""
+    def run(self, xs, mask, states, keys=None, state_dropout: Rate = 0.0) -> LayerRun:
+        """Runs time-major inputs; state dropout draws one mask for the whole sequence."""
         (state,) = states
-        scale = dropout_scale(keys, state.h, state_dropout)
         state, ys = self.unroll(
             self.cell,
             self.weights(),
@@ -183,9 +210,10 @@ class Recurrent(Layer):
             xs,
             mask=mask,
             reverse=self.go_backwards,
-            state_scale=scale,
+            state_scale=dropout_scale(keys, state.h, state_dropout),
         )
-        return LayerRun(ys[::-1] if self.go_backwards else ys, state.h, (state,))
+        last = self._last_output(state, ys, mask, self.go_backwards)
+        return LayerRun(ys[::-1] if self.go_backwards else ys, last, (state,))
 
 
 _MERGES: dict[str, Callable[[Array, Array], Any]] = {
@@ -197,10 +225,10 @@ _MERGES: dict[str, Callable[[Array, Array], Any]] = {
 }
 
 
-class Bidirectional(Layer):
+class Bidirectional(RecurrentLayer):
     """A cell over time from each end, merged by concat, sum, mul, ave or none.
 
-    The backward outputs stand at their inputs' positions. States come forward first.
+    Backward outputs stay at the positions of their inputs. The forward states come first.
     """
 
     num_directions = 2
@@ -224,18 +252,22 @@ class Bidirectional(Layer):
         super().__init__(cell, hidden_size, *flags, backend=backend, remat=remat)
         self.output_size = 2 * hidden_size if merge == "concat" else hidden_size
         self.merge = merge
-        self.forward = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
-        self.backward = CellWeights(self.cell, input_size, hidden_size, rngs=rngs)
+        self.forward = CellParams(self.cell, input_size, hidden_size, rngs=rngs)
+        self.backward = CellParams(self.cell, input_size, hidden_size, rngs=rngs)
 
-    def run(self, xs, mask, states, keys=None, state_dropout=0.0) -> LayerRun:
-        """The time-major run; state dropout draws one mask a direction for the whole sequence."""
+    def run(self, xs, mask, states, keys=None, state_dropout: Rate = 0.0) -> LayerRun:
+        """Runs time-major inputs; state dropout draws one mask for each direction."""
         scales = tuple(
             dropout_scale(fold_keys(keys, direction), state.h, state_dropout)
-            for direction, state in enumerate(states)
+            for direction, state in zip(Direction, states, strict=True)
         )
         params = (self.forward(), self.backward())
         states, ys = unroll_bidirectional(
             self.cell, params, states, xs, mask=mask, state_scales=scales, run=self.unroll
         )
+        last = [
+            self._last_output(states[direction], ys[direction], mask, bool(direction))
+            for direction in Direction
+        ]
         merge = _MERGES[self.merge]
-        return LayerRun(merge(*ys), merge(states[0].h, states[1].h), states)
+        return LayerRun(merge(*ys), merge(*last), states)

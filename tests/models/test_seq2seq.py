@@ -154,6 +154,46 @@ def test_attention_scores_are_luongs_and_bahdanaus():
         np.testing.assert_allclose(weights[0, 0], want, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [MODELS["one-hot RNN"], dict(cell="gru", embed_size=0, attention="dot", input_feeding=True)],
+    ids=["plain", "feeding"],
+)
+def test_float32_parameters_compute_in_float32(changes):
+    """Under x64, one-hot vectors are float64."""
+    bind, params = make(**changes, input_dropout=(0.2,), token_dropout=0.2)
+    results = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            keys, batch = row_keys(jax.random.key(0), B), problem()
+
+            def loss(params, keys=keys, batch=batch):
+                logits = bind(params).teacher_forced(*batch, keys=keys)
+                return jnp.sum(jnp.sin(logits)), logits
+
+            results.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+    assert {x.dtype for x in jax.tree.leaves(results)} == {np.dtype("float32")}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_attention_in_half_precision_ignores_padding():
+    init, bind = functional(lambda rngs: Attention("general", 4, 6, rngs=rngs))
+    params = random_like(parameter_shapes(init), seed=2, dtype=np.float16)
+    shapes = [np.zeros((B, S, 6)), np.zeros((B, T, 4))]
+    values, queries = map(jnp.asarray, random_like(shapes, 3, np.float16))
+    _, mask, _ = problem()
+
+    def total(params):
+        attention = bind(params)
+        contexts, weights = attention(queries, attention.memory(values, mask))
+        return jnp.sum(contexts), (contexts, weights)
+
+    slopes, (contexts, weights) = jax.grad(total, has_aux=True)(params)
+    assert contexts.dtype == jnp.float16 and not np.any(np.asarray(contexts[2]))
+    np.testing.assert_allclose(np.sum(weights, -1), [[1] * T, [1] * T, [0] * T], atol=1e-2)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slopes))
+
+
 def read_by_encoder(rate, source, keys):
     """The ids that a one-hot encoder reads."""
 
@@ -204,23 +244,24 @@ def test_dropout_needs_keys_and_reaches_both_sides():
     assert np.abs(np.asarray(loud - quiet)).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["bridged LSTM, dot, feeding", "GRU, general, tied"])
-@pytest.mark.parametrize("rate", [*RATES, "all"])
-def test_a_call_replaces_the_rates(name, rate):
-    low, high = dict.fromkeys(RATES, 0.1), dict.fromkeys(RATES if rate == "all" else [rate], 0.6)
+def test_a_call_replaces_the_rates():
+    options = MODELS["GRU, general, tied"]
+    low, high = dict.fromkeys(RATES, 0.1), {name: 0.2 + 0.1 * i for i, name in enumerate(RATES)}
     source, mask, inputs = problem()
     keys = row_keys(jax.random.key(0), B)
-    logits = []
-    for built, rates in ((low, high), (low | high, None), (low, None)):
-        bind, params = make(**MODELS[name], **built)
 
-        @jax.jit
-        def run(p, rates, bind=bind):
-            return bind(p).teacher_forced(source, mask, inputs, keys=keys, rates=rates)
+    def compiled(**built):
+        bind, params = make(**options, **built)
+        run = jax.jit(
+            lambda rates: bind(params).teacher_forced(source, mask, inputs, keys=keys, rates=rates)
+        )
+        return lambda rates: np.asarray(run(jax.tree.map(jnp.float32, rates)))
 
-        logits.append(run(params, jax.tree.map(jnp.float32, rates)))
-    np.testing.assert_allclose(logits[0], logits[1], rtol=2e-5, atol=2e-6)  # float32's last bits
-    assert np.abs(logits[0] - logits[2]).max() > 0.01
+    run = compiled(**low)
+    want = compiled(**high)(None)
+    np.testing.assert_allclose(run(high), want, rtol=2e-5, atol=2e-6)  # float32's last bits
+    for name in RATES:  # each of them is read
+        assert np.abs(run(low | {name: 0.6}) - run(low)).max() > 0.01, name
 
 
 def test_a_call_refuses_unknown_rates():
@@ -254,10 +295,10 @@ def test_parameter_counts_are_those_of_the_tutorials(changes, count):
         (dict(share_embeddings=True, target_vocab_size=12), "one vocabulary"),
         (dict(share_embeddings=True, embed_size=0), "share_embeddings"),
         (dict(tie_output=True, embed_size=0), "embed_size"),
-        (dict(input_feeding=True), "choose an attention"),
+        (dict(input_feeding=True), "set model.attention=dot"),
         (dict(attention="dots"), "did you mean 'dot'"),
-        (dict(token_dropout=1.0), "token_dropout=1.0 must lie in"),
-        (dict(token_dropout=-0.1), "token_dropout=-0.1 must lie in"),
+        (dict(token_dropout=1.0), "token_dropout=1.0 must be in"),
+        (dict(token_dropout=-0.1), "token_dropout=-0.1 must be in"),
         (dict(encoder_output_dropout=(0.5,)), "never read"),
     ],
 )

@@ -22,7 +22,7 @@ import seqjax.nn.cudnn
 from seqjax.errors import UserError
 from seqjax.nn.backends import BACKENDS, find_unroll
 from seqjax.nn.cells import LSTMState
-from seqjax.nn.cudnn import pack, run_lengths, unroll_cudnn, why_not_cudnn
+from seqjax.nn.cudnn import cudnn_weights, run_by_lengths, unroll_cudnn, why_not_cudnn
 from seqjax.nn.fused import unroll_fused
 from seqjax.nn.layers import Bidirectional, Recurrent
 from seqjax.nn.unroll import unroll
@@ -107,7 +107,7 @@ def test_auto_is_the_fused_pass_where_a_cell_gives_its_products(monkeypatch):
     cell, *arrays = random_problem("lstm", T, B, I, H)
     run = jax.jit(find_unroll("auto"), static_argnums=0)
     assert_same(run(cell, *arrays), jax.jit(unroll_fused, static_argnums=0)(cell, *arrays))
-    opaque = cell._replace(products=(), join=None, gate=None)
+    opaque = cell._replace(recurrent_matmuls=(), combine=None, gate=None)
     assert_same(run(opaque, *arrays), jax.jit(unroll, static_argnums=0)(opaque, *arrays))
     used = []
     for name in ("unroll", "unroll_fused", "unroll_cudnn"):
@@ -122,12 +122,12 @@ def test_auto_is_the_fused_pass_where_a_cell_gives_its_products(monkeypatch):
 
 def test_auto_says_once_why_it_is_not_on_cudnn(monkeypatch, capsys):
     monkeypatch.setattr(seqjax.nn.backends, "has_cudnn", lambda: True)
-    seqjax.nn.backends._say_once.cache_clear()
+    seqjax.nn.backends._print_once.cache_clear()
     cell, params, state, xs = random_problem("lstm", T, B, I, H)
     xs, scale = jnp.asarray(xs), jnp.ones_like(state.h)
     for _ in range(2):
         BACKENDS["auto"](cell, params, state, xs, state_scale=scale)
-    assert capsys.readouterr().err == "not on cuDNN: it has no state dropout\n"
+    assert capsys.readouterr().err == "not on cuDNN: cuDNN has no state dropout\n"
 
 
 @pytest.mark.parametrize("name", ["fuzed", "", "CUDNN"])
@@ -140,18 +140,19 @@ def test_cudnn_says_what_it_cannot_do():
     cell, params, state, xs = random_problem("lstm", T, B, I, H)
     with pytest.raises(UserError, match="train.backend=cudnn: this machine computes on cpu"):
         unroll_cudnn(cell, params, state, jnp.asarray(xs))
-    assert why_not_cudnn(params, xs, None) == ""
-    assert "float32, not float64" in why_not_cudnn(params, xs.astype(np.float64), None)
-    assert "no state dropout" in why_not_cudnn(params, xs, state.h)
+    assert why_not_cudnn(params, None) == ""
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert "float32 only, not in bfloat16" in why_not_cudnn(half, None)
+    assert "no state dropout" in why_not_cudnn(params, state.h)
     gru, *arrays = random_problem("gru", T, B, I, H)
-    with pytest.raises(UserError, match="cudnn: JAX has cuDNN's LSTM only, no other cell: choose"):
+    with pytest.raises(UserError, match="cudnn: JAX offers cuDNN for the LSTM only: choose"):
         unroll_cudnn(gru, *jax.tree.map(jnp.asarray, arrays))
 
 
 def reference(params, state, xs, lengths):
     """JAX's own model of what cuDNN computes, from the packed weights."""
     sizes = (I, H, 1)
-    weights = rnn.unpack_lstm_weights(pack(params), *sizes, False)
+    weights = rnn.unpack_lstm_weights(cudnn_weights(params), *sizes, False)
     batch_major = jnp.swapaxes(xs, 0, 1)
     ys, h, c = rnn.lstm_ref(
         batch_major, state.h[None], state.c[None], *weights, lengths, *sizes, 0.0, False
@@ -171,7 +172,7 @@ def test_any_mask_comes_to_cudnn_as_lengths(mask, reverse):
         return reference(params, state, xs, lengths)
 
     def by_lengths(cell, params, state, xs, *, mask=None, reverse=False):
-        return run_lengths(lstm, params, state, xs, mask, reverse)
+        return run_by_lengths(lstm, params, state, xs, mask, reverse)
 
     options = {"mask": MASKS[mask], "reverse": reverse}
     got, want = (
@@ -185,7 +186,7 @@ def test_padding_that_is_no_number_does_not_reach_cudnn():
     _, params, state, xs = random_problem("lstm", T, B, I, H)
     mask = jnp.asarray(MASKS["holes"])
     soiled = jnp.where(mask[..., None], xs, jnp.nan)
-    run = jax.jit(partial(run_lengths, reference, reverse=False))
+    run = jax.jit(partial(run_by_lengths, reference, reverse=False))
     got = run(params, state, soiled, mask=mask)
     assert_same(got, run(params, state, xs, mask=mask))
 

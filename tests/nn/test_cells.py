@@ -83,19 +83,19 @@ def test_forward_and_gradients_are_those_of_keras(spec):
 
 
 @pytest.mark.parametrize("spec", CELLS)
-def test_a_step_is_its_gate_after_its_products(spec):
+def test_a_step_is_its_gate_after_its_matmuls(spec):
     cell, params, state, xs = random_problem(spec, 1, B, I, H)
-    assert len(cell.products) == (2 if spec == "gru(reset_after=False)" else 1)
+    assert len(cell.recurrent_matmuls) == (2 if spec == "gru(reset_after=False)" else 1)
     z = cell.project(params, xs[0])
     got, y = cell.step(params, state, z)
     np.testing.assert_array_equal(y, got.h)
-    weights = [product.weights(params) for product in cell.products]
-    a = pre_activations(cell.products, cell.join, weights, z, state.h)
+    weights = [matmul.weights(params) for matmul in cell.recurrent_matmuls]
+    a = pre_activations(cell.recurrent_matmuls, cell.combine, weights, z, state.h)
     assert_same((got, y), cell.gate(a, state))
-    # The fused backward pass stands on this: `join` is linear, and `gate` works row by row.
+    # The fused backward pass stands on this: `combine` is linear, and `gate` works row by row.
     results = [random_like(w[0], k) for k, (w, _) in enumerate(weights)]
-    tripled = cell.join(3 * z, *(3 * r for r in results))
-    assert relative_error(tripled, jax.tree.map(lambda x: 3 * x, cell.join(z, *results))) < 1e-6
+    tripled = cell.combine(3 * z, *(3 * r for r in results))
+    assert relative_error(tripled, jax.tree.map(lambda x: 3 * x, cell.combine(z, *results))) < 1e-6
     row = jax.tree.map(lambda x: x[1:2], (a, state))
     assert_same(cell.gate(*row), jax.tree.map(lambda x: x[1:2], (got, y)))
 

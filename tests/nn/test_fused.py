@@ -183,6 +183,6 @@ def products(jaxpr):
 
 def test_a_cell_of_a_step_alone_is_refused():
     cell, *arrays = random_problem("lstm", T, B, I, H)
-    opaque = cell._replace(products=(), join=None, gate=None)
-    with pytest.raises(UserError, match="fused: this cell gives no products: choose auto or scan"):
+    opaque = cell._replace(recurrent_matmuls=(), combine=None, gate=None)
+    with pytest.raises(UserError, match="fused: this cell has only a step: choose auto or scan"):
         unroll_fused(opaque, *jax.tree.map(jnp.asarray, arrays))

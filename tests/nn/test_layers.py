@@ -1,13 +1,17 @@
 """Layers and stacks: Keras' return flags, merges and masks; dropout; parameters as a dict."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support.oracles import (
     CELLS,
+    OUTPUT_CELL,
+    PARAMS,
     assert_same,
     keras_layer,
     keras_weights,
@@ -20,8 +24,10 @@ from support.oracles import (
 from support.shapes import B, H, I, T
 
 from seqjax.errors import UserError
-from seqjax.nn.cells import LSTMParams
+from seqjax.nn.cells import Cell, LSTMParams, RNNParams
+from seqjax.nn.dropout import row_keys
 from seqjax.nn.layers import Bidirectional, Dense, Embed, Recurrent, functional, one_hot
+from seqjax.nn.stack import Stack
 
 LENGTHS = np.array([4, T, 1, 2])
 MASK = np.arange(T) < LENGTHS[:, None]
@@ -168,6 +174,190 @@ def test_a_mask_gives_keras_last_output():
     got = call(params, xs, mask=MASK)
     assert relative_error(got, keras_call(theirs, xs, mask=MASK)) < 1e-6
     assert_same(got, call(params, xs, lengths=LENGTHS))
+
+
+# The last output of a cell whose output is not its h.
+
+HOLES = np.random.default_rng(0).random((B, T)) < 0.5
+HOLES[1] = False
+
+
+class TwoStates(NamedTuple):
+    h: jax.Array
+    other: jax.Array
+
+
+def test_the_last_output_of_keras_two_states_cell():
+    """Keras' rnn_test.test_forward_pass_two_states: the output is the sum of two states."""
+
+    def step(params, state, z, state_in=None):
+        a = b = z + (state_in or state).h @ params.w_h
+        return TwoStates(a, b), a + b
+
+    def initial_state(batch_size, hidden_size, dtype):
+        return TwoStates(*jnp.zeros((2, batch_size, hidden_size), dtype))
+
+    def init(key, input_size, hidden_size):
+        shapes = (input_size, hidden_size), (hidden_size, hidden_size), (hidden_size,)
+        return RNNParams(*map(jnp.ones, shapes))
+
+    cell = Cell(init, initial_state, lambda params, x: x @ params.w_x, step)
+    layer = Recurrent(cell, 3, 2, rngs=nnx.Rngs(params=0))
+    np.testing.assert_array_equal(layer(jnp.ones((1, 2, 3))), [[18, 18]])
+
+
+@pytest.mark.parametrize("mask", [None, MASK, HOLES], ids=["whole", "lengths", "holes"])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("backend", ["scan", "fused"])
+def test_the_last_output_need_not_be_h(backend, backwards, mask):
+    options = {"go_backwards": backwards, "backend": backend}
+    params, call = make_layer(Recurrent, OUTPUT_CELL, I, H, **options)
+    _, sequence = make_layer(Recurrent, OUTPUT_CELL, I, H, return_sequences=True, **options)
+    real = np.ones((B, T), bool) if mask is None else mask
+    ys = np.asarray(sequence(params, inputs(), mask=mask))
+    ys = ys[:, ::-1] if backwards else ys  # at the positions of the inputs
+    assert np.all(ys[real]) and not np.any(ys[~real])
+    want = np.zeros((B, H), np.float32)
+    for row in np.flatnonzero(real.any(axis=1)):
+        want[row] = ys[row, np.flatnonzero(real[row])[0 if backwards else -1]]
+    assert relative_error(call(params, inputs(), mask=mask), want) < 1e-6
+
+
+@pytest.mark.parametrize("cell, keeps_h", [(OUTPUT_CELL, False), ("gru", True)])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_last_output_of_an_empty_row(cell, keeps_h, backwards):
+    """The initial h where the output is the h, zeros otherwise; with padding or without steps."""
+    params, call = make_layer(Recurrent, cell, I, H, go_backwards=backwards)
+    state = random_like([np.zeros((B, H))], 3)
+    want = state[0] if keeps_h else np.zeros((B, H), np.float32)
+    lengths = np.array([0, T, 0, 0])
+    last = np.asarray(call(params, inputs(), lengths=lengths, initial_state=state))
+    assert_same(last[lengths == 0], want[lengths == 0])
+    assert_same(call(params, inputs(steps=0), initial_state=state), want)
+
+
+@pytest.mark.parametrize("merge", ["concat", "mul", "none"])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "lengths"])
+def test_both_directions_end_in_their_outputs(merge, mask):
+    params, call = make_layer(Bidirectional, OUTPUT_CELL, I, H, merge=merge)
+    lasts = []
+    for way, backwards in (("forward", False), ("backward", True)):
+        _, one = make_layer(Recurrent, OUTPUT_CELL, I, H, go_backwards=backwards)
+        lasts.append(np.asarray(one({"weights": params[way]}, inputs(), mask=mask)))
+    merged = {"concat": np.concatenate(lasts, axis=-1), "mul": lasts[0] * lasts[1], "none": lasts}
+    got = call(params, inputs(), mask=mask)
+    assert relative_error(list(got) if merge == "none" else got, merged[merge]) < 1e-6
+
+
+# Inputs of any dtype: parameters in float32 compute in float32.
+
+DTYPES = (jnp.bfloat16, jnp.float16, np.float64, np.int32, np.uint8, np.bool_)
+ONE_HOT = np.eye(I, dtype=np.float32)[np.arange(B * T).reshape(B, T) % I]
+
+
+def in_every_dtype(call, params):
+    """Outputs for one-hot inputs in float32 and in the other dtypes, of one compiled program."""
+    inputs = [ONE_HOT, *(ONE_HOT.astype(dtype) for dtype in DTYPES)]
+    want, *others = jax.jit(lambda params, inputs: [call(params, x) for x in inputs])(
+        params, inputs
+    )
+    assert {x.dtype for x in jax.tree.leaves((want, others))} == {np.dtype("float32")}
+    return want, others
+
+
+@pytest.mark.parametrize("spec", CELLS)
+@pytest.mark.parametrize("backend", ["scan", "fused"])
+def test_inputs_may_have_any_dtype(spec, backend):
+    flags = {"return_sequences": True, "return_state": True, "backend": backend}
+    params, call = make_layer(Recurrent, spec, I, H, **flags)
+    want, others = in_every_dtype(call, params)
+    for dtype, got in zip(DTYPES, others, strict=True):
+        assert relative_error(got, want) < 1e-6, dtype
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_both_directions_take_any_dtype(remat):
+    params, call = make_layer(Bidirectional, "lstm", I, H, return_sequences=True, remat=remat)
+    want, others = in_every_dtype(call, params)
+    assert relative_error(others, [want] * len(others)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_inputs_are_read_in_full(dtype):
+    params, call = make_layer(Recurrent, "gru", I, H)
+    halves = inputs().astype(dtype)
+    states = [x.astype(dtype) for x in states_for("gru")]
+    want = call(params, halves.astype(np.float32), initial_state=[states[0].astype(np.float32)])
+    got = call(params, halves, initial_state=states)
+    assert got.dtype == np.float32 and relative_error(got, want) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("backend", ["scan", "fused"])
+def test_half_precision_parameters_compute_in_it(dtype, backend):
+    _, full = make_layer(Recurrent, "lstm", I, H)
+    params, call = make_layer(Recurrent, "lstm", I, H, dtype=dtype, backend=backend)
+    gradient = jax.jit(jax.grad(lambda params, xs: weighted_sum(call(params, xs))))
+    got, slopes = call(params, inputs()), gradient(params, inputs())
+    assert {x.dtype for x in jax.tree.leaves((got, slopes))} == {jnp.dtype(dtype)}
+    # bfloat16 has three digits; float16 has more.
+    assert relative_error(got, full(params, inputs())) < 0.02
+
+
+def test_any_dtype_goes_through_dense_and_stack():
+    def tagged(rngs):
+        return Stack([Recurrent("gru", I, H, rngs=rngs)], input_dropout=0.3, state_dropout=0.3)
+
+    params, stack = make_layer(tagged)
+    keys = row_keys(jax.random.key(0), B)
+    want, others = in_every_dtype(lambda params, xs: stack(params, xs, keys=keys), params)
+    assert relative_error(others, [want] * len(others)) < 1e-6
+    params, dense = make_layer(Dense, I, H)
+    want, others = in_every_dtype(dense, params)
+    assert relative_error(others, [want] * len(others)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8, np.bool_])
+def test_ids_may_have_any_integer_dtype(dtype):
+    ids = np.array([[0, 1], [1, 0]])
+    params, call = make_layer(Embed, 300, 3)
+    np.testing.assert_array_equal(call(params, ids.astype(dtype)), params["embedding"][ids])
+    np.testing.assert_array_equal(one_hot(ids.astype(dtype), 300), np.eye(300)[ids])
+
+
+# With x64 enabled.
+
+
+@pytest.mark.parametrize("spec", CELLS)
+@pytest.mark.parametrize("backend", ["scan", "fused"])
+def test_float64_is_the_numpy_loop(spec, backend):
+    with jax.enable_x64(True):
+        flags = {"return_sequences": True, "return_state": True, "backend": backend}
+        params, call = make_layer(Recurrent, spec, I, H, dtype=np.float64, **flags)
+        xs = inputs().astype(np.float64)
+        gradient = jax.jit(jax.grad(lambda params, xs: weighted_sum(call(params, xs)), (0, 1)))
+        ys, *state = call(params, xs)
+        slopes = gradient(params, xs)
+    assert {x.dtype for x in jax.tree.leaves((ys, state, slopes))} == {np.dtype("float64")}
+    weights = PARAMS[spec](**params["weights"])
+    zeros = [np.zeros((B, H))] * len(state)
+    want_state, want_ys = numpy_run(spec, weights, zeros, np.swapaxes(xs, 0, 1))
+    assert relative_error((ys, state), (np.swapaxes(want_ys, 0, 1), want_state)) < 1e-12
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Bidirectional, Dense])
+def test_float32_parameters_compute_in_float32(kind):
+    """Under x64, new arrays are float64, so inputs often are."""
+    args = (I, H) if kind is Dense else ("lstm", I, H)
+    params, call = make_layer(kind, *args)
+    want = call(params, inputs())
+    with jax.enable_x64(True):
+        _, call = make_layer(kind, *args)
+        gradient = jax.jit(jax.grad(lambda params, xs: weighted_sum(call(params, xs))))
+        xs = inputs().astype(np.float64)
+        got, slopes = call(params, xs), gradient(params, xs)
+    assert {x.dtype for x in jax.tree.leaves((got, slopes))} == {np.dtype("float32")}
+    assert relative_error(got, want) < 1e-6
 
 
 # Arguments.

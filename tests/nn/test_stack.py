@@ -6,12 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.oracles import assert_same, make_layer, random_like, relative_error, weighted_sum
+from support.oracles import (
+    OUTPUT_CELL,
+    assert_same,
+    make_layer,
+    random_like,
+    relative_error,
+    weighted_sum,
+)
 from support.shapes import B, I, T
 
 from seqjax.errors import UserError
 from seqjax.nn.cells import Cell, RNNParams, RNNState
-from seqjax.nn.dropout import dropout, dropout_scale, fold_keys, row_keys
+from seqjax.nn.dropout import (
+    Direction,
+    LayerStream,
+    ModelStream,
+    dropout,
+    dropout_scale,
+    fold_keys,
+    layer_keys,
+    row_keys,
+)
 from seqjax.nn.layers import Bidirectional, Recurrent, functional
 from seqjax.nn.stack import Stack, make_stack
 
@@ -58,6 +74,18 @@ def test_the_last_output_is_that_of_the_last_valid_step():
     assert_same(run.last, run.sequence[np.arange(B), LENGTHS - 1])
     assert_same(run.last, run.states[-1][0].h)
     assert not np.any(run.sequence[~MASK])
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Bidirectional])
+def test_the_last_output_need_not_be_h(kind):
+    def two(rngs):
+        first = kind(OUTPUT_CELL, I, 5, rngs=rngs)
+        return Stack([first, Recurrent(OUTPUT_CELL, first.output_size, 3, rngs=rngs)])
+
+    params, call = make_layer(two)
+    run = jax.device_get(call(params, inputs(), lengths=LENGTHS))
+    assert_same(run.last, run.sequence[np.arange(B), LENGTHS - 1])
+    assert relative_error(run.last, 2 * run.states[-1][0].h + 1) < 1e-6
 
 
 def test_the_last_output_of_a_bidirectional_top_reads_both_ends():
@@ -192,7 +220,7 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(kind, layer):
     if (kind, layer) == ("output_dropout", 1):
         assert_dropped(last)
     else:
-        np.testing.assert_array_equal(last, 1)  # the top layer's state, which nothing has dropped
+        np.testing.assert_array_equal(last, sequence[:, -1])
 
 
 def test_every_place_has_its_own_masks():
@@ -234,25 +262,25 @@ def test_without_keys_nothing_is_dropped():
     assert_same(run, plain(params, inputs(), keys=KEYS))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rates", [0.3, (0.3,), (0.2, 0.5, 0.4)])
-def test_a_call_replaces_the_rates(kind, rates):
+def test_a_call_replaces_the_rates():
+    rates = dict(zip(KINDS, (0.3, (0.4,), (0.2, 0.5, 0.4)), strict=True))
     params, call = make_layer(mixed_stack, **dict.fromkeys(KINDS, 0.1))
-    _, built = make_layer(mixed_stack, **dict.fromkeys(KINDS, 0.1) | {kind: rates})
-    arrays = jax.tree.map(np.float32, {kind: rates})
-    got, want = call(params, inputs(), keys=KEYS, rates=arrays), built(params, inputs(), keys=KEYS)
-    assert relative_error(got, want) < 1e-6  # equal masks; float32 in another program
-    assert relative_error(got, call(params, inputs(), keys=KEYS)) > 0.01
+    _, built = make_layer(mixed_stack, **rates)
+    got = call(params, inputs(), keys=KEYS, rates=jax.tree.map(np.float32, rates))
+    # Equal masks; float32 in another program.
+    assert relative_error(got, built(params, inputs(), keys=KEYS)) < 1e-6
 
 
 def test_one_program_serves_several_rates():
-    init, bind = functional(lambda rngs: mixed_stack(rngs=rngs, **dict.fromkeys(KINDS, 0.1)))
+    init, bind = functional(
+        lambda rngs: Stack([Recurrent("gru", I, 5, rngs=rngs)], **dict.fromkeys(KINDS, 0.1))
+    )
     params = random_like(jax.eval_shape(init, jax.random.key(0)), 0)
-    run = jax.jit(lambda rates: bind(params)(inputs(), keys=KEYS, rates=rates).last)
-    for rate in (0.2, 0.4):
-        rates = dict.fromkeys(KINDS, jnp.float32(rate))
-        _, built = make_layer(mixed_stack, **dict.fromkeys(KINDS, rate))
-        assert relative_error(run(rates), built(params, inputs(), keys=KEYS).last) < 1e-6
+    run = jax.jit(lambda rates: bind(params)(jnp.asarray(inputs()), keys=KEYS, rates=rates).last)
+    last = run(dict.fromkeys(KINDS, 0.1))
+    for name in KINDS:
+        other = run(dict.fromkeys(KINDS, 0.1) | {name: 0.6})
+        assert relative_error(other, last) > 0.01, name
     assert run._cache_size() == 1
 
 
@@ -272,6 +300,14 @@ def test_row_keys_are_told_apart_by_their_place_in_the_whole_batch():
     keys = jax.random.key_data(row_keys(key, 4))
     assert len(np.unique(keys, axis=0)) == 4
     assert_same(jax.random.key_data(row_keys(key, 2, 2)), keys[2:])
+
+
+def test_streams_keep_their_numbers():
+    """Other numbers would draw other masks in every run."""
+    assert [*ModelStream] == [*range(5)] and [*LayerStream] == [*range(4)]
+    assert [*Direction] == [0, 1]
+    got = layer_keys(KEYS, 2, LayerStream.STATE)
+    assert_same(*(jax.random.key_data(keys) for keys in (got, fold_keys(KEYS, 4 * 2 + 3))))
 
 
 def test_folded_keys_are_new_keys():
