@@ -1,65 +1,38 @@
-"""Hyper-parameters from a config's strings, and numbers that a compiled program takes as arguments.
+"""Hyper-parameters: objects chosen by a config's strings, and numbers given to a compiled program.
 
-A spec is `name` or `name(option=value)`, as in `lstm(forget_bias=1.0)`.
-
-Cells, initialisers, optimizers and schedules are all chosen so. A spec carries its own options, so
-no config holds a field that the chosen thing does not read.
+A spec is a string `name` or `name(option=value)`, such as `lstm(forget_bias=1.0)`. Cells,
+initializers, optimizers and schedules are chosen by specs. A spec carries its own options, so a
+config has no field that the chosen object would ignore.
 """
 
 import ast
 import inspect
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from seqjax.errors import UserError, unknown_name
 
 
-class Traced(float):
-    """A float, which stands for an array inside `given`. Whether it is 0 is the same for both."""
+class HParams(NamedTuple):
+    """Numbers of a config that the loss takes as arguments instead of its own.
 
-    array: Any = None
+    The trials of a sweep that differ in such numbers share one compiled program. A number that is
+    missing here is that of the config the task was made from.
+    """
 
-
-def value_of(number: Any) -> Any:
-    """What to compute with: the array that a `Traced` stands for just now, else the number as a
-    float32, so that what is computed from either rounds alike."""
-    array = getattr(number, "array", None)
-    return np.float32(number) if array is None else array
+    model: Mapping[str, Any] = {}  # dropout rates by their field in the config's section
+    loss: Mapping[str, Any] = {}  # label_smoothing
 
 
-@contextmanager
-def given(numbers: Iterable[tuple[Traced, Any]]) -> Generator[None]:
-    """Inside, each of the numbers stands for its array."""
-    numbers = list(numbers)
-    try:
-        for number, array in numbers:
-            number.array = array
-        yield
-    finally:
-        for number, _ in numbers:
-            number.array = None
-
-
-LARGEST_INT = 2**31 - 1  # of 32 bits, as dimensions and steps are
-LARGEST_FLOAT = 3.4e38  # of 32 bits
-
-
-class TracedSpec(str):
-    """A spec some of whose options are `Traced` numbers instead of those written in it."""
-
-    traced: Mapping[str, Any]
-
-    def __new__(cls, spec: str, traced: Mapping[str, Any]) -> "TracedSpec":
-        self = super().__new__(cls, spec)
-        self.traced = traced
-        return self
+LARGEST_INT = 2**31 - 1  # dimensions and steps are 32-bit integers
+LARGEST_FLOAT = 3.4e38  # the largest float32, rounded down
 
 
 def parse_spec(spec: str, what: str = "") -> tuple[str, list[Any], dict[str, Any]]:
-    """Name, positional and keyword options of a spec; raises UserError if it is malformed."""
+    """Returns the name, positional options and keyword options of a spec.
+
+    `what` names the kind of object in the message. Raises UserError for a malformed spec.
+    """
     try:
         node = ast.parse(spec.strip(), mode="eval").body
         if isinstance(node, ast.Name):
@@ -67,7 +40,6 @@ def parse_spec(spec: str, what: str = "") -> tuple[str, list[Any], dict[str, Any
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             options = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
             if len(options) == len(node.keywords):
-                options |= getattr(spec, "traced", {})
                 return node.func.id, [ast.literal_eval(a) for a in node.args], options
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
         pass
@@ -76,9 +48,10 @@ def parse_spec(spec: str, what: str = "") -> tuple[str, list[Any], dict[str, Any
 
 
 def from_spec(what: str, spec: str, table: Mapping[str, Callable], **common: Any) -> Any:
-    """What `table[name]` makes of a spec's options and of the `common` keywords.
+    """Returns `table[name](**options, **common)` for the name and the options of a spec.
 
-    Raises UserError for an unknown name or an option that the named thing does not have.
+    Raises UserError for an unknown name, an option that `table[name]` does not take, and a value of
+    the wrong type or out of the range that it allows.
     """
     name, args, options = parse_spec(spec, what)
     if name not in table:
@@ -101,21 +74,23 @@ def from_spec(what: str, spec: str, table: Mapping[str, Callable], **common: Any
             bound.arguments[option] = float(value)
     try:
         return factory(*bound.args, **bound.kwargs)
-    except ValueError as error:  # a number out of the range that a library allows
+    except ValueError as error:  # a library refuses a value out of its range
         raise UserError(f"{what} {spec!r}: {error}") from None
 
 
 def check_number(where: str, value: Any, largest: int = LARGEST_INT) -> None:
-    """Raises UserError for a number that is none, or that no array can hold."""
+    """Raises UserError for NaN, infinity, or a value beyond 32 bits."""
     if isinstance(value, int) and abs(value) > largest:
         raise UserError(f"{where}={value} must be at most {largest}")
-    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:  # nor a NaN
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:  # true of a NaN too
         raise UserError(f"{where}={value} must be a number up to {LARGEST_FLOAT:g}")
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value may stand where this default stood: of its type, an int for a float, or for
-    a None, which stands for no limit."""
+    """Returns whether a value has the type of this default.
+
+    An int is accepted for a float, and for None, which means "no limit".
+    """
     if callable(value):
         return True
     if default is None:

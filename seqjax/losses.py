@@ -1,11 +1,10 @@
-"""Losses as (sum, weight), so that padding and filler rows weigh nothing."""
+"""Losses as (sum, weight) pairs, in which padding and filler rows have no weight."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from seqjax.hparams import value_of
 from seqjax.metrics import Average
 from seqjax.typing import Logits
 
@@ -14,19 +13,19 @@ def cross_entropy(
     logits: Logits,
     labels: Int[Array, "*dims"],
     weight: Float[Array, "*dims"],
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Average:
-    """Softmax cross-entropy in nats per unit of weight (a real row, or a real token).
+    """Returns the softmax cross-entropy in nats per unit of weight (a real row or a real token).
 
-    `label_smoothing` is the share of each label that is spread over all classes alike (Szegedy et
-    al., 2016).
+    `label_smoothing` is the share of each label's probability that is spread evenly over all
+    classes (Szegedy et al., 2016): a float, or an array of a compiled program's arguments.
     """
-    # Where nothing weighs, not even a NaN may get through: the logits' (they would reach the
-    # gradient) or that of a label which is no class.
+    # A position without weight must not pass on a NaN, neither through the logits (it would reach
+    # the gradient) nor through a label that is not a class.
     logits = jnp.where(weight[..., None] > 0, logits, 0)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if label_smoothing:
+    if not isinstance(label_smoothing, int | float) or label_smoothing > 0:
         uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-        share = value_of(label_smoothing)
+        share = jnp.asarray(label_smoothing, jnp.float32)
         nats = (1 - share) * nats + share * uniform
     return Average(jnp.sum(jnp.where(weight > 0, nats * weight, 0)), jnp.sum(weight))

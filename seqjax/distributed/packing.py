@@ -18,11 +18,6 @@ def layout(tree: Any) -> list[list[Any]]:
     return [[name, str(x.dtype), list(x.shape)] for name, x in named_arrays(tree)]
 
 
-def num_bytes(tree: Any) -> int:
-    """Returns the length of the array that `pack` makes of a tree of these shapes and dtypes."""
-    return sum(_size(x) for x in jax.tree.leaves(tree))
-
-
 def pack(tree: Any) -> np.ndarray:
     """Returns a copy of the arrays' bytes, one array after the other: uint8 [num_bytes]."""
     leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(tree)]

@@ -1,4 +1,4 @@
-"""A Seq2Seq between texts: a vocabulary on either side, the model between them, its replies."""
+"""A sequence-to-sequence model between texts: two vocabularies, a Seq2Seq, and a decoder."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -24,23 +24,26 @@ MAX_BEAM = 1000  # every hypothesis keeps a state of its own
 
 
 class Replies(NamedTuple):
-    """The best sequence of each row."""
+    """The decoded sequence of each row."""
 
-    tokens: Int[Array, "B T"]  # the end included, padding after it
-    scores: Float[Array, " B"]  # nats: the model's own log-probability of these tokens
-    finished: Bool[Array, " B"]  # False: cut off at the bound
+    tokens: Int[Array, "B T"]  # up to and including the end token, then padding
+    scores: Float[Array, " B"]  # log-probability of the tokens under the model, in nats
+    finished: Bool[Array, " B"]  # False if the length limit was reached before an end token
 
 
 class TextToText:
-    """All between texts and logits. Parameters come from outside, as everywhere.
+    """Converts texts to ids, ids to logits, and decoded ids to replies.
 
-    - `max_source_length`, `max_target_length`: tokens to which texts are padded, or cut; of a
-      target start and end count, and stay.
+    Parameters are arguments of its methods, as everywhere in seqjax.
+
+    - `max_source_length`, `max_target_length`: the number of tokens to which texts are padded or
+      truncated. A target's start and end tokens count and are never truncated.
     - `source_padding`: "post" or "pre".
-    - `vocab_size`: rows of embeddings and outputs at least; spare ones are never emitted.
-    - `boundaries=False` leaves out start, end and all other reserved ids, as R4 does: such a model
-      can be taught, but cannot begin or end a text.
-    - `mask_padding=False` lets the encoder read padding as if it were text, as the tutorials do.
+    - `vocab_size`: the least number of rows of embeddings and outputs; spare rows are never
+      emitted.
+    - `boundaries=False` uses no start, end or other reserved ids, as tutorial R4 does. Such a model
+      can be trained with teacher forcing but cannot generate.
+    - `mask_padding=False` makes the encoder read padding as text, as the tutorials do.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class TextToText:
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.source_padding: Literal["post", "pre"] = "post" if source_padding == "post" else "pre"
         self.boundaries, self.mask_padding = boundaries, mask_padding
-        # Without reserved ids the first piece has number 0, and padding becomes a row of zeros.
+        # Without reserved ids the first token is number 0, and padding becomes a row of zeros.
         self.first_id = 0 if boundaries else source.num_reserved
         sizes = [max(v.size - self.first_id, vocab_size) for v in (source, target)]
         self.init, self.bind = functional(
@@ -80,7 +83,7 @@ class TextToText:
         self.options = DecodeOptions(max_length=max_target_length - 1, **constraints)
 
     def encode_sources(self, texts: Iterable[str]) -> np.ndarray:
-        """Ids `[N, S]`."""
+        """Returns ids `[N, S]`."""
         ids, _ = encode_batch(
             self.source,
             texts,
@@ -92,8 +95,10 @@ class TextToText:
         return ids
 
     def encode_targets(self, texts: Iterable[str]) -> np.ndarray:
-        """Ids `[N, T + 1]`: the decoder's inputs are all but the last column, its labels all but
-        the first."""
+        """Returns ids `[N, T + 1]`.
+
+        The decoder's inputs are all columns but the last, its labels all columns but the first.
+        """
         both = self.boundaries
         ids, _ = encode_batch(
             self.target, texts, self.max_target_length, add_bos=both, add_eos=both
@@ -101,35 +106,44 @@ class TextToText:
         return ids if self.boundaries else np.pad(ids, ((0, 0), (0, 1)))
 
     def lengths(self, rows: Batch) -> dict[str, np.ndarray]:
-        """By field, how many columns hold a token; of what `encode_*` gave."""
-        last = {"source": self.source.pad_id, "target": self.target.pad_id}
-        ids = {name: np.asarray(rows[name]) != pad_id for name, pad_id in last.items()}
-        counts = {name: x.shape[1] - np.argmax(x[:, ::-1], axis=1) for name, x in ids.items()}
-        return {name: np.where(ids[name].any(axis=1), counts[name], 1) for name in ids}
+        """Returns by field the number of columns up to the last token of each row, at least 1."""
+        pad_ids = {"source": self.source.pad_id, "target": self.target.pad_id}
+        real = {name: np.asarray(rows[name]) != pad_id for name, pad_id in pad_ids.items()}
+        counts = {name: x.shape[1] - np.argmax(x[:, ::-1], axis=1) for name, x in real.items()}
+        return {name: np.where(real[name].any(axis=1), counts[name], 1) for name in real}
 
-    def encode(
-        self, model: Seq2Seq, source: Int[Array, "B S"], keys: RowKeys | None = None
-    ) -> DecoderState:
-        """The decoder's state before its first token."""
+    def encode(self, model: Seq2Seq, source: Int[Array, "B S"]) -> DecoderState:
+        """Returns the decoder's state before its first token."""
+        return model.encode(*self._encoder_inputs(source))
+
+    def _encoder_inputs(self, source: Int[Array, "B S"]) -> tuple[Array, Bool[Array, "B S"]]:
+        """Returns the encoder's symbols and their mask."""
         mask = source != self.source.pad_id
-        if not self.mask_padding:
-            mask = jnp.ones_like(mask)
-        return model.encode(source - self.first_id, mask, keys=keys)
+        return source - self.first_id, mask if self.mask_padding else jnp.ones_like(mask)
 
-    def logits(self, params: Params, batch: Batch, keys: RowKeys | None = None) -> Logits:
-        """Logits `[B, T, V]` for the label after each input, under teacher forcing.
+    def logits(
+        self,
+        params: Params,
+        batch: Batch,
+        keys: RowKeys | None = None,
+        step: Int[Array, ""] | None = None,
+        rates: Mapping[str, Any] | None = None,
+    ) -> Logits:
+        """Returns the logits `[B, T, V]` for the label after each input, under teacher forcing.
 
-        In training, and only if the config asks for it, some inputs are the model's own.
+        Keys turn dropout on, at the `rates` that replace the config's. In training, which gives its
+        `step`, scheduled sampling replaces some inputs by the model's own if the config says so.
         """
         model = self.bind(params)
-        state = self.encode(model, batch["source"], keys)
+        source, mask = self._encoder_inputs(batch["source"])
         inputs = batch["target"][:, :-1] - self.first_id
-        if self.probability is None or keys is None or "step" not in batch:
-            return model.logits(model.decode(state, inputs, keys=keys).hidden)
-        return sampled_logits(model, state, inputs, self.probability(batch["step"]), keys)
+        if self.probability is None or keys is None or step is None:
+            return model.teacher_forced(source, mask, inputs, keys=keys, rates=rates)
+        state = model.encode(source, mask, keys=keys, rates=rates)
+        return sampled_logits(model, state, inputs, self.probability(step), keys, rates)
 
     def decode_step(self, params: Params) -> DecodeStep:
-        """The step that decoders take; ids without a text are banned."""
+        """Returns the step function of decoders; ids that stand for no token are never chosen."""
         model = self.bind(params)
 
         def step(state, token):
@@ -139,18 +153,18 @@ class TextToText:
         return step
 
     def known(self, logits: Logits) -> Logits:
-        """The logits, those of spare ids, which stand for no text, as low as can be."""
+        """Returns the logits with those of spare ids, which stand for no token, at the minimum."""
         known = jnp.arange(logits.shape[-1]) < self.target.size - self.first_id
         return jnp.where(known, logits, -LARGEST)
 
     def replies(self, params: Params, batch: Batch) -> Replies:
-        """What the config's decoder makes of each source."""
+        """Returns the replies of the config's decoder."""
         return self.decoder(self, params, batch)
 
     def attention(
         self, params: Params, source: Int[Array, "B S"], tokens: Int[Array, "B T"]
     ) -> Float[Array, "B T S"] | None:
-        """Where the decoder looked before each of the tokens, or None without attention."""
+        """Returns the attention weights of each of the tokens, or None without attention."""
         model = self.bind(params)
         start = jnp.full_like(tokens[:, :1], self.target.bos_id)
         inputs = jnp.concatenate([start, tokens[:, :-1]], axis=1)

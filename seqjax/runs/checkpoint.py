@@ -7,19 +7,20 @@ SHA-256 digests of its files, written before the rename that makes it a checkpoi
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from seqjax.distributed.packing import layout, num_bytes, pack, unpack
+from seqjax.distributed.packing import layout, pack, unpack
 from seqjax.errors import UserError
 from seqjax.files import read_json, sha256, write_json
 
@@ -118,6 +119,7 @@ def newest(
 ) -> Checkpoint | None:
     """The newest checkpoint that is whole, its arrays shaped `like`; None if there is none at all.
 
+    `like` is a dict with some or all of the arrays that were saved: the others are not returned.
     `is_foreign` says of a checkpoint's facts why they are not this run's, or "". What is passed
     over is told to `say`, a line each. Raises UserError if there are checkpoints but no whole one.
     """
@@ -204,12 +206,14 @@ def steps_in(directory: Path) -> list[Path]:
 def _read_arrays(path: Path, facts: dict[str, Any], like: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    wanted = layout(like)
-    if facts["layout"] != wanted:
-        both = zip_longest(facts["layout"], wanted, fillvalue=["nothing"])
-        there, here = next((a, b) for a, b in both if a != b)
-        raise Damaged(f"it holds {' '.join(map(str, there))}, not {' '.join(map(str, here))}")
-    host = {"bytes": np.empty(num_bytes(like), np.uint8)}
+    expected, stored = layout(like), facts["layout"]
+    used = [name.split(".")[0] in like for name, *_ in stored]
+    both = zip_longest(compress(stored, used), expected, fillvalue=["nothing"])
+    for there, here in both:
+        if there != here:
+            raise Damaged(f"it holds {' '.join(map(str, there))}, not {' '.join(map(str, here))}")
+    sizes = [np.dtype(dtype).itemsize * math.prod(shape) for _, dtype, shape in stored]
+    host = {"bytes": np.empty(sum(sizes), np.uint8)}
     try:
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
         arrays = ocp.Checkpointer(handler, multiprocessing_options=_alone()).restore(
@@ -217,7 +221,11 @@ def _read_arrays(path: Path, facts: dict[str, Any], like: Any) -> Any:
         )
     except Exception as error:  # Orbax and TensorStore raise all kinds
         raise Damaged(str(error).strip().splitlines()[0]) from None
-    return unpack(np.asarray(arrays["bytes"]), like)
+    ends = np.cumsum(sizes)
+    parts = [
+        arrays["bytes"][end - n : end] for n, end in compress(zip(sizes, ends, strict=True), used)
+    ]
+    return unpack(np.concatenate(parts), like)
 
 
 def _alone() -> Any:

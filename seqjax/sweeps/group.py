@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,6 @@ from seqjax.config import as_json
 from seqjax.distributed.mesh import SPLIT, make_mesh, shard
 from seqjax.errors import UserError
 from seqjax.files import write_json
-from seqjax.hparams import given
 from seqjax.parameters import device_bytes
 from seqjax.runs.checkpoint import Checkpoints, newest, set_aside_after
 from seqjax.runs.identity import arrays_digest
@@ -57,10 +56,10 @@ class GroupPosition:
 
 
 def begin(
-    params: Sequence[Params], optimizer: Optimizer, mesh: Mesh, num_trials: int
+    params: Sequence[Params], optimizers: Sequence[Optimizer], mesh: Mesh, num_trials: int
 ) -> GroupPosition:
     """Before the first step, with the initial weights of all members."""
-    states = [init_train_state(own, optimizer) for own in params]
+    states = [init_train_state(*own) for own in zip(params, optimizers, strict=True)]
     records: list[list[Any]] = [[] for _ in range(num_trials)]
     progress = [Progress()] * num_trials
     return GroupPosition(stack(states, mesh), stack(params, mesh), 0, 0, progress, records, {}, [])
@@ -188,7 +187,7 @@ class Group:
         self.files = fitted_files(self.setup.task)
         steps, epochs = self.setup.data.steps_per_epoch, self.shared.config.train.num_epochs
         lengths = {"steps_per_epoch": steps, "num_epochs": epochs}
-        # Each one's own, for what is asked of it on the host.
+        # One for each trial: the initial state holds its numbers.
         self.optimizers = [make_optimizer(**config.optim, **lengths) for config in configs]
         self.members = Members(self.setup, self.shared, mesh)
         seeds = np.array([config.seed for config in configs], np.uint32)
@@ -201,7 +200,7 @@ class Group:
         (self.workdir / PROGRESS).unlink(missing_ok=True)
         params = [init(jax.random.key(trial.config.seed)) for trial, init in self.sound]
         mesh, identity = self.members.mesh, self._identity()
-        first = begin(params, self.setup.optimizer, mesh, len(self.trials))
+        first = begin(params, self.optimizers, mesh, len(self.trials))
         self.now = load_position(self.workdir / CHECKPOINTS, first, identity, mesh)
         self.ends = [dropped.get(trial.directory, train.num_epochs) for trial in self.trials]
         last = train.num_epochs if until is None else min(until, train.num_epochs)
@@ -252,9 +251,16 @@ class Group:
     def _diagnose(self, i: int) -> str:
         """What went wrong in the last step of a member."""
         state, data = self._member(self.now.states, i), self.setup.data
-        with given((number, values[i]) for number, values in self.shared.traced):
-            key = jax.random.key(self.trials[i].config.seed)
-            return diagnose(self.setup.task.loss_and_metrics, data, state, key, 1, operations=False)
+        key, hparams = jax.random.key(self.trials[i].config.seed), self.shared.hparams
+        return diagnose(
+            self.setup.task.loss_and_metrics,
+            data,
+            state,
+            key,
+            1,
+            operations=False,
+            hparams=jax.tree.map(lambda x: x[i], hparams),
+        )
 
     def _evaluate(self, epoch: int) -> None:
         """Ends an interval: records, and what they mean for the best weights and for stopping."""
@@ -269,8 +275,7 @@ class Group:
         for i in np.flatnonzero(self._active()).tolist():
             try:
                 of_member = jax.tree.map(lambda x, i=i: x[i], log)
-                rate = cache(lambda step, i=i: self._learning_rate(i, step))
-                records = epoch_records(of_member, per_epoch, self.now.epoch, rate)
+                records = epoch_records(of_member, per_epoch, self.now.epoch)
                 if not finite[i]:
                     [bad] = first_bad(self._member(params, i), "the parameter")
                     raise UserError(f"after epoch {epoch} {bad}")
@@ -288,10 +293,6 @@ class Group:
             self.watch(self.trials[i], records)
         self.now.best_params = choose(better, params, self.now.best_params)
         self.now.epoch, self.now.logs = epoch, []
-
-    def _learning_rate(self, i: int, step: int) -> Any:
-        rates = self.optimizers[i].learning_rate(self.now.states.opt_state, step)
-        return np.broadcast_to(rates, self.size)[i]
 
     def _fail(self, i: int, reason: str) -> None:
         self.now.failures[i] = reason

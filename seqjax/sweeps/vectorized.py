@@ -1,6 +1,7 @@
 """Runs that differ only in numbers, trained side by side by one compiled program.
 
-The members of a group have a seed each and may have numbers of their own (`TRACED_FIELDS`); all
+The members of a group have a seed each and may have numbers of their own (`OPTIMIZER_FIELDS`,
+`LOSS_FIELDS`); all
 else is one config. Devices share the members out and each takes its own one after the other, as the
 single run on one device would: no member's numbers depend on the others.
 """
@@ -13,27 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json
-from seqjax.data.batching import Rows, eval_batches, num_rows
+from seqjax.data.batching import Rows, count_rows, eval_batches
 from seqjax.distributed.mesh import SPLIT, WHOLE, shard, sharded
-from seqjax.hparams import Traced, TracedSpec, given, parse_spec
-from seqjax.metrics import Metrics, summarize
+from seqjax.errors import UserError
+from seqjax.hparams import HParams, parse_spec
+from seqjax.metrics import Metrics, compute_means
 from seqjax.nn.dropout import row_keys
 from seqjax.training.epoch import compiler_options, make_steps
-from seqjax.training.optimizer import make_optimizer
 from seqjax.training.setup import Setup
 from seqjax.training.train_step import StepLog, TrainState
 from seqjax.typing import Batch, Params
 
-# Numbers that the training program may take as arguments. Where one is 0 a part of it is missing.
-TRACED_FIELDS = (
+# Numbers in which the trials of one program may differ. A part of the program is missing where one
+# is 0, so all trials have it at 0 or none has.
+OPTIMIZER_FIELDS = (  # in the optimizer's state
     "optim.learning_rate",
     "optim.clip_norm",
     "optim.clip_value",
     "optim.ema_decay",
+)
+OPTIMIZER_OPTION = "weight_decay"  # an option of the spec `optim.name`, in the state too
+LOSS_FIELDS = (  # arguments of the loss
     "loss.label_smoothing",
     "model.token_dropout",
     "model.input_dropout",
@@ -43,7 +48,6 @@ TRACED_FIELDS = (
     "model.decoder_output_dropout",
 )
 COPIES = 3  # of the weights, outside the program: the best ones, those evaluated, the new best
-TRACED_OPTION = "weight_decay"  # of optim.name
 # What is read before training only.
 INITIAL_FIELDS = ("seed", *(f"model.{name}_init" for name in ("kernel", "recurrent")))
 INITIAL_FIELDS += ("model.output_kernel_init", "model.output_bias_init")
@@ -55,53 +59,44 @@ def group_key(config: ConfigDict) -> str:
     for name in INITIAL_FIELDS:
         section, field = _place(fields, name)
         section.pop(field, None)
-    for name in TRACED_FIELDS:
+    for name in (*OPTIMIZER_FIELDS, *LOSS_FIELDS):
         section, field = _place(fields, name)
         if field in section:
             section[field] = _pattern(section[field])
     name, args, options = parse_spec(config.optim.name, "optimizer")
-    if TRACED_OPTION in options:
-        options[TRACED_OPTION] = _pattern(options[TRACED_OPTION])
+    if OPTIMIZER_OPTION in options:
+        options[OPTIMIZER_OPTION] = _pattern(options[OPTIMIZER_OPTION])
     fields["optim"]["name"] = [name, args, options]
     return json.dumps(fields, sort_keys=True, default=repr)  # of specs' own values
 
 
 class Shared(NamedTuple):
-    """The config of a group, in which numbers that differ stand as `Traced`."""
+    """What trials of one group key share."""
 
-    config: ConfigDict
-    optim: dict[str, Any]  # its section, with a spec that no ConfigDict can hold
-    traced: list[tuple[Traced, Float[np.ndarray, " N"]]]  # those numbers, and the members' own
+    config: ConfigDict  # the first trial's, on one device
+    hparams: HParams  # arrays [N] of the loss's numbers in which the trials differ
 
 
 def share_config(configs: Sequence[ConfigDict]) -> Shared:
-    """What configs of one group key have in common."""
-    traced: list[Any] = []
+    """Returns what configs of one group key share."""
     shared = configs[0].copy_and_resolve_references()
     with shared.unlocked():
-        shared.train.num_devices = 1  # of what a member does alone; members share all there are
-        for name in TRACED_FIELDS:
-            section, field = _place(shared, name)
-            if field in section:
-                values = [_place(config, name)[0][field] for config in configs]
-                section[field] = _trace(values, traced)
-    options = [parse_spec(config.optim.name)[2] for config in configs]
-    if TRACED_OPTION in options[0]:
-        own = {TRACED_OPTION: _trace([given[TRACED_OPTION] for given in options], traced)}
-        optim = {**shared.optim, "name": TracedSpec(shared.optim.name, own)}
-    else:
-        optim = {**shared.optim}
-    return Shared(shared.lock(), optim, traced)
+        shared.train.num_devices = 1  # as in a single run; the trials share all devices
+    hparams = HParams({}, {})
+    for name in LOSS_FIELDS:
+        section, field = _place(shared, name)
+        if field in section:
+            values = [_place(config, name)[0][field] for config in configs]
+            if any(value != values[0] for value in values):
+                getattr(hparams, name.split(".")[0])[field] = _as_arrays(values)
+    return Shared(shared.lock(), hparams)
 
 
-def _trace(values: list[Any], traced: list[tuple[Traced, Any]]) -> Any:
-    """The value that all share, or what stands for theirs."""
+def _as_arrays(values: Sequence[Any]) -> Any:
+    """Returns numbers as a float32 array [N], equally long tuples as a tuple of such arrays."""
     if isinstance(values[0], tuple):
-        return tuple(_trace(list(own), traced) for own in zip(*values, strict=True))
-    if all(value == values[0] for value in values):
-        return values[0]
-    traced.append((Traced(values[0]), np.array(values, np.float32)))
-    return traced[-1][0]
+        return tuple(_as_arrays(column) for column in zip(*values, strict=True))
+    return np.array(values, np.float32)
 
 
 def _pattern(value: Any) -> Any:
@@ -124,9 +119,9 @@ class Members:
     """
 
     def __init__(self, setup: Setup, shared: Shared, mesh: Mesh):
-        self.setup, self.mesh, self._optim = setup, mesh, shared.optim
-        self._traced = [number for number, _ in shared.traced]
-        self._numbers = [shard(values, mesh, SPLIT) for _, values in shared.traced]
+        self.setup, self.mesh = setup, mesh
+        _check_task(setup, shared.hparams)
+        self._hparams = shard(shared.hparams, mesh, SPLIT)
         self.max_steps = setup.config.train.eval_every_epochs * setup.data.steps_per_epoch
         self._rows = shard(dict(setup.data.rows), mesh, WHOLE)
         self._measure = jax.jit(
@@ -148,7 +143,7 @@ class Members:
             return jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=sharding)
 
         states, keys, steps = jax.tree.map(of_all, (state, jax.random.key(0), np.int32(0)))
-        arguments = (states, self._rows, keys, steps, self._numbers)
+        arguments = (states, self._rows, keys, steps, self._hparams)
         self._train = program.lower(*arguments).compile()
         memory: Any = self._train.memory_analysis()  # of one device
         weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
@@ -160,7 +155,7 @@ class Members:
     ) -> tuple[TrainState, StepLog]:
         """The states after so many more steps of each, and the logs [N, max_steps]."""
         steps = shard(num_steps.astype(np.int32), self.mesh, SPLIT)
-        return self._train(states, self._rows, keys, steps, self._numbers)
+        return self._train(states, self._rows, keys, steps, self._hparams)
 
     def metrics(
         self, params: Params, rows: Rows, keys: Key[Array, " N"] | None = None
@@ -168,47 +163,50 @@ class Members:
         """Each member's means over all rows; keys leave dropout alive."""
         parts = []
         for i, (batch, _) in enumerate(eval_batches(rows, self.setup.evaluator.batch_size, 1)):
-            first_row = jnp.int32(i * num_rows(batch))
+            first_row = jnp.int32(i * count_rows(batch))
             batch = shard(batch, self.mesh, WHOLE)
-            parts.append(self._measure(params, batch, keys, self._numbers, first_row))
+            parts.append(self._measure(params, batch, keys, self._hparams, first_row))
         sums = jax.tree.map(lambda *xs: np.stack(xs, 1), *jax.device_get(parts))
-        members = range(num_rows({"": jax.tree.leaves(params)[0]}))
-        return [summarize(jax.tree.map(lambda x, n=n: x[n], sums)) for n in members]
+        members = range(count_rows({"": jax.tree.leaves(params)[0]}))
+        return [compute_means(jax.tree.map(lambda x, n=n: x[n], sums)) for n in members]
 
-    def _own_steps(self, states, rows, keys, num_steps, numbers):
+    def _own_steps(self, states, rows, keys, num_steps, hparams):
         """Of the members of a device."""
-        config, data = self.setup.config, self.setup.data
+        setup = self.setup
+        steps = make_steps(
+            setup.task.loss_and_metrics,
+            setup.optimizer,
+            setup.data,
+            1,
+            None,
+            max_steps=self.max_steps,
+            max_skipped=setup.config.train.max_skipped_steps,
+            microbatch_size=setup.microbatch_size,
+        )
 
         def one(member):
             state, key, steps_left, own = member
-            with given(zip(self._traced, own, strict=True)):
-                optimizer = make_optimizer(
-                    **self._optim,
-                    steps_per_epoch=data.steps_per_epoch,
-                    num_epochs=config.train.num_epochs,
-                )
-                steps = make_steps(
-                    self.setup.task.loss_and_metrics,
-                    optimizer,
-                    data,
-                    1,
-                    None,
-                    max_steps=self.max_steps,
-                    max_skipped=config.train.max_skipped_steps,
-                    microbatch_size=self.setup.microbatch_size,
-                )
-                return steps(state, rows, key, steps_left)
+            return steps(state, rows, key, steps_left, own)
 
-        return jax.lax.map(one, (states, keys, num_steps, numbers))
+        return jax.lax.map(one, (states, keys, num_steps, hparams))
 
-    def _own_metrics(self, params, batch: Batch, keys, numbers, first_row) -> Metrics:
+    def _own_metrics(self, params, batch: Batch, keys, hparams, first_row) -> Metrics:
         def one(member):
             params, key, own = member
-            of_rows = None if key is None else row_keys(key, num_rows(batch), first_row)
-            with given(zip(self._traced, own, strict=True)):
-                return dict(self.setup.task.loss_and_metrics(params, batch, of_rows))
+            of_rows = None if key is None else row_keys(key, count_rows(batch), first_row)
+            return dict(self.setup.task.loss_and_metrics(params, batch, of_rows, hparams=own))
 
-        return jax.lax.map(one, (params, keys, numbers))
+        return jax.lax.map(one, (params, keys, hparams))
+
+
+def _check_task(setup: Setup, hparams: HParams) -> None:
+    """Raises UserError for numbers that the task's loss does not take as arguments."""
+    differ = {f"{section}.{name}" for section, own in hparams._asdict().items() for name in own}
+    if unread := sorted(differ - set(setup.task.hparams)):
+        raise UserError(
+            f"trials that differ in {unread[0]} cannot share a program: the task "
+            f"{setup.config.task} does not read it from `hparams`, see Task.hparams"
+        )
 
 
 @jax.jit

@@ -1,6 +1,7 @@
-"""What a task is: data, model, loss and what to show a person.
+"""The interface of a task: data, model, loss, metrics, and examples to show a person.
 
-`training` knows this and no task; a task knows nothing of optimizers, devices or checkpoints.
+`training/` knows this interface and no task; a task knows nothing of optimizers, devices or
+checkpoints.
 """
 
 import inspect
@@ -15,38 +16,47 @@ from jaxtyping import Array, Key
 
 from seqjax.errors import UserError
 from seqjax.metrics import Metrics
-from seqjax.typing import Batch, Params, RowKeys
+from seqjax.typing import Batch, Params
 
-# From the outputs of `predict` on a split's rows, in order: nested arrays with a leading N.
+# Given a split's name, returns the outputs of `Task.predict` for its rows, in order: nested arrays
+# with a leading N.
 Predict = Callable[[str], Any]
+
+# The dropout rates of a stack, for the `hparams` of a task whose loss passes `rates` on to one.
+STACK_RATES = ("model.input_dropout", "model.output_dropout", "model.state_dropout")
 
 
 class Task(NamedTuple):
     """A task, made from a config by a function in `seqjax/tasks/`."""
 
-    # Rows by split: "train" always, others as the task has them. Arrays with a leading N in common.
+    # The rows of each split, as arrays with a common leading N: "train", and any other splits.
     splits: Mapping[str, Mapping[str, np.ndarray]]
     # key -> parameters
     init: Callable[[Key[Array, ""]], Params]
-    # (params, batch, keys) -> sums and weights; "loss" is trained on. keys=None evaluates.
-    loss_and_metrics: Callable[[Params, Batch, RowKeys | None], Metrics]
-    # (params, batch) -> one output a row
+    # (params, batch, keys=None, step=None, hparams=HParams()) -> (sum, weight) by metric; "loss" is
+    # minimised. Dropout is on where keys are given. `step`, the number of steps made before, is
+    # given in training only. Numbers in `hparams` replace the config's own.
+    loss_and_metrics: Callable[..., Metrics]
+    # (params, batch) -> one output for each row
     predict: Callable[[Params, Batch], Any]
-    # (params, predict, directory) -> lines for a person; writes pictures into the directory
+    # (params, predict, directory) -> lines of text; writes pictures into the directory
     show_examples: Callable[[Params, Predict, Path], list[str]]
     # the metric that is shown beside the loss
     main_metric: str = "accuracy"
-    # (predict, split, its means) -> figures of whole outputs, for result.json
+    # (predict, split, the split's mean metrics) -> metrics of whole outputs, for result.json
     corpus_metrics: Callable[[Predict, str, Mapping[str, float]], dict[str, float]] = lambda *_: {}
-    # directory -> writes what was fitted to the training data, before training starts; which files
+    # directory -> the paths of the files written there, which hold what was fitted to the training
+    # data, such as a vocabulary; called before training starts
     save_fitted: Callable[[Path], list[Path]] = lambda directory: []
-    # by field of the training rows: how many of its columns a row needs, where the others do not
-    # change what `loss_and_metrics` gives; empty where rows cannot be cut
+    # for fields of the training rows: the number of columns of each row beyond which there is only
+    # padding that `loss_and_metrics` ignores; empty if rows cannot be cropped
     lengths: Mapping[str, np.ndarray] = MappingProxyType({})
+    # the config's fields that `loss_and_metrics` reads from `hparams` where they stand there
+    hparams: tuple[str, ...] = ()
 
 
 def fitted_files(task: Task) -> dict[str, str]:
-    """The text of every file that the task has fitted to the training data, by file name."""
+    """Returns the text of every file that the task fitted to the training data, by file name."""
     with tempfile.TemporaryDirectory(prefix="seqjax-") as name:
         return {
             path.name: path.read_text(encoding="utf-8") for path in task.save_fitted(Path(name))
@@ -54,7 +64,7 @@ def fitted_files(task: Task) -> dict[str, str]:
 
 
 def load_data(load: Callable[..., Any], data: Any) -> Any:
-    """`load(**data)`; raises UserError for a field that is not of the type that `load` declares."""
+    """Returns `load(**data)`; raises UserError for a field that is not of the declared type."""
     for name, parameter in inspect.signature(load).parameters.items():
         if name in data and type(data[name]) is not parameter.annotation:
             kind = parameter.annotation.__name__
@@ -62,14 +72,6 @@ def load_data(load: Callable[..., Any], data: Any) -> Any:
     return load(**data)
 
 
-def share_sizes(total: int, **shares: float) -> dict[str, int]:
-    """How many of `total` rows each split gets; raises UserError for no share below 1."""
-    for split, share in shares.items():
-        if not 0 <= share < 1:  # so written, a NaN is refused
-            raise UserError(f"data.{split}_share={share} must lie in [0, 1)")
-    return {split: round(share * total) for split, share in shares.items()}
-
-
 def model_options(config: Any) -> dict[str, Any]:
-    """What a config says of its model, and of how to run it over time."""
+    """Returns a config's model options and how to run the model over time."""
     return {**config.model, "backend": config.train.backend, "remat": config.train.remat}

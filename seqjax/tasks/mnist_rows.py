@@ -1,6 +1,6 @@
-"""MNIST read row by row: each image is a sequence of its pixel rows, classified at the end.
+"""MNIST read row by row: an image is the sequence of its pixel rows and is classified at the end.
 
-Any image classification set of TensorFlow Datasets goes the same way, as `data.name=tfds:NAME`.
+With `data.name=tfds:NAME`, any image classification set of TensorFlow Datasets is read so.
 """
 
 from pathlib import Path
@@ -10,25 +10,26 @@ import numpy as np
 
 from seqjax.data.batching import Rows
 from seqjax.data.images import load_images
+from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, confusion_matrix
 from seqjax.models.classifier import Classifier
 from seqjax.nn.layers import functional
 from seqjax.plots import draw_confusion, draw_misread
-from seqjax.tasks.base import Predict, Task, load_data, model_options
+from seqjax.tasks.base import STACK_RATES, Predict, Task, load_data, model_options
 
 
 def make_mnist_rows(config, _directory=None) -> Task:
-    """The task of a config: images to classes, one row of pixels a time step."""
+    """Returns the task of a config: images to classes, with one row of pixels per time step."""
     splits, names = load_data(load_images, config.data)
     _, _, row_size = splits["train"]["image"].shape
     init, bind = make_model(config, row_size, len(names))
 
-    def logits_of(params, batch, keys=None):
-        return bind(params)(brightness(batch["image"]), keys=keys)
+    def logits_of(params, batch, keys=None, rates=None):
+        return bind(params)(brightness(batch["image"]), keys=keys, rates=rates)
 
-    def loss_and_metrics(params, batch, keys):
-        logits, weight = logits_of(params, batch, keys), batch["weight"]
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+        logits, weight = logits_of(params, batch, keys, hparams.model), batch["weight"]
         return {
             "loss": cross_entropy(logits, batch["label"], weight),
             "accuracy": accuracy(logits, batch["label"], weight),
@@ -38,11 +39,11 @@ def make_mnist_rows(config, _directory=None) -> Task:
         split = "test" if "test" in splits else "train"
         return show_errors(splits[split], predict(split), names, directory)
 
-    return Task(splits, init, loss_and_metrics, logits_of, show_examples)
+    return Task(splits, init, loss_and_metrics, logits_of, show_examples, hparams=STACK_RATES)
 
 
 def make_model(config, row_size: int, num_classes: int):
-    """The classifier's `init` and `bind`."""
+    """Returns the classifier's `init` and `bind`, as `nn.layers.functional` makes them."""
     return functional(
         lambda rngs: Classifier(
             input_size=row_size, num_classes=num_classes, rngs=rngs, **model_options(config)
@@ -51,12 +52,12 @@ def make_model(config, row_size: int, num_classes: int):
 
 
 def brightness(images):
-    """What the classifier reads of pixels of 0 to 255."""
+    """Returns pixels of 0 to 255 as float32 in [0, 1], which the classifier reads."""
     return images.astype(jnp.float32) / 255
 
 
 def show_errors(rows: Rows, logits: np.ndarray, names: list[str], directory: Path) -> list[str]:
-    """Writes the confusion matrix and the worst misread images; says what is confused most."""
+    """Draws the confusion matrix and the worst errors; returns the most frequent errors."""
     labels, predicted = rows["label"], np.argmax(logits, axis=-1)
     counts = confusion_matrix(labels, predicted, len(names))
     draw_confusion(counts, names, directory / "confusion.png")

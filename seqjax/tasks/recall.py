@@ -1,21 +1,22 @@
-"""Recall: name the first symbol of a sequence after many distractors. A toy that tests memory."""
+"""Recall, a toy task that tests memory: name the first symbol after many distractors."""
 
 from pathlib import Path
 
 import numpy as np
 
 from seqjax.data.batching import split_rows
-from seqjax.errors import UserError
+from seqjax.errors import require
+from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy
 from seqjax.models.classifier import Classifier
 from seqjax.nn.layers import functional, one_hot
 from seqjax.parameters import check_memory
-from seqjax.tasks.base import Predict, Task, load_data, model_options
+from seqjax.tasks.base import STACK_RATES, Predict, Task, load_data, model_options
 
 
 def make_recall(config, _directory=None) -> Task:
-    """The task of a config: random symbols, the first of which is the label."""
+    """Returns the task of a config: sequences of random symbols, labelled by their first symbol."""
     splits = load_data(make_sequences, config.data)
     num_symbols = config.data.num_symbols
     init, bind = functional(
@@ -24,11 +25,12 @@ def make_recall(config, _directory=None) -> Task:
         )
     )
 
-    def logits_of(params, batch, keys=None):
-        return bind(params)(one_hot(batch["symbols"], num_symbols), keys=keys)
+    def logits_of(params, batch, keys=None, rates=None):
+        xs = one_hot(batch["symbols"], num_symbols)
+        return bind(params)(xs, keys=keys, rates=rates)
 
-    def loss_and_metrics(params, batch, keys):
-        logits, labels = logits_of(params, batch, keys), batch["symbols"][:, 0]
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+        logits, labels = logits_of(params, batch, keys, hparams.model), batch["symbols"][:, 0]
         return {
             "loss": cross_entropy(logits, labels, batch["weight"]),
             "accuracy": accuracy(logits, labels, batch["weight"]),
@@ -41,19 +43,22 @@ def make_recall(config, _directory=None) -> Task:
             for row, answer in zip(splits["test"]["symbols"], answers, strict=False)
         ]
 
-    return Task(splits, init, loss_and_metrics, logits_of, show_examples)
+    return Task(splits, init, loss_and_metrics, logits_of, show_examples, hparams=STACK_RATES)
 
 
 def make_sequences(
     *, num_symbols: int, num_distractors: int, num_sequences: int, split_seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Rows by split, "symbols" [N, 1 + distractors], a fifth each for validation and test."""
-    limits = {"num_symbols": 2, "num_distractors": 0, "num_sequences": 5, "split_seed": 0}
-    given = (num_symbols, num_distractors, num_sequences, split_seed)
-    for (name, least), value in zip(limits.items(), given, strict=True):
-        if value < least:
-            raise UserError(f"data.{name}={value} must be at least {least}")
-    num_bytes = 8 * num_sequences * (num_distractors + 4)  # drawn, put in order and split
+    """Returns the rows of each split, "symbols" int32 [N, 1 + distractors].
+
+    Validation and test get a fifth of the sequences each. Raises UserError for a number out of its
+    range and for more sequences than fit into memory.
+    """
+    require("data.num_symbols", num_symbols, num_symbols >= 2, "at least 2")
+    require("data.num_distractors", num_distractors, num_distractors >= 0, "at least 0")
+    require("data.num_sequences", num_sequences, num_sequences >= 5, "at least 5")
+    require("data.split_seed", split_seed, split_seed >= 0, "at least 0")
+    num_bytes = 8 * num_sequences * (num_distractors + 4)  # the symbols, an order and the splits
     remedy = "lower data.num_sequences or data.num_distractors"
     check_memory(num_bytes, "to make the sequences", remedy)
     shape = (num_sequences, 1 + num_distractors)

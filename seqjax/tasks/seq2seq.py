@@ -1,4 +1,4 @@
-"""Text to text: translations, and questions with their answers."""
+"""The sequence-to-sequence task: translation, and answers to questions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.errors import UserError
+from seqjax.hparams import HParams
 from seqjax.inference.calibration import save_abstention
-from seqjax.inference.retrieval import nearest_text
+from seqjax.inference.retrieval import retrieval_baseline
 from seqjax.inference.text_metrics import exact_match, right_replies, signatures, text_metrics
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Average, accuracy, sequence_accuracy
@@ -20,16 +21,24 @@ from seqjax.plots import draw_attention, draw_lengths
 from seqjax.tasks.base import Predict, Task
 from seqjax.tasks.seq2seq_data import Seq2SeqData, load_seq2seq_data
 
-NUM_SHOWN = 6
+NUM_SHOWN = 6  # pairs of each split
+HPARAMS = (
+    "loss.label_smoothing",
+    "model.token_dropout",
+    "model.input_dropout",
+    "model.state_dropout",
+    "model.encoder_output_dropout",
+    "model.decoder_output_dropout",
+)
 
 
 def make_seq2seq(config, directory: Path | None = None) -> Task:
-    """The task of a config: source texts to target texts."""
+    """Returns the task of a config, from source texts to target texts."""
     return make_seq2seq_task(load_seq2seq_data(config, directory), config)
 
 
 def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
-    """The task of data and model that are there already."""
+    """Returns the task of data and a model that are already loaded."""
     text, smoothing = pairs.text, config.loss.label_smoothing
     if not 0 <= smoothing < 1:
         raise UserError(f"loss.label_smoothing={smoothing} must lie in [0, 1)")
@@ -38,11 +47,13 @@ def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
             "source": text.encode_sources(part.sources),
             "target": text.encode_targets(part.targets),
         }
-        for split, part in pairs.parts.items()
+        for split, part in pairs.splits.items()
     }
 
-    def loss_and_metrics(params, batch, keys):
-        return measure_tokens(text, text.logits(params, batch, keys), batch, smoothing)
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+        logits = text.logits(params, batch, keys, step, hparams.model)
+        share = hparams.loss.get("label_smoothing", smoothing)
+        return token_metrics(text, logits, batch, share if smoothing else 0.0)
 
     def corpus_metrics(
         predict: Predict, split: str, means: Mapping[str, float]
@@ -56,9 +67,9 @@ def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
     def show_examples(params, predict: Predict, directory: Path) -> list[str]:
         return show_pairs(pairs, params, predict, directory)
 
-    # Where padding is read as if it were text, or stands in front, no column is to be cut.
-    can_cut = text.mask_padding and text.boundaries and text.source_padding == "post"
-    lengths = text.lengths(splits["train"]) if can_cut else {}
+    # Columns may be cropped only where padding is masked and stands behind the text.
+    can_crop = text.mask_padding and text.boundaries and text.source_padding == "post"
+    lengths = text.lengths(splits["train"]) if can_crop else {}
     return Task(
         splits,
         text.init,
@@ -69,12 +80,16 @@ def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
         corpus_metrics,
         pairs.save_fitted,
         lengths,
+        HPARAMS,
     )
 
 
-def measure_tokens(text: TextToText, logits: Any, batch: Any, smoothing: float) -> dict[str, Any]:
-    """Loss and accuracies over real tokens; beside them those that count padding, where the
-    config trains as the tutorials do: then "loss" is theirs too."""
+def token_metrics(text: TextToText, logits: Any, batch: Any, smoothing: float) -> dict[str, Any]:
+    """Returns the loss and accuracies over real tokens, as (sum, weight) by name.
+
+    Where the config reads padding as text, as the tutorials do, "loss" counts padding, and the
+    figures that count it are added under names that end in `_padded`.
+    """
     labels = batch["target"][:, 1:]
     real = labels != text.target.pad_id
     labels = jnp.maximum(labels - text.first_id, 0)
@@ -88,7 +103,7 @@ def measure_tokens(text: TextToText, logits: Any, batch: Any, smoothing: float) 
     }
     if not text.mask_padding:
         padded = cross_entropy(logits, labels, everywhere, smoothing)
-        if not text.boundaries:  # R4: a label of zeros costs nothing, but counts
+        if not text.boundaries:  # tutorial R4: padding adds 0 to the sum, 1 to the weight
             padded = Average(metrics["loss"].total, padded.weight)
         metrics["loss"] = metrics["loss_padded"] = padded
         metrics["accuracy_padded"] = accuracy(logits, labels, everywhere)
@@ -96,41 +111,43 @@ def measure_tokens(text: TextToText, logits: Any, batch: Any, smoothing: float) 
 
 
 def score_replies(pairs: Seq2SeqData, split: str, replies: Replies) -> dict[str, float]:
-    """Figures of the replies as texts; off the training texts also those of two baselines."""
-    text, part, train = pairs.text, pairs.parts[split], pairs.parts["train"]
+    """Returns metrics of a split's replies as texts, and of two baselines except on "train"."""
+    text, data, train = pairs.text, pairs.splits[split], pairs.splits["train"]
 
-    def right(said: Sequence[str]) -> float:
-        if not part.labels:
-            return exact_match(said, part.targets)
-        return float(np.mean(right_replies(said, part, pairs.answers)))
+    def share_right(texts: Sequence[str]) -> float:
+        if not data.labels:
+            return exact_match(texts, data.targets)
+        return float(np.mean(right_replies(texts, data, pairs.answers)))
 
-    said = [text.target.decode(row) for row in replies.tokens]
-    num_unknown, num_pieces = text.source.count_unknown(part.sources)
-    scores = text_metrics(said, part.targets) | {
+    texts = [text.target.decode(row) for row in replies.tokens]
+    num_unknown, num_tokens = text.source.count_unknown(data.sources)
+    scores = text_metrics(texts, data.targets) | {
         "finished": float(np.mean(replies.finished)),
-        "oov_rate": float(np.float32(num_unknown) / np.float32(max(num_pieces, 1))),
+        "oov_rate": float(np.float32(num_unknown) / np.float32(max(num_tokens, 1))),
     }
-    what = "intent_accuracy" if part.labels else "exact_match"
-    scores[what] = right(said)
+    metric = "intent_accuracy" if data.labels else "exact_match"
+    scores[metric] = share_right(texts)
     if split != "train":
-        nearest = nearest_text(tuple(train.sources))
+        nearest = retrieval_baseline(tuple(train.sources))
         [(frequent, _)] = Counter(train.targets).most_common(1)
-        scores[f"most_frequent_{what}"] = right([frequent] * len(said))
-        scores[f"nearest_{what}"] = right(
-            [train.targets[nearest(source).index] for source in part.sources]
+        scores[f"most_frequent_{metric}"] = share_right([frequent] * len(texts))
+        scores[f"nearest_{metric}"] = share_right(
+            [train.targets[nearest(source).index] for source in data.sources]
         )
     return scores
 
 
 def show_pairs(pairs: Seq2SeqData, params, predict: Predict, directory: Path) -> list[str]:
-    """Some replies of each split; then, of a model that can answer, what `show_answers` does."""
+    """Returns lines with some replies of each split and those of `show_answers`; draws lengths."""
     lines = [signatures()]
-    for name, part in pairs.parts.items():
+    for name, data in pairs.splits.items():
         lines.append(f"{name}:")
-        rows = zip(part.sources[:NUM_SHOWN], part.targets, predict(name).tokens, strict=False)
+        rows = zip(data.sources[:NUM_SHOWN], data.targets, predict(name).tokens, strict=False)
         for source, target, tokens in rows:
-            said = pairs.text.target.decode(tokens)
-            lines.append(f"  {source} -> {said}" + ("" if said == target else f"  (not: {target})"))
+            reply = pairs.text.target.decode(tokens)
+            lines.append(
+                f"  {source} -> {reply}" + ("" if reply == target else f"  (not: {target})")
+            )
     bounds = pairs.text.max_source_length, pairs.text.max_target_length
     draw_lengths(*token_counts(pairs), *bounds, directory / "lengths.png")
     if pairs.text.boundaries:
@@ -139,11 +156,13 @@ def show_pairs(pairs: Seq2SeqData, params, predict: Predict, directory: Path) ->
 
 
 def show_answers(pairs: Seq2SeqData, params, predict: Predict, directory: Path) -> list[str]:
-    """Calibrates when to abstain, on the validation texts if there are any; answers what the
-    config asks, with scores; draws where attention looked."""
+    """Returns lines with answers to the questions of `data.ask`, and draws attention weights.
+
+    Calibrates the confidence below which a chat abstains, on "valid" if there is one.
+    """
     responder = pairs.responder(jax.device_get(params))
-    split = "valid" if "valid" in pairs.parts else "train"
-    abstention = responder.calibrate(pairs.parts[split], predict(split))
+    split = "valid" if "valid" in pairs.splits else "train"
+    abstention = responder.calibrate(pairs.splits[split], predict(split))
     save_abstention(abstention, directory)
     lines = [f"a chat gives answers of confidence {abstention.threshold:.2f} or more"]
     for question in pairs.ask:
@@ -152,15 +171,16 @@ def show_answers(pairs: Seq2SeqData, params, predict: Predict, directory: Path) 
             f"  {question} -> {answer.text}  (score {answer.score:.2f} nats, confidence "
             f"{answer.confidence:.2f}{', not given' if answer.abstains else ''})"
         )
-    shown = pairs.parts["test" if "test" in pairs.parts else "train"].sources[:NUM_SHOWN]
-    looks = [look for look in map(responder.explain, shown) if look and look.source]
-    if looks:
-        draw_attention(looks, directory / "attention.png")
+    shown = pairs.splits["test" if "test" in pairs.splits else "train"].sources[:NUM_SHOWN]
+    maps = [map_ for map_ in map(responder.explain, shown) if map_ and map_.source]
+    if maps:
+        draw_attention(maps, directory / "attention.png")
     return lines
 
 
 def token_counts(pairs: Seq2SeqData) -> tuple[list[int], list[int]]:
-    """How many tokens the sources and the targets of all splits have."""
-    text, parts = pairs.text, pairs.parts.values()
-    sources = [len(text.source.encode(source)) for part in parts for source in part.sources]
-    return sources, [len(text.target.encode(target)) for part in parts for target in part.targets]
+    """Returns the numbers of tokens of the sources and of the targets of all splits."""
+    text, splits = pairs.text, pairs.splits.values()
+    sources = [len(text.source.encode(source)) for split in splits for source in split.sources]
+    targets = [len(text.target.encode(target)) for split in splits for target in split.targets]
+    return sources, targets

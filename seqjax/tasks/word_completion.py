@@ -1,24 +1,25 @@
-"""Word completion: the last letter of a word from the letters before it."""
+"""Word completion: predicts the last letter of a word from the letters before it."""
 
 from pathlib import Path
 
 import numpy as np
 
-from seqjax.data.batching import split_rows
+from seqjax.data.batching import share_sizes, split_rows
 from seqjax.data.text_files import encode_words, load_words
 from seqjax.errors import UserError
+from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, softmax, top_k_accuracy
 from seqjax.models.classifier import Classifier
 from seqjax.nn.layers import functional, one_hot
 from seqjax.plots import draw_steps
-from seqjax.tasks.base import Predict, Task, load_data, model_options, share_sizes
+from seqjax.tasks.base import STACK_RATES, Predict, Task, load_data, model_options
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def make_word_completion(config, _directory=None) -> Task:
-    """The task of a config: one-hot letters to the letter that completes the word."""
+    """Returns the task of a config: one-hot letters to the letter that completes the word."""
     splits = load_data(load_split_words, config.data)
     init, bind = functional(
         lambda rngs: Classifier(
@@ -26,9 +27,9 @@ def make_word_completion(config, _directory=None) -> Task:
         )
     )
 
-    def loss_and_metrics(params, batch, keys):
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
         letters, target, weight = batch["letters"], batch["target"], batch["weight"]
-        logits = bind(params)(one_hot(letters, len(LETTERS)), keys=keys)
+        logits = bind(params)(one_hot(letters, len(LETTERS)), keys=keys, rates=hparams.model)
         return {
             "loss": cross_entropy(logits, target, weight),
             "accuracy": accuracy(logits, target, weight),
@@ -41,7 +42,7 @@ def make_word_completion(config, _directory=None) -> Task:
     def show_examples(params, predict: Predict, directory: Path) -> list[str]:
         return show_completions(splits, predict, directory)
 
-    return Task(splits, init, loss_and_metrics, predict, show_examples)
+    return Task(splits, init, loss_and_metrics, predict, show_examples, hparams=STACK_RATES)
 
 
 def load_split_words(
@@ -53,10 +54,11 @@ def load_split_words(
     max_megabytes: float,
     split_seed: int,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Rows by split, "letters" [N, L-1] and "target" [N].
+    """Returns the rows of each split, "letters" int32 [N, L-1] and "target" int32 [N].
 
-    `name` is a word list, of which shares are kept for validation and test; `held_out` names
-    another, or is "", of which the words not in the first become the split "held_out".
+    `name` is a word list, of which shares are kept for validation and test. `held_out` is "" or
+    names another list; its words that are not in the first list become the split "held_out".
+    Raises UserError if there are no such words or if they have another length.
     """
     words = load_words(name, max_megabytes)
     sizes = share_sizes(len(words), valid=valid_share, test=test_share)
@@ -78,18 +80,18 @@ def _rows(words: list[str]) -> dict[str, np.ndarray]:
 
 
 def show_completions(splits, predict: Predict, directory: Path) -> list[str]:
-    """Up to ten words of each split with their probabilities; draws those of "train" by step."""
+    """Returns up to ten words of each split with predicted letters; draws those of "train"."""
     lines = []
     for split, rows in splits.items():
-        odds = softmax(predict(split)[:10])
+        probs = softmax(predict(split)[:10])
         prefixes = ["".join(LETTERS[i] for i in row) for row in rows["letters"][:10]]
         lines.append(f"{split}:")
-        for prefix, target, row in zip(prefixes, rows["target"], odds, strict=False):
+        for prefix, target, row in zip(prefixes, rows["target"], probs, strict=False):
             best = np.argsort(-row[-1])[:3]
             verdict = "right" if best[0] == target else f"wrong, {prefix}{LETTERS[target]}"
             guesses = ", ".join(f"{LETTERS[i]} {row[-1, i]:.3f}" for i in best)
             lines.append(f"  {prefix}_ -> {prefix}{LETTERS[best[0]]}  ({guesses})  {verdict}")
         if split == "train":
             steps = [[f"{p[: t + 1]}_" for t in range(len(p))] for p in prefixes]
-            draw_steps(list(odds), steps, LETTERS, directory / "steps.png")
+            draw_steps(list(probs), steps, LETTERS, directory / "steps.png")
     return lines

@@ -1,4 +1,4 @@
-"""Why a step was given up: which number of it was none first."""
+"""Finds the first value of a training step that was not finite."""
 
 import traceback
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from seqjax.data.batching import take_rows
+from seqjax.hparams import HParams
 from seqjax.parameters import named_arrays
 from seqjax.training.epoch import TrainData
 from seqjax.training.train_step import LossAndMetrics, TrainState, batch_keys, make_objective
@@ -22,10 +23,12 @@ def diagnose(
     key: Key[Array, ""],
     num_devices: int,
     operations: bool,
+    hparams: HParams = HParams(),  # noqa: B008 - it is immutable
 ) -> str:
-    """What is no number in the step that led to `state`, whose parameters it left as they were.
+    """Describes what was not finite in the step that led to `state` and left its parameters alone.
 
-    With `operations` the step is made once more, operation by operation, to find the first one.
+    With `operations` the step is run again, one operation at a time, to find the first one with a
+    non-finite result.
     """
     order_key, step_key = jax.random.split(key)
     step = int(state.step) - 1
@@ -35,19 +38,18 @@ def diagnose(
     keys = batch_keys(jax.random.fold_in(step_key, step), batch, None)
     if data.buckets:
         batch = data.buckets.crop(batch, int(bucket))
-    arguments = (jax.device_get(state.params), batch, jnp.int32(step), keys)
+    arguments = (jax.device_get(state.params), batch, keys, jnp.int32(step), hparams)
     loss_and_gradient = jax.value_and_grad(make_objective(loss_and_metrics), has_aux=True)
     (loss, _), gradient = jax.jit(loss_and_gradient)(*arguments)
-    found = [] if np.isfinite(loss) else [f"the loss is {float(loss)}"]
-    found += first_bad(arguments[0], "the parameter")[:1] or first_bad(gradient, "the gradient of")
-    what = " and ".join(found[:2]) or "a sum over the devices is no number"
-    where = f"step {step + 1} (epoch {epoch + 1}, batch {place + 1})"
-    told = f"at {where} {what}"
-    return f"{told}; {_operation(loss_and_gradient, arguments)}" if operations else told
+    causes = [] if np.isfinite(loss) else [f"the loss is {float(loss)}"]
+    causes += first_bad(arguments[0], "the parameter") or first_bad(gradient, "the gradient of")
+    what = " and ".join(causes) or "a sum over the devices is not finite"
+    message = f"at step {step + 1} (epoch {epoch + 1}, batch {place + 1}) {what}"
+    return f"{message}; {_operation(loss_and_gradient, arguments)}" if operations else message
 
 
 def first_bad(tree: Any, what: str) -> list[str]:
-    """The first array of a nest with an element that is no finite number, in a list; or none."""
+    """Describes the first array of a pytree that has a non-finite element; a list of 0 or 1."""
     for name, x in named_arrays(tree):
         bad = np.asarray(x)[~np.isfinite(x)]
         if bad.size:
@@ -61,16 +63,16 @@ def _foreign(filename: str) -> bool:
 
 
 def _operation(function: Any, arguments: Any) -> str:
-    """The first operation with a result that is no number, and where it stands in the source."""
-    # Infinities may be meant, as the maximum of nothing is: they count only where no NaN is found.
+    """Names the first operation with a non-finite result and its place in the source."""
+    # An infinity may be intended (the maximum of an empty array), so NaNs are searched for first.
     for debug in (jax.debug_nans, jax.debug_infs):
         try:
             with jax.disable_jit(), debug(True):
                 function(*arguments)
         except FloatingPointError as error:
             frames = traceback.extract_tb(error.__traceback__)
-            # The last frame outside of installed packages is the model's or the loss's own.
+            # The last frame outside installed packages belongs to the model or the loss.
             last = [frame for frame in frames if not _foreign(frame.filename)][-1]
             place = f"{Path(last.filename).name}, line {last.lineno}: {last.line}"
             return f"{str(error).strip().splitlines()[0]}, called in {place}"
-    return "no single operation of it gives one"
+    return "no single operation of the step gives one"

@@ -1,4 +1,4 @@
-"""The loops that run train steps: an epoch as one program, or a step."""
+"""The loops that run train steps: an epoch as one compiled program, or one program a step."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -13,20 +13,21 @@ from jaxtyping import Array, Int, Key
 from seqjax.data.batching import (
     Rows,
     bucketed_order,
+    count_rows,
     epoch_order,
-    num_rows,
     steps_per_epoch,
     take_rows,
 )
 from seqjax.data.bucketing import Buckets
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, local_rows, shard, sharded
+from seqjax.hparams import HParams
 from seqjax.training.optimizer import Optimizer
 from seqjax.training.train_step import LossAndMetrics, StepLog, TrainState, make_train_step
 from seqjax.typing import Batch
 
 
 class TrainData(NamedTuple):
-    """The training rows and how an epoch reads them."""
+    """The training rows and the order in which an epoch reads them."""
 
     rows: Rows
     batch_size: int
@@ -35,21 +36,24 @@ class TrainData(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
-        totals = map(len, self.buckets.members) if self.buckets else [num_rows(self.rows)]
+        totals = map(len, self.buckets.rows) if self.buckets else [count_rows(self.rows)]
         return sum(steps_per_epoch(n, self.batch_size, self.drop_remainder) for n in totals)
 
     def order(self, key: Key[Array, ""], epoch: Any, num_devices: int) -> tuple[Array, ...]:
-        """Row numbers and weights `[steps, B]` of an epoch, counted from 0; buckets `[steps]`."""
+        """Returns row numbers and weights `[steps, B]` and bucket numbers `[steps]` of an epoch.
+
+        Epochs are counted from 0.
+        """
         key = jax.random.fold_in(key, epoch)
         if self.buckets:
             return bucketed_order(key, self.buckets, self.batch_size, num_devices)
-        size = (num_rows(self.rows), self.batch_size, self.drop_remainder, num_devices)
+        size = (count_rows(self.rows), self.batch_size, self.drop_remainder, num_devices)
         index, weight = epoch_order(key, *size)
         return index, weight, jnp.zeros(len(index), jnp.int32)
 
 
 class Program:
-    """A compiled function, and how often it was compiled: at every new shape of an argument."""
+    """A jitted function that counts how often it was compiled: once for each new argument shape."""
 
     def __init__(self, function: Callable, mesh: Mesh, **options: Any):
         self.num_compiled = 0
@@ -67,16 +71,16 @@ class Program:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
-    """What to tell XLA: where every core is a device, one product shared among them would wait for
-    the other device's."""
+    """Returns XLA's options: where every core is a device, a matmul must not use the other cores,
+    or the devices would wait for each other."""
     on_cores = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     return {"xla_cpu_multi_thread_eigen": False} if on_cores else {}
 
 
 class Loop(NamedTuple):
-    """Many steps. The key orders rows and drops units.
+    """Runs many steps; the key seeds shuffling and dropout.
 
-    Once more than `max_skipped` steps were skipped the state stays as it is.
+    Once more than `max_skipped` steps have been skipped, the state no longer changes.
     """
 
     run: Callable  # (state, key, num_steps) -> (state, StepLog [num_steps or more])
@@ -97,15 +101,22 @@ def make_steps(
     max_skipped: int,
     microbatch_size: int = 0,
 ) -> Callable:
-    """`(state, rows, key, num_steps) -> (state, StepLog [max_steps])`: many steps, to be compiled.
+    """Returns `(state, rows, key, num_steps, hparams) -> (state, StepLog [max_steps])`.
 
-    With the name of a mesh axis it is for use inside `mesh.sharded`, on each of `num_devices`.
+    The function runs `num_steps` train steps and is meant to be compiled. With the name of a mesh
+    axis it is for use inside `mesh.sharded`, on each of `num_devices`.
     """
     options: Any = {"microbatch_size": microbatch_size, "buckets": data.buckets}
     train_step = make_train_step(loss_and_metrics, optimizer, axis, **options)
     per_epoch = data.steps_per_epoch
 
-    def steps(state: TrainState, rows: Rows, key: Key[Array, ""], num_steps: Int[Array, ""]):
+    def steps(
+        state: TrainState,
+        rows: Rows,
+        key: Key[Array, ""],
+        num_steps: Int[Array, ""],
+        hparams: HParams = HParams(),  # noqa: B008 - it is immutable
+    ):
         order_key, step_key = jax.random.split(key)
         first = state.step
 
@@ -125,7 +136,7 @@ def make_steps(
                 number = state.step % per_epoch
                 now = (local_rows(x[number], num_devices, axis) for x in order)
                 batch = take_rows(rows, *now)
-                new_state, log = train_step(state, batch, step_key, buckets[number])
+                new_state, log = train_step(state, batch, step_key, buckets[number], hparams)
                 place = state.step - first
                 return new_state, jax.tree.map(lambda xs, x: xs.at[place].set(x), logs, log)
 
@@ -148,12 +159,12 @@ def make_epoch_loop(
     mesh: Mesh,
     **options: Any,
 ) -> Loop:
-    """Steps as one compiled program: shuffling, gathering and updates, epoch after epoch.
+    """Returns a loop whose steps are one compiled program: shuffling, gathering and updates.
 
-    The rows lie on each device. Returning to Python once an epoch, not once a step, lets XLA
-    allocate its buffers once. How many steps a call makes, `max_steps` at most, is no part of the
-    program: one compilation serves all, and the bits do not depend on how steps are divided into
-    calls.
+    Each device holds all rows. Returning to Python once an epoch, not once a step, lets XLA
+    allocate its buffers once. The number of steps of a call (at most `max_steps`) is an argument of
+    the program: it is compiled once, and the results are bit-identical however the steps are
+    divided into calls.
     """
     steps = make_steps(loss_and_metrics, optimizer, data, mesh.size, AXIS, **options)
     rows = shard(dict(data.rows), mesh, WHOLE)
@@ -175,7 +186,7 @@ def make_step_loop(
     max_skipped: int,
     microbatch_size: int = 0,
 ) -> Loop:
-    """The same steps, one a program: for rows that do not fit on a device."""
+    """Returns a loop that calls a program for each step, for rows that do not fit on a device."""
     options: Any = {"microbatch_size": microbatch_size, "buckets": data.buckets}
     train_step = make_train_step(loss_and_metrics, optimizer, AXIS, **options)
 
@@ -206,7 +217,7 @@ def make_step_loop(
 
 
 def empty_log(train_step: Callable, state: TrainState, batch: Batch, key: Key[Array, ""]) -> Any:
-    """The log of no step, of the shapes of a step's."""
+    """Returns a log of zeros with the shapes and dtypes of a step's log."""
     _, log = jax.eval_shape(train_step, state, batch, key)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), log)
 

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields
-from seqjax.data.batching import num_rows
+from seqjax.data.batching import count_rows
 from seqjax.distributed.mesh import WHOLE, shard
 from seqjax.distributed.packing import pack, unpack
 from seqjax.distributed.processes import (
@@ -174,7 +174,7 @@ def _train(
         workdir,
         records=position.records,
         num_epochs=train.num_epochs,
-        rows_per_epoch=num_rows(setup.data.rows),
+        rows_per_epoch=count_rows(setup.data.rows),
         main_metric=setup.task.main_metric,
         log_every_epochs=train.log_every_epochs,
     )
@@ -248,7 +248,8 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     """A run's best weights so far, and how far it is; UserError if it has no checkpoint."""
     saved = saved_identity(workdir, say)
     known = [saved, *earlier_identities(workdir)] if saved else []
-    found = newest(workdir / CHECKPOINTS, setup.arrays_like(), _foreign_to(known), say)
+    like = {"best_params": parameter_shapes(setup.task.init)}
+    found = newest(workdir / CHECKPOINTS, like, _foreign_to(known), say)
     if found is None and (workdir / WEIGHTS).exists():
         return _restore_weights(setup, workdir)
     if found is None:

@@ -6,7 +6,6 @@ a run may be saved and stopped; the numbers do not depend on where the calls end
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 
 from seqjax.distributed.processes import gather
 from seqjax.errors import UserError
-from seqjax.metrics import Average, summarize
+from seqjax.metrics import Average, compute_means
 from seqjax.runs.checkpoint import Checkpoints
 from seqjax.runs.identity import Identity
 from seqjax.runs.signals import Stopped, StopSignals
@@ -126,10 +125,9 @@ class Training:
         setup = self.setup
         params = setup.optimizer.eval_params(self.state.params, self.state.opt_state)
         log = jax.tree.map(lambda *xs: np.concatenate(xs), *self.logs)
-        opt_state, per_epoch = self.state.opt_state, setup.data.steps_per_epoch
-        rate = partial(setup.optimizer.learning_rate, opt_state)
         try:
-            records, self.logs = epoch_records(log, per_epoch, self.progress.epoch, rate), []
+            records = epoch_records(log, setup.data.steps_per_epoch, self.progress.epoch)
+            self.logs = []
         except UserError as error:
             self._give_up(str(error))
         epoch = records[-1]["epoch"]
@@ -183,9 +181,7 @@ class Training:
         )
 
 
-def epoch_records(
-    log: StepLog, per_epoch: int, first_epoch: int, learning_rate: Callable[[int], Any]
-) -> list[dict[str, Any]]:
+def epoch_records(log: StepLog, per_epoch: int, first_epoch: int) -> list[dict[str, Any]]:
     """One record an epoch from the log of the steps of whole epochs, `first_epoch` of them before.
 
     Raises UserError for an epoch of which every step was skipped.
@@ -199,8 +195,8 @@ def epoch_records(
         record = {
             "epoch": epoch,
             "step": epoch * per_epoch,
-            "learning_rate": float(learning_rate(epoch * per_epoch - 1)),
-            "train": summarize(
+            "learning_rate": float(part.learning_rate[-1]),
+            "train": compute_means(
                 {n: Average(x.total[made], x.weight[made]) for n, x in part.metrics.items()}
             ),
         }
@@ -212,11 +208,11 @@ def epoch_records(
 def log_to_json(log: StepLog) -> dict[str, Any]:
     """A log as nested dicts of lists."""
     metrics = {name: average._asdict() for name, average in log.metrics.items()}
-    return jax.tree.map(np.ndarray.tolist, {"metrics": metrics, "skipped": log.skipped})
+    return jax.tree.map(np.ndarray.tolist, log._asdict() | {"metrics": metrics})
 
 
 def log_from_json(value: dict[str, Any]) -> StepLog:
     """The log that `log_to_json` was given; a float32 is the same number as JSON's float64."""
     arrays: Any = jax.tree.map(np.asarray, value, is_leaf=lambda x: isinstance(x, list))
     metrics = {name: Average(**parts) for name, parts in arrays["metrics"].items()}
-    return StepLog(metrics, arrays["skipped"])
+    return StepLog(**arrays | {"metrics": metrics})

@@ -18,7 +18,7 @@ from seqjax.models.scheduled_sampling import (
     sampled_logits,
 )
 from seqjax.nn.dropout import row_keys
-from seqjax.tasks.seq2seq import measure_tokens
+from seqjax.tasks.seq2seq import token_metrics
 from seqjax.training.optimizer import make_optimizer
 from seqjax.training.train_step import init_train_state, make_train_step
 
@@ -28,14 +28,14 @@ KEYS = row_keys(jax.random.key(7), 5)
 
 @cache
 def prepared(spec, attention="none"):
-    """A model, its weights, a batch, and its logits, compiled: `run(batch, keys)`."""
+    """A model, its weights, a batch, and its compiled logits: `run(batch, step, keys)`."""
     text = make_text(loss={"scheduled_sampling": spec}, attention=attention)
     params, logits = random_params(text), jax.jit(text.logits)
-    return text, params, batch_of(text), lambda batch, keys=KEYS: logits(params, batch, keys)
 
+    def run(batch, step=None, keys=KEYS):
+        return logits(params, batch, keys, None if step is None else jnp.int32(step))
 
-def at(batch, step):
-    return batch | {"step": jnp.int32(step)}
+    return text, params, batch_of(text), run
 
 
 def test_off_is_teacher_forcing_to_the_bit():
@@ -45,7 +45,7 @@ def test_off_is_teacher_forcing_to_the_bit():
     mask, inputs = batch["source"] > 0, batch["target"][:, :-1]
     want = jax.jit(model.teacher_forced)(batch["source"], mask, inputs)
     for keys in (None, KEYS):
-        assert_same(run(at(batch, 5), keys), want)
+        assert_same(run(batch, 5, keys), want)
 
 
 @pytest.mark.parametrize("attention", ["none", "dot"])
@@ -53,24 +53,24 @@ def test_probability_0_is_teacher_forcing(attention):
     *_, batch, run = prepared("constant(probability=0.0)", attention)
     *_, forced = prepared("off", attention)
     # The same sums, one step at a time: the last bits of float32.
-    np.testing.assert_allclose(run(at(batch, 3)), forced(batch), rtol=2e-5, atol=5e-6)
+    np.testing.assert_allclose(run(batch, 3), forced(batch), rtol=2e-5, atol=5e-6)
 
 
 def test_without_keys_or_step_it_is_teacher_forcing():
     *_, batch, run = prepared("constant(probability=1.0)")
     *_, forced = prepared("off")
-    for got in (run(at(batch, 3), None), run(batch)):
+    for got in (run(batch, 3, None), run(batch)):
         assert_same(got, forced(batch))
-    assert np.abs(run(at(batch, 3)) - forced(batch)).max() > 0.1
+    assert np.abs(run(batch, 3) - forced(batch)).max() > 0.1
 
 
 def test_at_probability_1_only_the_first_input_is_the_right_answers():
     *_, batch, run = prepared("constant(probability=1.0)")
-    want = run(at(batch, 0))
+    want = run(batch, 0)
     others = batch["target"].at[:, 1:].set(7)
-    assert_same(run(at(batch | {"target": others}, 0)), want)
+    assert_same(run(batch | {"target": others}, 0), want)
     first = batch["target"].at[:, 0].set(7)
-    assert np.all(np.abs(run(at(batch | {"target": first}, 0)) - want).max((1, 2)) > 1e-3)
+    assert np.all(np.abs(run(batch | {"target": first}, 0) - want).max((1, 2)) > 1e-3)
 
 
 @pytest.mark.parametrize("probability", [1.0, 0.5])
@@ -128,14 +128,31 @@ def test_a_share_of_inputs_is_replaced_each_on_its_own():
     assert abs(unread.mean() - seen) < 5 * np.sqrt(seen / len(unread))
 
 
+def test_a_call_replaces_the_rates():
+    text = make_text(decoder_output_dropout=(0.1,))
+    params, batch = random_params(text), batch_of(text)
+    model, inputs = text.bind(params), batch["target"][:, :-1]
+    state = text.encode(model, batch["source"])
+
+    @jax.jit
+    def run(rates):
+        return sampled_logits(model, state, inputs, jnp.float32(0.5), KEYS, rates)
+
+    built = make_text(decoder_output_dropout=(0.6,)).bind(params)
+    want = jax.jit(lambda: sampled_logits(built, state, inputs, jnp.float32(0.5), KEYS))()
+    got = run({"decoder_output_dropout": jnp.float32(0.6)})
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=5e-6)
+    assert np.abs(got - run({})).max() > 0.01
+
+
 def test_draws_do_not_depend_on_batch_mates_and_do_on_the_key():
     *_, batch, run = prepared("constant(probability=1.0)")
-    want = run(at(batch, 0))
+    want = run(batch, 0)
     order = jnp.array([3, 1, 4, 0, 2])
     moved = jax.tree.map(lambda x: x[order], batch)
     # The bits of a product may depend on the row's place in the batch.
-    np.testing.assert_allclose(run(at(moved, 0), KEYS[order]), want[order], rtol=1e-5, atol=1e-6)
-    other = run(at(batch, 0), row_keys(jax.random.key(8), 5))
+    np.testing.assert_allclose(run(moved, 0, KEYS[order]), want[order], rtol=1e-5, atol=1e-6)
+    other = run(batch, 0, row_keys(jax.random.key(8), 5))
     assert np.abs(other - want).max() > 0.1
 
 
@@ -159,9 +176,9 @@ def test_schedules(schedule, values):
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("constant(probability=1.5)", "1.5 is no probability; use 0 to 1"),
-        ("linear(final=-0.1)", "-0.1 is no probability"),
-        ("inverse_sigmoid(final=2.0)", "2.0 is no probability"),
+        ("constant(probability=1.5)", r"probability=1.5 must be in \[0, 1\]"),
+        ("linear(final=-0.1)", "final=-0.1 must be in"),
+        ("inverse_sigmoid(final=2.0)", "final=2.0 must be in"),
         ("linear(num_steps=0)", "num_steps=0 must be at least 1"),
         ("inverse_sigmoid(num_steps=-5)", "num_steps=-5 must be at least 1"),
         ("linaer", "unknown loss.scheduled_sampling 'linaer': did you mean 'linear'"),
@@ -181,8 +198,8 @@ def test_the_number_of_the_train_step_reaches_the_schedule():
     def losses(spec):
         text, params, batch, _ = prepared(spec)
 
-        def measure(params, batch, keys):
-            return measure_tokens(text, text.logits(params, batch, keys), batch, 0.0)
+        def measure(params, batch, keys=None, step=None, **_):
+            return token_metrics(text, text.logits(params, batch, keys, step), batch, 0.0)
 
         optimizer = make_optimizer(
             name="sgd",
@@ -198,7 +215,7 @@ def test_the_number_of_the_train_step_reaches_the_schedule():
         step = jax.jit(make_train_step(measure, optimizer))
         state, found = init_train_state(params, optimizer), []
         for _ in range(3):
-            state, (metrics, _) = step(state, batch, jax.random.key(0))
+            state, (metrics, *_) = step(state, batch, jax.random.key(0))
             found.append(float(metrics["loss"].total))
         return found
 

@@ -1,4 +1,4 @@
-"""Text models: padding, batch mates and spare ids have no influence on what they learn and say."""
+"""Text models: padding, batch mates and spare ids change neither training nor replies."""
 
 from functools import cache
 
@@ -18,7 +18,7 @@ from seqjax.models.text_to_text import DECODERS
 from seqjax.nn.layers import one_hot
 from seqjax.parameters import count_parameters, parameter_shapes
 from seqjax.tasks.registry import make_task
-from seqjax.tasks.seq2seq import measure_tokens
+from seqjax.tasks.seq2seq import token_metrics
 from seqjax.tasks.seq2seq_data import load_seq2seq_data
 from seqjax.training.evaluator import Evaluator
 
@@ -36,7 +36,7 @@ def prepared(**changes):
     params = random_params(text)
 
     def measure(params, batch):
-        metrics = measure_tokens(text, text.logits(params, batch), batch, 0.1)
+        metrics = token_metrics(text, text.logits(params, batch), batch, 0.1)
         return metrics["loss"].total, metrics
 
     @jax.jit
@@ -50,7 +50,7 @@ def prepared(**changes):
 
 
 def outcome(run, rows, places, width, own=0):
-    """What becomes of the row `own`: the others weigh nothing. `rows` may be fewer than ROWS."""
+    """Results for the row `own`; the others have weight 0. `rows` may be fewer than ROWS."""
     source, target = np.zeros((ROWS, width), np.int32), []
     for row, (ids, labels), place in zip(source, rows, places, strict=False):
         row[place : place + len(ids)] = ids
@@ -84,17 +84,18 @@ rows = st.integers(0, len(PAIRS) - 1)
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=10)
 @given(batch=st.lists(rows, min_size=ROWS, max_size=ROWS), own=st.integers(0, 2), data=st.data())
-def test_side_and_amount_of_padding_width_and_batch_mates_do_not_matter(name, batch, own, data):
+def test_padding_and_batch_mates_do_not_matter(name, batch, own, data):
     every, run = prepared(**MODELS[name])
     room = [WIDE - len(every[i][0]) for i in batch]
     places = [data.draw(st.integers(0, most)) for most in room]
-    got, said = outcome(run, [every[i] for i in batch], places, WIDE, own)
-    want, wanted = outcome(run, [every[batch[own]]], [0], 6)  # alone, as narrow as can be
+    got, tokens = outcome(run, [every[i] for i in batch], places, WIDE, own)
+    # Alone, and without more columns than needed.
+    want, want_tokens = outcome(run, [every[batch[own]]], [0], 6)
     assert_close(got, want)
-    assert_same(said, wanted)
+    assert_same(tokens, want_tokens)
 
 
-def test_padding_that_is_read_does_matter_and_batch_mates_still_do_not():
+def test_padding_that_is_read_matters_and_batch_mates_do_not():
     every, run = prepared(loss=(("mask_padding", False),))
     alone, _ = outcome(run, every[:1], [0], 6)
     beside, _ = outcome(run, every, [0, 2, 1], 6)
@@ -154,8 +155,8 @@ def test_a_beam_of_one_is_greedy(attention):
 def test_scores_are_the_models_own_log_probability(spec):
     text, params, batch, got = decoded(spec, seed=2, attention="dot")
     target = np.pad(got.tokens, ((0, 0), (1, 0)), constant_values=BOS)
-    odds = jax.nn.log_softmax(jax.jit(text.logits)(params, batch | {"target": target}))
-    own = np.take_along_axis(np.asarray(odds), got.tokens[..., None], -1)[..., 0]
+    log_probs = jax.nn.log_softmax(jax.jit(text.logits)(params, batch | {"target": target}))
+    own = np.take_along_axis(np.asarray(log_probs), got.tokens[..., None], -1)[..., 0]
     want = np.sum(own, axis=1, where=got.tokens > 0)
     np.testing.assert_allclose(got.scores, want, rtol=1e-5)  # float32: a step or all at once
 
@@ -214,31 +215,31 @@ def by_steps(text, params, batch, fed):
     """Most probable tokens, and their log-probabilities, of a decoder that is fed `fed [B, T]`."""
     model = text.bind(params)
     step = jax.jit(lambda state, token: model.decode_step(state, token))
-    state, tokens, odds = text.encode(model, batch["source"]), [], []
+    state, tokens, log_probs = text.encode(model, batch["source"]), [], []
     for token in fed.T:
         state, logits = step(state, token - text.first_id)
         logits = jax.nn.log_softmax(logits[:, : text.target.size - text.first_id])
         tokens.append(np.argmax(logits, axis=-1) + text.first_id)
-        odds.append(np.max(logits, axis=-1))
-    return np.stack(tokens, 1), np.stack(odds, 1)
+        log_probs.append(np.max(logits, axis=-1))
+    return np.stack(tokens, 1), np.stack(log_probs, 1)
 
 
-def test_fed_padding_reads_start_and_then_padding_whatever_it_says():
-    said = set()
+def test_fed_padding_reads_start_and_then_only_padding():
+    finished = set()
     for seed in range(3):
         text, params, batch, got = decoded("fed_padding", seed, cell="simple_rnn", embed_size=0)
         fed = np.pad(np.zeros_like(batch["source"]), ((0, 0), (1, 0)), constant_values=BOS)
-        tokens, odds = by_steps(text, params, batch, fed)
+        tokens, log_probs = by_steps(text, params, batch, fed)
         ended = np.cumsum(tokens == EOS, axis=1) - (tokens == EOS) > 0
         assert_same(got.tokens, np.where(ended, PAD, tokens))
-        want = np.sum(odds, axis=1, where=~ended)
+        want = np.sum(log_probs, axis=1, where=~ended)
         np.testing.assert_allclose(got.scores, want, rtol=1e-5)  # float32
         assert_same(got.finished, np.any(tokens == EOS, axis=1))
-        said |= set(got.finished.tolist())
-    assert said == {True, False}
+        finished |= set(got.finished.tolist())
+    assert finished == {True, False}
 
 
-def test_teacher_forced_shows_the_given_token_and_the_guess_after_each_right_one():
+def test_teacher_forced_guesses_after_each_right_token():
     text = make_text(
         data={"boundaries": False},
         loss={"mask_padding": False},
@@ -313,7 +314,7 @@ def test_a_decoder_that_cannot_be_is_one_line(decode, complaint):
 # Attention
 
 
-def test_attention_weights_are_of_real_tokens_only_and_sum_to_one():
+def test_attention_weights_of_real_tokens_sum_to_one():
     text, params, batch, got = decoded("greedy", attention="dot", bidirectional=True)
     weights = np.asarray(jax.jit(text.attention)(params, batch["source"], got.tokens))
     assert weights.shape == (*got.tokens.shape, batch["source"].shape[1])

@@ -17,7 +17,7 @@ from seqjax.data.images import load_mnist
 from seqjax.data.text_files import TAGS, load_tagged_sentences, load_words, word_ids
 from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError
-from seqjax.metrics import summarize
+from seqjax.metrics import compute_means
 from seqjax.tasks import mnist_rows, recall, word_completion
 from seqjax.tasks import tagging as tagging_task
 from seqjax.tasks.registry import TASKS, make_task
@@ -45,7 +45,7 @@ def seen_inputs(monkeypatch):
 
     def fake_functional(make_module):
         def bind(params):
-            def module(xs, *, lengths=None, keys=None):
+            def module(xs, *, lengths=None, keys=None, rates=None):
                 inputs.append(np.asarray(xs))
                 return jnp.zeros((*xs.shape[:1], 3)) + params["w"]
 
@@ -197,13 +197,13 @@ def test_misread_images_are_counted_and_named(tmp_path):
 
 def test_recall_asks_for_the_first_symbol(monkeypatch):
     def perfect(make_module):
-        return lambda key: {"w": jnp.zeros(())}, lambda params: lambda xs, keys=None: 9 * xs[:, 0]
+        return lambda key: {"w": jnp.zeros(())}, lambda params: lambda xs, **_: 9 * xs[:, 0]
 
     monkeypatch.setattr(recall, "functional", perfect)
     task = make_task(tiny_config("recall"))
     measure = jax.jit(lambda batch: dict(task.loss_and_metrics({}, batch, None)))
     for split in ("train", "valid", "test"):
-        assert summarize(measure(full_batch(task, split)))["accuracy"] == 1.0
+        assert compute_means(measure(full_batch(task, split)))["accuracy"] == 1.0
 
 
 def test_recalls_sequences_are_a_function_of_the_seed():

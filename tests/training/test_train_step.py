@@ -10,8 +10,9 @@ import optax
 import pytest
 from support.oracles import relative_error
 
-from seqjax.data.batching import num_rows
+from seqjax.data.batching import count_rows
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, make_mesh, shard, sharded
+from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Average, accuracy
 from seqjax.models.classifier import Classifier
@@ -50,7 +51,7 @@ def classifier(dropout_rate: float = 0.3):
         )
     )
 
-    def measure(params, batch, keys):
+    def measure(params, batch, keys=None, **_):
         logits = bind(params)(batch["x"], keys=keys)
         return {
             "loss": cross_entropy(logits, batch["label"], batch["weight"]),
@@ -172,7 +173,7 @@ def test_a_step_is_value_and_grad_and_an_update():
     expected = (state.params, optimizer.init(state.params))
     for number in range(4):
         assert int(state.step) == number
-        state, (metrics, _) = step(state, batch, key)
+        state, (metrics, *_) = step(state, batch, key)
         *expected, loss = by_hand(*expected, number)
         np.testing.assert_allclose(metrics["loss"].total / 10, loss, **ROUNDING)
         assert_close(state.params, expected[0])
@@ -199,7 +200,7 @@ def test_a_loop_reads_every_row_once_an_epoch_and_in_another_order(kind, num_dev
     """Row i adds 2**i to the loss, so each step's loss shows which rows it read."""
     rows = {"power": 2.0 ** np.arange(NUM_ROWS, dtype=np.float32)}
 
-    def measure(params, batch, keys):
+    def measure(params, batch, keys=None, **_):
         weight = batch["weight"]
         loss = jnp.sum(weight * batch["power"]) + 0 * params["w"]
         return {"loss": Average(loss, jnp.sum(weight))}
@@ -264,7 +265,7 @@ def test_filler_rows_have_no_influence():
     parts = jax.tree.map(np.add, metrics, run_with(~first)[1].metrics)
     assert_close(parts, run_with(np.ones(10))[1].metrics)
     # A batch of filler rows alone does not divide by zero.
-    state, (metrics, _) = run_with(np.zeros(10))
+    state, (metrics, *_) = run_with(np.zeros(10))
     assert metrics["loss"].total == metrics["loss"].weight == 0
     assert_same(state.params, jax.device_get(new_state().params))
 
@@ -298,7 +299,7 @@ def test_the_optimizer_is_told_the_mean_loss_of_the_whole_batch():
     weight = np.array([1, 1, 1, 0], np.float32)
     batch = {"x": np.array([1, 2, 6, 100], np.float32), "weight": weight}
 
-    def measure(params, batch, keys):
+    def measure(params, batch, keys=None, **_):
         total = params["w"] * jnp.sum(batch["weight"] * batch["x"])
         return {"loss": Average(total, jnp.sum(batch["weight"]))}
 
@@ -314,7 +315,7 @@ def test_the_optimizer_is_told_the_mean_loss_of_the_whole_batch():
 def test_a_loop_compiles_once(kind, program, caplog):
     traces = []
 
-    def measure(params, batch, keys):
+    def measure(params, batch, keys=None, **_):
         traces.append(None)
         return {"loss": Average(params["w"] * jnp.sum(batch["x"]), jnp.sum(batch["weight"]))}
 
@@ -342,12 +343,12 @@ def test_a_gradient_in_parts_is_that_of_the_whole_batch(size):
     keys = row_keys(jax.random.key(1), 10)
     sizes = []
 
-    def record_sizes(params, batch, keys):
-        sizes.append(num_rows(batch))
+    def record_sizes(params, batch, keys, **_):
+        sizes.append(count_rows(batch))
         return measure(params, batch, keys)
 
     whole, parts = (
-        jax.jit(make_gradient(record_sizes, n))(params, batch, jnp.int32(0), keys)
+        jax.jit(make_gradient(record_sizes, n))(params, batch, keys, jnp.int32(0), HParams())
         for n in (0, size)
     )
     assert relative_error(parts, whole) < 1e-6  # float32 sums in another order

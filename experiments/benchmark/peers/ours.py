@@ -17,7 +17,7 @@ from seqjax.decoding.sampling import greedy
 from seqjax.distributed.devices import start_jax
 from seqjax.distributed.mesh import WHOLE, make_mesh, shard
 from seqjax.losses import cross_entropy
-from seqjax.metrics import Metrics, summarize
+from seqjax.metrics import Metrics, compute_means
 from seqjax.models.classifier import Classifier
 from seqjax.models.seq2seq import Seq2Seq
 from seqjax.nn.layers import functional
@@ -84,7 +84,7 @@ def _trainer(
     key = jax.random.key(0)
     if per_step > 1:  # the loop shuffles: its first batch is not the peers'
         ones = np.ones(workload.batch_size, np.float32)
-        loss = summarize(jax.jit(measure)(params, {**batches[0], "weight": ones}, None))["loss"]
+        loss = compute_means(jax.jit(measure)(params, {**batches[0], "weight": ones}, None))["loss"]
         state, _ = loop(state, key, 1)
     else:
         state, log = loop(state, key, 1)
@@ -123,7 +123,7 @@ def _classifier(workload: Workload) -> LossAndMetrics:
         )
     )
 
-    def measure(params: Params, batch: Batch, keys: Any) -> Metrics:
+    def measure(params: Params, batch: Batch, keys: Any, **_: Any) -> Metrics:
         logits = bind(params)(batch["inputs"])
         return {"loss": cross_entropy(logits, batch["labels"], batch["weight"])}
 
@@ -134,7 +134,7 @@ def _seq2seq(workload: Workload, masked: bool = False) -> LossAndMetrics:
     """Padding counts, as the peers count it, unless `masked`."""
     bind = _bind_seq2seq(workload)
 
-    def measure(params: Params, batch: Batch, keys: Any) -> Metrics:
+    def measure(params: Params, batch: Batch, keys: Any, **_: Any) -> Metrics:
         source, labels = batch["source"], batch["labels"]
         logits = bind(params).teacher_forced(
             source, (source != _PAD) | (not masked), batch["inputs"]
