@@ -12,7 +12,7 @@ import sys
 LOST_MARKS = (b"coordination_service", b"JAX distributed service detected fatal errors")
 
 
-def main(message: str) -> None:
+def copy_lines(message: str) -> None:
     # It must end when the process that writes to it ends, and not before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -29,4 +29,4 @@ def main(message: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    copy_lines(sys.argv[1])
