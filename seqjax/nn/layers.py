@@ -166,7 +166,7 @@ class RecurrentLayer(nnx.Module):
                 raise UserError(f"initial_state has {len(initial_state)} arrays, not {len(leaves)}")
             pairs = zip(initial_state, leaves, strict=True)
             states = jax.tree.unflatten(treedef, [jnp.asarray(x, leaf.dtype) for x, leaf in pairs])
-        run = self.run(*time_major(jnp.asarray(xs, self.dtype), mask, lengths), states)
+        run = self.run(*time_major(xs, mask, lengths), states)
         output = run.last
         if self.return_sequences:
             output = jax.tree.map(lambda ys: jnp.swapaxes(ys, 0, 1), run.sequence)

@@ -1,4 +1,4 @@
-"""Encoder, decoder and attention: one step and many agree, and padding has no influence."""
+"""Encoder, decoder and attention: steps equal teacher forcing, and padding has no influence."""
 
 from functools import partial
 
@@ -55,13 +55,13 @@ MODELS = {
 
 
 def make(**changes):
-    """bind, and parameters of which no two are alike."""
+    """Returns `bind` and random parameters."""
     init, bind = functional(lambda rngs: Seq2Seq(rngs=rngs, **(OPTIONS | changes)))
     return bind, jax.tree.map(jnp.asarray, random_like(parameter_shapes(init), seed=1))
 
 
 def problem(seed=0):
-    """Source, its mask with a full, a short and an empty row, and decoder inputs."""
+    """Returns source, mask (a full, a short and an empty row) and decoder inputs."""
     rng = np.random.default_rng(seed)
     source = rng.integers(4, V, (B, S)).astype(np.int32)
     mask = np.arange(S)[None] < np.array([S, 3, 0])[:, None]
@@ -78,7 +78,7 @@ def test_steps_reproduce_teacher_forcing(name):
     state = bind(params).encode(source, mask)
     for t in range(T):
         state, one = step(params, state, inputs[:, t])
-        # The same sums, compiled as one step and as a scan of steps: float32's last bits.
+        # Float32 rounding differs between one step and a scan over steps.
         np.testing.assert_allclose(one, logits[:, t], rtol=2e-5, atol=2e-6)
 
 
@@ -97,7 +97,7 @@ def test_padding_of_the_source_has_no_influence(name, side):
 
     run = jax.jit(jax.value_and_grad(loss))
     plain, padded = run(params, source, mask), run(params, padded, padded_mask)
-    # Longer sums over zeros may be added in another order.
+    # Sums with more zeros may be added in another order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, padded)
 
 
@@ -127,7 +127,7 @@ def test_attention_weights_real_positions_only_and_sum_to_one(score):
     assert not np.any(np.asarray(weights) * ~np.asarray(mask)[:, None])
     np.testing.assert_allclose(np.sum(weights, -1), [[1] * T, [1] * T, [0] * T], atol=1e-6)
     np.testing.assert_allclose(contexts, np.einsum("bts,bso->bto", weights, values), atol=1e-5)
-    assert np.ptp(np.asarray(weights)[0], axis=-1).min() > 0.01  # it does tell positions apart
+    assert np.ptp(np.asarray(weights)[0], axis=-1).min() > 0.01  # weights differ by position
 
 
 def test_attention_scores_are_luongs_and_bahdanaus():
@@ -160,7 +160,7 @@ def test_attention_scores_are_luongs_and_bahdanaus():
     ids=["plain", "feeding"],
 )
 def test_float32_parameters_compute_in_float32(changes):
-    """Under x64, one-hot vectors are float64."""
+    """With x64 enabled, one-hot vectors are float64."""
     bind, params = make(**changes, input_dropout=(0.2,), token_dropout=0.2)
     results = []
     for x64 in (False, True):
@@ -195,18 +195,18 @@ def test_attention_in_half_precision_ignores_padding():
 
 
 def read_by_encoder(rate, source, keys):
-    """The ids that a one-hot encoder reads."""
+    """Returns the ids that a one-hot encoder reads."""
 
-    class Seen(Exception):
+    class EncoderCalled(Exception):
         pass
 
     def encoder(xs, **options):
-        raise Seen(np.argmax(xs, axis=-1))
+        raise EncoderCalled(np.argmax(xs, axis=-1))
 
     bind, params = make(embed_size=0, token_dropout=rate)
     model = bind(params)
     model.encoder = encoder
-    with pytest.raises(Seen) as caught:
+    with pytest.raises(EncoderCalled) as caught:
         model.encode(source, jnp.ones_like(source, bool), keys=keys)
     return caught.value.args[0]
 
@@ -217,11 +217,11 @@ def test_token_dropout_reads_a_share_of_source_tokens_as_unknown():
     read = read_by_encoder(0.3, source, keys)
     dropped = read == 3
     np.testing.assert_array_equal(read, np.where(dropped, 3, source))
-    # 6,000 draws: five of their mean's standard deviations.
+    # Five standard deviations of the mean of 6,000 draws.
     assert abs(dropped.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 6_000)
-    assert np.std(dropped.mean(1)) > 0.04  # a draw each, not one for each row or column
+    assert np.std(dropped.mean(1)) > 0.04  # each token is drawn, not each row or column
     assert np.std(dropped.mean(0)) > 0.015
-    # The same beside others, and with padding behind.
+    # Tokens are dropped alike in another batch and with more padding.
     order = np.array([5, 199, 0])
     wider = jnp.pad(source[order], ((0, 0), (0, 4)), constant_values=5)
     np.testing.assert_array_equal(read_by_encoder(0.3, wider, keys[order])[:, :30], read[order])
@@ -259,8 +259,8 @@ def test_a_call_replaces_the_rates():
 
     run = compiled(**low)
     want = compiled(**high)(None)
-    np.testing.assert_allclose(run(high), want, rtol=2e-5, atol=2e-6)  # float32's last bits
-    for name in RATES:  # each of them is read
+    np.testing.assert_allclose(run(high), want, rtol=2e-5, atol=2e-6)  # float32 rounding
+    for name in RATES:  # every rate has an effect
         assert np.abs(run(low | {name: 0.6}) - run(low)).max() > 0.01, name
 
 

@@ -1,4 +1,4 @@
-"""Backends: who runs a cell, cuDNN's form of a batch, and memory that grows with sqrt(T)."""
+"""Backends: which one runs a cell, the form of a batch for cuDNN, and memory under remat."""
 
 from functools import partial
 
@@ -50,14 +50,14 @@ def values_and_gradients(run, cell, params, state, xs, **options):
 @pytest.mark.parametrize("backend", ["scan", "fused"])
 @pytest.mark.parametrize("spec", ["lstm", "gru(reset_after=False)"])
 def test_windows_computed_twice_change_nothing(spec, backend, mask, reverse):
-    """Seven steps are two windows of three and a rest of one."""
+    """Six steps are two windows of three."""
     problem = random_problem(spec, T, B, I, H)
     options = {"mask": MASKS[mask], "reverse": reverse}
     got, want = (
         values_and_gradients(find_unroll(backend, remat), *problem, **options)
         for remat in (True, False)
     )
-    assert relative_error(got, want) < 1e-6  # float32 sums in windows
+    assert relative_error(got, want) < 1e-6  # float32 rounding
 
 
 def test_no_step_at_all_changes_nothing():
@@ -75,7 +75,7 @@ def test_windows_of_any_number_of_steps(num_steps):
 
 @pytest.mark.parametrize("backend", ["scan", "fused"])
 def test_memory_grows_with_the_root_of_the_steps(backend):
-    """Of what XLA sets aside for a gradient; inputs and outputs are not counted in."""
+    """Compares the temporary memory of a gradient, without inputs and outputs."""
 
     def num_bytes(num_steps, remat):
         cell, *arrays = random_problem("lstm", num_steps, 8, 1, 64)
@@ -89,7 +89,7 @@ def test_memory_grows_with_the_root_of_the_steps(backend):
 
     sizes = {remat: [num_bytes(n, remat) for n in (256, 1024, 4096)] for remat in (False, True)}
     assert sizes[False][2] > 12 * sizes[False][0]  # 16 times the steps
-    assert sizes[True][2] < 6 * sizes[True][0]  # 4 times their root
+    assert sizes[True][2] < 6 * sizes[True][0]  # their square root is 4 times as large
     assert sizes[True][2] < sizes[False][2] / 10
 
 
@@ -150,7 +150,7 @@ def test_cudnn_says_what_it_cannot_do():
 
 
 def reference(params, state, xs, lengths):
-    """JAX's own model of what cuDNN computes, from the packed weights."""
+    """Runs JAX's reference implementation of cuDNN's LSTM on the packed weights."""
     sizes = (I, H, 1)
     weights = rnn.unpack_lstm_weights(cudnn_weights(params), *sizes, False)
     batch_major = jnp.swapaxes(xs, 0, 1)
@@ -163,12 +163,12 @@ def reference(params, state, xs, lengths):
 @every_mask
 @pytest.mark.parametrize("reverse", [False, True])
 def test_any_mask_comes_to_cudnn_as_lengths(mask, reverse):
-    """Values and gradients, through JAX's model of cuDNN's LSTM."""
+    """Compares values and gradients of JAX's reference of cuDNN's LSTM with `unroll`."""
     cell, *arrays = random_problem("lstm", T, B, I, H)
-    lengths_seen = []
+    lengths_dtypes = []
 
     def lstm(params, state, xs, lengths):
-        lengths_seen.append(lengths.dtype)
+        lengths_dtypes.append(lengths.dtype)
         return reference(params, state, xs, lengths)
 
     def by_lengths(cell, params, state, xs, *, mask=None, reverse=False):
@@ -178,8 +178,8 @@ def test_any_mask_comes_to_cudnn_as_lengths(mask, reverse):
     got, want = (
         values_and_gradients(run, cell, *arrays, **options) for run in (by_lengths, unroll)
     )
-    assert relative_error(got, want) < 1e-6  # sums in another order
-    assert set(lengths_seen) == {np.dtype("int32")}
+    assert relative_error(got, want) < 1e-6  # float32 rounding
+    assert set(lengths_dtypes) == {np.dtype("int32")}
 
 
 def test_padding_that_is_no_number_does_not_reach_cudnn():
@@ -192,10 +192,10 @@ def test_padding_that_is_no_number_does_not_reach_cudnn():
 
 
 def test_cudnn_is_called_with_full_float32(monkeypatch):
-    seen = []
+    calls = []
 
     def lstm(xs, h, c, weights, lengths, *options):
-        seen.append((xs.shape, h.shape, weights.shape, options))
+        calls.append((xs.shape, h.shape, weights.shape, options))
         return xs[..., :1] * jnp.ones(H), h, c
 
     monkeypatch.setattr(seqjax.nn.cudnn, "has_cudnn", lambda: True)
@@ -205,4 +205,4 @@ def test_cudnn_is_called_with_full_float32(monkeypatch):
     assert ys.shape == (T, B, H) and end.h.shape == (B, H)
     packed = (4 * H * (I + H + 2),)
     options = (I, H, 1, 0.0, False, jax.lax.Precision.HIGHEST)
-    assert seen == [((B, T, I), (1, B, H), packed, options)]
+    assert calls == [((B, T, I), (1, B, H), packed, options)]

@@ -1,4 +1,4 @@
-"""Every cell against a float64 NumPy loop and against Keras, and what a new cell holds."""
+"""Every cell against a float64 NumPy loop and against Keras, and the initial parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from seqjax.nn.cells import lstm, make_cell, pre_activations, simple_rnn
 from seqjax.nn.initializers import make_initializer
 from seqjax.nn.unroll import unroll
 
-SIZES = (30, 50)  # of new cells
+SIZES = (30, 50)  # input size and hidden size of new cells
 
 
 @pytest.mark.parametrize("spec", CELLS)
@@ -32,7 +32,7 @@ def test_forward_is_the_float64_loop(spec):
         cell, params, state, xs = random_problem(spec, T, B, I, H, dtype=np.float64)
         end, ys = jax.jit(unroll, static_argnums=0)(cell, params, state, xs)
         want_end, want_ys = numpy_run(spec, params, state, xs)
-    # Seven steps of float64 (2e-16) in another order of summation.
+    # Float64 has an epsilon of 2e-16, and sums are in another order.
     assert relative_error((list(end), ys), (want_end, want_ys)) < 1e-12
 
 
@@ -51,7 +51,8 @@ def test_gradients_are_the_slopes_of_the_float64_loop(spec):
                 return weighted_sum(numpy_run(spec, *jax.tree.unflatten(treedef, moved)))
 
             slope = (loop(step) - loop(-step)) / (2 * step)
-            # A central difference errs by the square of its step (1e-10), times third derivatives.
+            # The error of a central difference is the square of its step (1e-10) times a third
+            # derivative.
             assert np.vdot(gradient, direction) == pytest.approx(slope, rel=1e-7), k
 
 
@@ -76,7 +77,7 @@ def test_forward_and_gradients_are_those_of_keras(spec):
     both = [jax.jit(jax.grad(f, argnums=(0, 1, 2), has_aux=True)) for f in (ours, theirs)]
     ours_g, ours_out = both[0](params, state, xs)
     theirs_g, theirs_out = both[1]([v.value for v in layer.trainable_variables], state, xs)
-    # Both compute in float32, whose unit is 6e-8, over seven steps.
+    # Both compute in float32, whose epsilon is 1e-7.
     assert relative_error(ours_out, theirs_out) < 1e-6
     assert relative_error(keras_weights(spec, ours_g[0]), theirs_g[0]) < 1e-6
     assert relative_error(ours_g[1:], theirs_g[1:]) < 1e-6
@@ -92,7 +93,7 @@ def test_a_step_is_its_gate_after_its_matmuls(spec):
     weights = [matmul.weights(params) for matmul in cell.recurrent_matmuls]
     a = pre_activations(cell.recurrent_matmuls, cell.combine, weights, z, state.h)
     assert_same((got, y), cell.gate(a, state))
-    # The fused backward pass stands on this: `combine` is linear, and `gate` works row by row.
+    # The fused backward pass needs a linear `combine` and a `gate` that is pointwise over rows.
     results = [random_like(w[0], k) for k, (w, _) in enumerate(weights)]
     tripled = cell.combine(3 * z, *(3 * r for r in results))
     assert relative_error(tripled, jax.tree.map(lambda x: 3 * x, cell.combine(z, *results))) < 1e-6
@@ -107,7 +108,7 @@ def test_what_is_read_need_not_be_what_is_carried(spec):
     z = cell.project(params, xs[0])
     (got, _), (plain, _) = cell.step(params, state, z, read), cell.step(params, state, z)
     assert relative_error(got, plain) > 0.01
-    # With recurrent kernels of zero there is nothing to read, so only the carried state counts.
+    # With recurrent kernels of zero, only the carried state has an effect.
     params = params._replace(w_h=np.zeros_like(params.w_h))
     assert_same(cell.step(params, state, z, read), cell.step(params, state, z))
 
@@ -116,7 +117,7 @@ def test_what_is_read_need_not_be_what_is_carried(spec):
 def test_project_works_on_whole_sequences(spec):
     cell, params, _, xs = random_problem(spec, T, B, I, H)
     each = np.stack([cell.project(params, x) for x in xs])
-    assert relative_error(cell.project(params, xs), each) < 1e-6  # another blocking of the product
+    assert relative_error(cell.project(params, xs), each) < 1e-6  # float32 rounding
 
 
 @pytest.mark.parametrize("spec", CELLS)
@@ -164,22 +165,22 @@ def test_sizes_below_one_are_refused(spec, sizes):
         make_cell(spec).init(jax.random.key(0), *sizes)
 
 
-@pytest.mark.parametrize("spec, num_gates", [*CELLS.items()][:3])  # the fourth is as the third
+@pytest.mark.parametrize("spec, num_gates", [*CELLS.items()][:3])  # both GRUs have three gates
 def test_a_new_cell(spec, num_gates):
     size_in, size = SIZES
     params = init_cell(make_cell(spec), 3, *SIZES)
     assert all(p.dtype == np.float32 for p in params)
-    # Recurrent kernels: every gate's square block is orthogonal by itself, and no two are alike.
+    # Recurrent kernels: the square block of every gate is orthogonal, and no two are equal.
     blocks = np.split(np.float64(params.w_h), num_gates, axis=1)
     for block in blocks:
         singular = np.linalg.svd(block, compute_uv=False)
-        np.testing.assert_allclose(singular, 1, atol=1e-5)  # float32's QR of 50 columns
+        np.testing.assert_allclose(singular, 1, atol=1e-5)  # a QR decomposition in float32
     assert all(np.abs(a - blocks[0]).max() > 0.1 for a in blocks[1:])
-    # Kernels: Glorot's limit, of the whole matrix, as in Keras; the largest of 1,500 is near it.
+    # Kernels: Glorot's limit for the whole matrix, as in Keras; the largest value is close to it.
     limit = np.sqrt(6 / (size_in + num_gates * size))
     assert 0.98 * limit < np.abs(params.w_x).max() <= limit
     assert np.std(params.w_x) == pytest.approx(limit / np.sqrt(3), rel=0.05)
-    # Biases: zero, but for the forget gate's.
+    # Biases: zero except for the forget gate.
     biases = np.concatenate(params[2:])
     forget = (np.arange(len(biases)) // size == 1) & (spec == "lstm")
     np.testing.assert_array_equal(biases, np.where(forget, 1.0, 0.0))
@@ -218,11 +219,12 @@ def test_joined_glorot_takes_the_fans_of_one_matrix():
 def test_initializers_by_name(spec, mean, deviation, largest):
     init = jax.jit(make_initializer(spec), static_argnums=1)
     numbers = np.asarray(init(jax.random.key(1), (200, 100)), np.float64)
-    # 20,000 numbers know their mean to 0.007 deviations, and their deviation to 0.005 of itself.
+    # For 20,000 samples the standard error of the mean is 0.007 deviations, and that of the
+    # deviation is 0.005 of itself.
     assert numbers.mean() == pytest.approx(mean, abs=0.03 * deviation)
     assert numbers.std() == pytest.approx(deviation, rel=0.02)
     if largest is not None:
-        assert 0.999 * largest <= np.abs(numbers).max() <= largest * (1 + 1e-7)  # float32 of it
+        assert 0.999 * largest <= np.abs(numbers).max() <= largest * (1 + 1e-7)  # float32 rounding
 
 
 def test_a_key_gives_its_weights_and_no_others():

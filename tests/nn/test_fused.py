@@ -1,4 +1,4 @@
-"""The fused pass: the values and gradients of the scan, for every cell and every option."""
+"""The fused backend: it has the values and gradients of the scan, for every cell and option."""
 
 from functools import partial
 from itertools import product
@@ -32,7 +32,7 @@ MASKS = {
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames=("reverse", "hoist"))
 def values_and_gradients(run, cell, params, state, xs, scale, **options):
-    """All that a run returns, and the gradients of a weighing of it by all that may be given."""
+    """Returns gradients of a weighted sum of the outputs, and the outputs."""
 
     def objective(params, state, xs, scale):
         outputs = run(cell, params, state, xs, state_scale=scale, **options)
@@ -45,7 +45,7 @@ def values_and_gradients(run, cell, params, state, xs, scale, **options):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("spec, reverse, dropped", [*product(CELLS, (False, True), (False, True))])
 def test_fused_is_the_scan(spec, mask, reverse, dropped):
-    """In float64: outputs, last state, and gradients by weights, state, inputs and dropout."""
+    """Compares outputs, last state and all gradients in float64."""
     with jax.enable_x64(True):
         cell, params, state, xs = random_problem(spec, T, B, I, H, dtype=np.float64)
         scale = random_like(state.h, 5, np.float64) if dropped else None
@@ -55,7 +55,7 @@ def test_fused_is_the_scan(spec, mask, reverse, dropped):
             for run in (unroll_fused, unroll)
         )
         assert jax.tree.leaves(got)[0].dtype == np.float64
-    assert relative_error(got, want) < 1e-13  # six steps of numbers whose unit is 2e-16
+    assert relative_error(got, want) < 1e-13  # the epsilon is 2e-16
 
 
 @pytest.mark.parametrize("spec", CELLS)
@@ -65,7 +65,7 @@ def test_in_float32_too(spec):
         values_and_gradients(run, cell, params, state, xs, None, mask=MASKS["lengths"])
         for run in (unroll_fused, unroll)
     )
-    assert relative_error(got, want) < 1e-6  # the unit is 6e-8
+    assert relative_error(got, want) < 1e-6  # float32 rounding
     hoisted = values_and_gradients(
         unroll_fused, cell, params, state, xs, None, mask=MASKS["lengths"], hoist=True
     )
@@ -75,7 +75,7 @@ def test_in_float32_too(spec):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("spec", CELLS)
 def test_gradients_are_the_slopes(spec, mask):
-    """Against finite differences, twice: gradients of gradients work as well."""
+    """Compares first and second derivatives with finite differences."""
     with jax.enable_x64(True):
         cell, *arguments = random_problem(spec, 3, 2, 2, 2, dtype=np.float64)
         keep = None if MASKS[mask] is None else jnp.asarray(MASKS[mask][:3, :2])
@@ -88,7 +88,7 @@ def test_gradients_are_the_slopes(spec, mask):
 
 @pytest.mark.parametrize("spec", CELLS)
 def test_a_hessian_is_that_of_the_scan(spec):
-    """Forward mode over reverse mode."""
+    """A Hessian is forward mode over reverse mode."""
     with jax.enable_x64(True):
         cell, *arrays = random_problem(spec, 3, 2, 2, 2, dtype=np.float64)
         params, state, xs = jax.tree.map(jnp.asarray, arrays)
@@ -143,7 +143,7 @@ def test_members_may_be_vmapped(spec):
 
     each = [one(params) for params in members]
     want = jax.tree.map(lambda *rs: np.stack(rs), *each)
-    assert relative_error(jax.jit(jax.vmap(one))(stacked), want) < 1e-6  # other orders of sums
+    assert relative_error(jax.jit(jax.vmap(one))(stacked), want) < 1e-6  # float32 rounding
 
 
 def test_jit_changes_nothing():
@@ -155,7 +155,7 @@ def test_jit_changes_nothing():
 
 
 def test_the_backward_loop_has_no_weight_gradients():
-    """In it is one product a step; those of the weights come after it, over all rows at once."""
+    """The loop has one matmul per step; weight gradients follow it, over all rows at once."""
     cell, *arrays = random_problem("lstm", T, B, I, H)
     params, state, xs = jax.tree.map(jnp.asarray, arrays)
     grad = jax.grad(lambda p: weighted_sum(unroll_fused(cell, p, state, xs)))
@@ -167,7 +167,7 @@ def test_the_backward_loop_has_no_weight_gradients():
 
 
 def equations(jaxpr, name):
-    """The equations of that primitive in a jaxpr and in what it calls, outside of loops."""
+    """Yields the equations of a primitive in a jaxpr and the jaxprs it calls, outside of loops."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == name:
             yield equation
@@ -177,7 +177,7 @@ def equations(jaxpr, name):
 
 
 def products(jaxpr):
-    """The shapes of all matrix products, outside of loops."""
+    """Returns the shapes of all matmuls outside of loops."""
     return [equation.outvars[0].aval.shape for equation in equations(jaxpr, "dot_general")]
 
 

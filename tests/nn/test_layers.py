@@ -1,4 +1,4 @@
-"""Layers and stacks: Keras' return flags, merges and masks; dropout; parameters as a dict."""
+"""Layers: Keras' return flags, merges and masks; dtypes; parameters as a dict."""
 
 from functools import partial
 from typing import NamedTuple
@@ -37,11 +37,11 @@ def inputs(batch=B, steps=T, size=I, seed=7):
     return random_like(np.empty((batch, steps, size)), seed, scale=1.0)
 
 
-# Four views of one layer: the tutorial's LSTM(3) on 5 features, with weights from no generator.
+# Four views of one layer: the tutorial's LSTM(3) on 5 features. Its weights are values of sin.
 
 
 def wave(start, *shape):
-    """sin(start), sin(start + 1), ... in a shape."""
+    """Returns sin(start), sin(start + 1), ... in a shape."""
     return np.sin(start + np.arange(np.prod(shape, dtype=int))).reshape(shape)
 
 
@@ -66,7 +66,7 @@ def view(return_sequences, return_state):
 
 def test_the_golden_values_are_those_of_the_float64_loop():
     (h, c), ys = numpy_run("lstm", LSTM_WEIGHTS, [np.zeros(3)] * 2, LSTM_INPUT[0])
-    np.testing.assert_allclose(ys, LSTM_SEQUENCE, atol=1e-8)  # as many digits as are written
+    np.testing.assert_allclose(ys, LSTM_SEQUENCE, atol=1e-8)  # the constants have 8 decimals
     np.testing.assert_allclose(c, LSTM_CARRY, atol=1e-8)
     np.testing.assert_array_equal(h, ys[-1])
 
@@ -82,7 +82,7 @@ def test_four_views_of_one_layer():
     sequence, h, c = view(True, True)
     close(sequence, [LSTM_SEQUENCE])
     close(c, [LSTM_CARRY])
-    assert_same(sequence[:, -1], h)  # to the last bit; the four programs differ in theirs
+    assert_same(sequence[:, -1], h)  # bit-identical within one program
 
 
 @pytest.mark.parametrize("spec", CELLS)
@@ -103,7 +103,7 @@ def test_bidirectional_last_is_both_last_states():
     assert_same(output, np.concatenate([h, back_h], axis=-1))
 
 
-# Beside Keras, with the same weights. Both compute in float32, whose unit is 6e-8.
+# Comparisons with Keras under equal weights. Both compute in float32, whose epsilon is 1e-7.
 
 
 def states_for(spec, seed=3):
@@ -133,7 +133,7 @@ def test_go_backwards_is_keras(spec, return_sequences, mask):
     xs, state = inputs(), states_for(spec)
     output, *end = call(params, xs, initial_state=state, mask=mask)
     want, *want_end = keras_call(theirs, xs, state, mask)
-    if return_sequences and mask is not None:  # where Keras repeats itself, we return 0
+    if return_sequences and mask is not None:  # Keras repeats outputs at padding, we return 0
         want = np.where(mask[:, ::-1, None], want, 0)
     assert relative_error((output, end), (want, want_end)) < 1e-6
 
@@ -161,13 +161,13 @@ def test_merges_are_those_of_keras(spec, merge, return_sequences, mask):
     both = [keras_weights(spec, params[way]) for way in ("forward", "backward")]
     theirs.set_weights(both[0] + both[1])
     got = call(params, xs, initial_state=state, mask=mask)
-    # Keras puts a pair of outputs and the states in one row; ours stays a pair.
+    # Keras returns outputs and states in one flat list; we return a pair of outputs.
     want = keras_call(theirs, xs, state, mask)
     assert relative_error(jax.tree.leaves(got), list(want)) < 1e-6
 
 
 def test_a_mask_gives_keras_last_output():
-    """The last *valid* step's, though Keras and we write different things at the padded ones."""
+    """Keras and seqjax return the last valid output, though they pad outputs differently."""
     params, call = make_layer(Recurrent, "lstm", I, H)
     theirs = keras_layer("lstm", I, H, params["weights"])
     xs = inputs()
@@ -249,14 +249,14 @@ def test_both_directions_end_in_their_outputs(merge, mask):
     assert relative_error(list(got) if merge == "none" else got, merged[merge]) < 1e-6
 
 
-# Inputs of any dtype: parameters in float32 compute in float32.
+# Inputs of any dtype. Layers with float32 parameters compute in float32.
 
 DTYPES = (jnp.bfloat16, jnp.float16, np.float64, np.int32, np.uint8, np.bool_)
 ONE_HOT = np.eye(I, dtype=np.float32)[np.arange(B * T).reshape(B, T) % I]
 
 
 def in_every_dtype(call, params):
-    """Outputs for one-hot inputs in float32 and in the other dtypes, of one compiled program."""
+    """Returns the outputs for one-hot inputs in float32, and a list of those for other dtypes."""
     inputs = [ONE_HOT, *(ONE_HOT.astype(dtype) for dtype in DTYPES)]
     want, *others = jax.jit(lambda params, inputs: [call(params, x) for x in inputs])(
         params, inputs
@@ -300,18 +300,23 @@ def test_half_precision_parameters_compute_in_it(dtype, backend):
     gradient = jax.jit(jax.grad(lambda params, xs: weighted_sum(call(params, xs))))
     got, slopes = call(params, inputs()), gradient(params, inputs())
     assert {x.dtype for x in jax.tree.leaves((got, slopes))} == {jnp.dtype(dtype)}
-    # bfloat16 has three digits; float16 has more.
+    # bfloat16 has two to three significant digits, float16 has three to four.
     assert relative_error(got, full(params, inputs())) < 0.02
 
 
 def test_any_dtype_goes_through_dense_and_stack():
-    def tagged(rngs):
-        return Stack([Recurrent("gru", I, H, rngs=rngs)], input_dropout=0.3, state_dropout=0.3)
-
-    params, stack = make_layer(tagged)
     keys = row_keys(jax.random.key(0), B)
+    options = {"input_dropout": 0.3, "output_dropout": 0.3, "state_dropout": 0.3}
+
+    def one_layer(rngs):
+        return Stack([Recurrent("gru", I, H, rngs=rngs)], **options)
+
+    params, stack = make_layer(one_layer)
     want, others = in_every_dtype(lambda params, xs: stack(params, xs, keys=keys), params)
     assert relative_error(others, [want] * len(others)) < 1e-6
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    run = stack(halves, inputs(), keys=keys)
+    assert {x.dtype for x in jax.tree.leaves(run)} == {jnp.dtype(jnp.bfloat16)}
     params, dense = make_layer(Dense, I, H)
     want, others = in_every_dtype(dense, params)
     assert relative_error(others, [want] * len(others)) < 1e-6
@@ -408,7 +413,7 @@ def test_gradients_prove_that_padding_has_no_influence():
 
 
 def test_a_mask_by_ids_silences_the_padding_row_of_a_table():
-    """The row of id 0 is not zero (no layer makes it so): the mask alone keeps it out."""
+    """The embedding of id 0 is not zero, so only the mask can exclude it."""
     table, embed = make_layer(Embed, 7, I)
     params, call = make_layer(Recurrent, "gru", I, H)
     ids = np.array([[3, 1, 2, 0], [5, 0, 0, 0], [1, 2, 3, 4]])
@@ -439,7 +444,7 @@ def test_a_new_dense_follows_its_initializers():
         lambda rngs: Dense(50, 40, kernel_init="normal(2)", bias_init="constant(3)", rngs=rngs)
     )
     params = jax.jit(init)(jax.random.key(0))
-    assert np.std(params["kernel"]) == pytest.approx(2, rel=0.1)  # of 2,000: 0.016 of it
+    assert np.std(params["kernel"]) == pytest.approx(2, rel=0.1)  # six standard deviations
     np.testing.assert_array_equal(params["bias"], 3)
 
 

@@ -1,4 +1,4 @@
-"""Stacks: layers one after the other, and dropout on their inputs, outputs and states."""
+"""Stacks: layers on top of each other, and dropout on their inputs, outputs and states."""
 
 from functools import cache, partial
 
@@ -46,7 +46,7 @@ def inputs(steps=T):
     return random_like(np.empty((B, steps, I)), 7, scale=1.0)
 
 
-# What a stack computes.
+# The outputs of a stack.
 
 
 def test_a_stack_is_its_layers_one_after_the_other():
@@ -61,7 +61,7 @@ def test_a_stack_is_its_layers_one_after_the_other():
         state = jax.tree.leaves(starts[i])
         ys, *end = layer(params[f"layer_{i}"], ys, initial_state=state, lengths=LENGTHS)
         assert relative_error(jax.tree.leaves(run.states[i]), end) < 1e-6
-    assert relative_error(run.sequence, ys) < 1e-6  # float32 in another program
+    assert relative_error(run.sequence, ys) < 1e-6  # float32 rounding
     assert relative_error(run.last, end[0]) < 1e-6
 
 
@@ -98,7 +98,7 @@ def test_the_last_output_of_a_bidirectional_top_reads_both_ends():
 
 
 def test_padding_behind_a_backward_layer_is_where_its_outputs_put_it():
-    """Outputs of `go_backwards` come reversed: padding first. The layer above must know."""
+    """Outputs of `go_backwards` are reversed, so the layer above must mask their first steps."""
 
     def two(rngs):
         first = Recurrent("lstm", I, 5, go_backwards=True, rngs=rngs)
@@ -156,7 +156,7 @@ def test_make_stack_is_a_stack_of_equal_layers():
         functional(lambda rngs: make_stack(**options, rngs=rngs, reads="state"))
 
 
-# Dropout, seen through a cell that multiplies its input by what it reads of a state that stays 1.
+# Dropout of a cell that multiplies its input by its state, which stays 1.
 
 
 def init_nothing(key, input_size, hidden_size):
@@ -187,7 +187,7 @@ def two_probes(kind, layer):
 
 
 def dropped(kind, layer, seed=11):
-    """Outputs `[B, STEPS, WIDTH]` and last outputs of ones through two probes, one with dropout."""
+    """Returns outputs `[B, STEPS, WIDTH]` and last outputs of two probes on inputs of ones."""
     params, call = two_probes(kind, layer)
     keys = row_keys(jax.random.key(seed), B)
     run = jax.device_get(call(params, np.ones((B, STEPS, WIDTH), np.float32), keys=keys))
@@ -195,24 +195,24 @@ def dropped(kind, layer, seed=11):
 
 
 def assert_dropped(array):
-    """A share RATE of the numbers is 0, the rest so large that the expected number is 1."""
+    """Asserts that a share RATE of the values is 0 and that the mean is 1."""
     assert set(np.unique(array)) == {np.float32(0), np.float32(1) / np.float32(1 - RATE)}
     deviation = np.sqrt(RATE / (1 - RATE) / array.size)
     assert array.mean() == pytest.approx(1, abs=4 * deviation)
 
 
 def assert_unlike(a, b):
-    """Masks drawn apart agree by chance alone, at a share 0.58 of their places."""
+    """Asserts that two masks are independent: they then agree at 58 % of their positions."""
     assert 0.3 < np.mean(a == b) < 0.8
 
 
 @pytest.mark.parametrize("kind, layer", ONE_LAYER)
 def test_dropout_zeroes_a_share_and_keeps_the_mean(kind, layer):
     sequence, last = dropped(kind, layer)
-    if kind == "state_dropout":  # one mask for the sequence
+    if kind == "state_dropout":  # the same mask at every step
         np.testing.assert_array_equal(sequence, np.broadcast_to(sequence[:, :1], sequence.shape))
         assert_dropped(sequence[:, 0])
-    else:  # a fresh one for every step
+    else:  # a new mask at every step
         assert_dropped(sequence)
         for step in range(1, STEPS):
             assert_unlike(sequence[:, step], sequence[:, 0])
@@ -249,7 +249,7 @@ def test_rows_with_dropout_do_not_depend_on_padding_or_batch_mates():
     run = jax.device_get(call(params, inputs(), lengths=LENGTHS, keys=KEYS))
     longer = np.concatenate([inputs()[:1], 100 + inputs()[:1]], axis=1)
     alone = call(params, longer, lengths=LENGTHS[:1], keys=KEYS[:1])
-    # Float32 in a program of other shapes.
+    # Float32 rounding in a program of other shapes.
     assert relative_error(alone.sequence[:, :T], run.sequence[:1]) < 1e-6
     assert relative_error(alone.last, run.last[:1]) < 1e-6
 
@@ -267,7 +267,7 @@ def test_a_call_replaces_the_rates():
     params, call = make_layer(mixed_stack, **dict.fromkeys(KINDS, 0.1))
     _, built = make_layer(mixed_stack, **rates)
     got = call(params, inputs(), keys=KEYS, rates=jax.tree.map(np.float32, rates))
-    # Equal masks; float32 in another program.
+    # The masks are equal; float32 rounding differs in another program.
     assert relative_error(got, built(params, inputs(), keys=KEYS)) < 1e-6
 
 
@@ -292,7 +292,7 @@ def test_a_rate_built_as_zero_stays_zero():
     assert_same(call(params, inputs(), rates=rates), call(params, inputs()))
 
 
-# Dropout by itself.
+# The functions of dropout.
 
 
 def test_row_keys_are_told_apart_by_their_place_in_the_whole_batch():
@@ -303,7 +303,7 @@ def test_row_keys_are_told_apart_by_their_place_in_the_whole_batch():
 
 
 def test_streams_keep_their_numbers():
-    """Other numbers would draw other masks in every run."""
+    """Other numbers would change the dropout masks of every run."""
     assert [*ModelStream] == [*range(5)] and [*LayerStream] == [*range(4)]
     assert [*Direction] == [0, 1]
     got = layer_keys(KEYS, 2, LayerStream.STATE)
@@ -333,7 +333,7 @@ def test_dropout_scale_is_dropout_of_ones():
     assert dropout_scale(KEYS, x, 0.0) is None and dropout_scale(None, x, 0.5) is None
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Cells over time: masks, directions, windows, and the ways of running that must be equal."""
+"""Cells over time: masks, directions, windows, and options that must not change the result."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ from seqjax.errors import UserError
 from seqjax.nn.fused import unroll_fused
 from seqjax.nn.unroll import length_mask, unroll, unroll_bidirectional, unroll_windows
 
-TWO = ("lstm", "gru(reset_after=False)")  # two states or one; with `recur` and `gate` or without
+TWO = ("lstm", "gru(reset_after=False)")  # two states or one, one recurrent matmul or two
 
 _unroll = jax.jit(unroll, static_argnums=0, static_argnames=("reverse", "hoist"))
 
@@ -38,12 +38,12 @@ def _gradients(cell, params, state, xs, **options):
 
 
 def fast_unroll(*args, **options):
-    """`unroll`, compiled once for each shape, as NumPy arrays."""
+    """Runs `unroll`, compiled once for each shape, and returns NumPy arrays."""
     return jax.device_get(_unroll(*args, **options))
 
 
 def gradients(*args, **options):
-    """Of a weighing of all that `unroll` returns, by the parameters, the state and the inputs."""
+    """Returns the gradients of a weighted sum of all outputs of `unroll`."""
     return jax.device_get(_gradients(*args, **options))
 
 
@@ -59,7 +59,7 @@ masks = st.lists(st.lists(st.booleans(), min_size=B, max_size=B), min_size=T, ma
 @example(mask=[[False] * B] * T)
 @example(mask=[[True] * B] * T)
 def test_masked_steps_do_not_happen(spec, reverse, mask):
-    """Any mask: state and outputs are those of the real steps alone, and 0 between them."""
+    """Under any mask, state and outputs are those of the real steps, and other outputs are 0."""
     with jax.enable_x64(True):
         cell, params, state, xs = random_problem(spec, T, B, I, H, dtype=np.float64)
         mask = np.array(mask)
@@ -68,7 +68,7 @@ def test_masked_steps_do_not_happen(spec, reverse, mask):
         real = np.flatnonzero(mask[:, row])[:: -1 if reverse else 1]
         start = [x[row] for x in state]
         want_end, want_ys = numpy_run(spec, params, start, xs[real, row])
-        # Six steps of float64; numbers are below 2.
+        # Float64 has an epsilon of 2e-16, and values are below 2.
         np.testing.assert_allclose(ys[real, row], want_ys, atol=1e-13)
         np.testing.assert_allclose([x[row] for x in end], want_end, atol=1e-13)
     assert not np.any(ys[~mask])
@@ -151,7 +151,7 @@ def test_padding_on_the_left_is_as_good_as_on_the_right(spec):
 
 @pytest.mark.parametrize("spec", TWO)
 def test_all_ways_to_run_are_equal(spec):
-    """Hoisting and compiling change the order of float32 sums (unit 6e-8), no more."""
+    """Hoisting and compiling change only the rounding of float32 (epsilon 1e-7)."""
     cell, params, state, xs = random_problem(spec, T, B, I, H)
     mask = right_padded(4, 0, T, 1)
     want = fast_unroll(cell, params, state, xs, mask=mask)
@@ -174,7 +174,7 @@ def test_members_may_be_vmapped():
     got = jax.jit(jax.vmap(partial(unroll, cell), (0, None, None)))(stacked, state, xs)
     each = [fast_unroll(cell, params, state, xs) for params in members]
     want = jax.tree.map(lambda *rs: np.stack(rs), *each)
-    assert relative_error(got, want) < 1e-6  # batched products sum in another order
+    assert relative_error(got, want) < 1e-6  # float32 rounding
 
 
 def test_bidirectional_is_one_run_from_each_end():
@@ -193,14 +193,14 @@ def test_bidirectional_is_one_run_from_each_end():
 
 @pytest.mark.parametrize("spec", CELLS)
 def test_state_scale_is_on_what_the_recurrent_products_read(spec):
-    """Only the products see it: a GRU's memory (1 - z) n + z h carries h itself."""
+    """Only the matmuls read the scaled h: the memory (1 - z) n + z h of a GRU has h itself."""
     with jax.enable_x64(True):
         cell, params, state, xs = random_problem(spec, T, B, I, H, dtype=np.float64)
         scale = random_like(state.h, 5, np.float64)
         mask = right_padded(4, 0, T, 1)
         end, ys = fast_unroll(cell, params, state, xs, mask=mask, state_scale=scale)
     for row in range(B):
-        # The products h W read h times the scale: so do those of unscaled h with scaled rows of W.
+        # A matmul of scaled h equals one of h with scaled rows of W.
         scaled = params._replace(w_h=scale[row, :, None] * params.w_h)
         h, want = [x[row] for x in state], []
         for x in xs[mask[:, row], row]:
@@ -212,9 +212,9 @@ def test_state_scale_is_on_what_the_recurrent_products_read(spec):
 
 @pytest.mark.parametrize("spec", ["gru", "gru(reset_after=False)"])
 def test_state_dropout_cannot_explode(spec):
-    """An output is a mean of tanhs, or a gated tanh, whatever is dropped: never above 1."""
+    """An output is a mean of values of tanh whatever is dropped, so it never exceeds 1."""
     cell, params, state, xs = random_problem(spec, 100, B, I, H)
-    scale = np.tile(np.float32([0, 2, 2, 0, 2]), (B, 1))  # dropout of one half
+    scale = np.tile(np.float32([0, 2, 2, 0, 2]), (B, 1))  # a mask of dropout with rate 0.5
     state = jax.tree.map(np.zeros_like, state)
     _, ys = fast_unroll(cell, params, state, xs, state_scale=scale)
     assert 0.1 < np.abs(ys).max() <= 1
@@ -259,7 +259,7 @@ def test_windows_that_do_not_divide_the_steps_are_refused(size):
 
 @pytest.mark.parametrize("run", [unroll, unroll_fused])
 def test_the_dtype_is_that_of_the_parameters(run):
-    """Inputs and state may be float64 under x64 beside float32 parameters, or halves."""
+    """With float32 parameters, float64 and float16 inputs and states are cast to float32."""
     cell, params, state, xs = random_problem("lstm", T, B, I, H)
     for dtype in (np.float64, np.float16):
         with jax.enable_x64(True):
