@@ -17,7 +17,9 @@ from seqjax.data.images import load_mnist
 from seqjax.data.text_files import TAGS, load_tagged_sentences, load_words, word_ids
 from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError
+from seqjax.hparams import HParams
 from seqjax.metrics import compute_means
+from seqjax.nn.dropout import row_keys
 from seqjax.tasks import mnist_rows, recall, word_completion
 from seqjax.tasks import tagging as tagging_task
 from seqjax.tasks.registry import TASKS, make_task
@@ -88,6 +90,41 @@ def test_a_task_measures_predicts_and_shows(name, tmp_path, few_images):
     assert {path.name for path in tmp_path.iterdir()} == PICTURES[name]
     for picture in tmp_path.glob("*.png"):
         assert_picture(picture)
+
+
+@pytest.mark.parametrize("name", sorted(PICTURES.keys() - {"word_translation"}))  # as reverse
+def test_hparams_replace_the_numbers_of_the_config(name, few_images):
+    """A task whose loss forgot one would train all trials of a sweep with the first one's."""
+
+    def task_with(value: float):
+        config = tiny_config(name).unlock()
+        for field in make_task(config).hparams:
+            section, option = field.split(".")
+            is_tuple = isinstance(config[section][option], tuple)
+            config[section][option] = (value,) if is_tuple else value
+        return make_task(config.lock())
+
+    some, other = task_with(0.2), task_with(0.5)
+    params, batch = fresh_params(some), full_batch(some, "train", 2)
+    keys = row_keys(jax.random.key(1), 2)
+
+    @jax.jit
+    def loss(hparams):
+        return some.loss_and_metrics(params, batch, keys, hparams=hparams)["loss"].total
+
+    def hparams(values: dict[str, float]) -> HParams:
+        arrays = HParams({}, {})
+        for field, value in values.items():
+            section, option = field.split(".")
+            getattr(arrays, section)[option] = jnp.float32(value)
+        return arrays
+
+    before = dict.fromkeys(some.hparams, 0.2)
+    expected = jax.jit(lambda: other.loss_and_metrics(params, batch, keys)["loss"].total)()
+    replaced = loss(hparams(dict.fromkeys(some.hparams, 0.5)))
+    np.testing.assert_allclose(replaced, expected, rtol=1e-6)  # float32, two programs
+    for field in some.hparams:
+        assert loss(hparams(before | {field: 0.5})) != loss(hparams(before)), field
 
 
 def test_every_task_has_a_test_above():
