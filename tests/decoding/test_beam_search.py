@@ -97,7 +97,7 @@ def test_a_beam_as_wide_as_the_tree_is_exhaustive_search(changes, penalties):
 
 
 def clocked_step(state, token):
-    """Logits from a table of its own for every step, so that no two sequences tie."""
+    """Logits from a different table at every step, so that no two sequences tie."""
     tables, count = state
     rows = jnp.arange(len(token))
     return (tables, count + 1), tables[rows, count, token]
@@ -127,8 +127,8 @@ def test_narrow_beams_are_those_kept_in_lists(beam_size, n_best, ngram, penalty)
     tables = np.float32(2 * np.random.default_rng(0).standard_normal((rows, T, V, V)))
     tables[..., EOS] += np.linspace(-3, 2, rows)[:, None, None]
     state = (tables, np.zeros(rows, np.int32))
-    found = fast_beam(clocked_step, state, options, beam_size, n_best, penalty)
-    got = zip(*map(np.asarray, (found.tokens, found.scores, found.finished)), strict=True)
+    best = fast_beam(clocked_step, state, options, beam_size, n_best, penalty)
+    got = zip(*map(np.asarray, (best.tokens, best.scores, best.finished)), strict=True)
     for table, hypotheses in zip(tables, got, strict=True):
         want = listed_beam(log_softmax(table), options, beam_size, n_best, penalty)
         for tokens, score, ended, hypothesis in zip(*hypotheses, want, strict=True):
@@ -136,7 +136,7 @@ def test_narrow_beams_are_those_kept_in_lists(beam_size, n_best, ngram, penalty)
             np.testing.assert_allclose(score, hypothesis[1], rtol=1e-5)
 
 
-def test_the_length_penalty_of_gnmt_and_the_mean_decide_which_length_wins():
+def test_the_length_penalty_decides_which_length_wins():
     """Ending at once costs 0.69 nats, the end after three words 0.83.
 
     After one step the longer one is behind by any measure: a search that stops there loses it.
@@ -151,7 +151,7 @@ def test_the_length_penalty_of_gnmt_and_the_mean_decide_which_length_wins():
         assert got.num_steps < 10
 
 
-def test_cut_off_hypotheses_come_after_finished_ones_and_empty_slots_last():
+def test_cut_off_comes_after_finished_and_empty_slots_last():
     """With one word and two steps there are just [end], [word, end] and [word, word]."""
     options = DecodeOptions(2, ban_unknown=True)
     state = table_state(1, vocab_size=5)

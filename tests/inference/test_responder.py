@@ -1,4 +1,4 @@
-"""Responders: every way to one reply agrees, and what nothing answers is not answered."""
+"""Responders: all decoders agree where they should, and noise is not answered."""
 
 import json
 
@@ -43,9 +43,7 @@ def test_it_answers_what_it_was_taught(responder):
 
 
 @pytest.mark.parametrize("question", [*ASKED[::3], *STRANGE])
-def test_answer_is_a_beam_of_one_the_end_of_the_stream_and_a_sample_at_no_temperature(
-    responder, question
-):
+def test_greedy_beam_of_one_stream_and_cold_sample_agree(responder, question):
     answer = responder.answer(question)
     (best,) = responder.beam(question, 1, 1)
     cold = responder.sample(question, temperature=0.0, seed=3)
@@ -147,14 +145,14 @@ def test_noise_is_not_answered(responder):
 
 
 def test_calibration_counts_wrong_replies_as_wrong(responder):
-    """Of two models alike, the one whose replies are said to be wrong gives fewer."""
+    """Of two equal models, the one calibrated on wrong replies gives fewer."""
     text, part = responder.text, responder.train
-    found = responder._run.reply(responder.params, text.encode_sources(part.sources))
-    found = Replies(*map(np.asarray, found))
+    replies = responder._run.reply(responder.params, text.encode_sources(part.sources))
+    replies = Replies(*map(np.asarray, replies))
     other = Responder(text, part, responder.answers, responder.params)
-    good = other.calibrate(part, found)
+    good = other.calibrate(part, replies)
     assert other.abstention == good == responder.abstention
-    wrong = found._replace(tokens=found.tokens[::-1])  # answers of the other intent
+    wrong = replies._replace(tokens=replies.tokens[::-1])  # answers of the other intent
     other.calibrate(part, wrong)
     assert all(other.answer(question).abstains for question in ASKED)
 
@@ -162,14 +160,14 @@ def test_calibration_counts_wrong_replies_as_wrong(responder):
 def test_without_labels_texts_are_told_from_noise(responder):
     part = responder.train._replace(labels=[])
     other = Responder(responder.text, part, {}, responder.params)
-    found = other._run.reply(other.params, other.text.encode_sources(ASKED))
-    other.calibrate(part, Replies(*map(np.asarray, found)))
+    replies = other._run.reply(other.params, other.text.encode_sources(ASKED))
+    other.calibrate(part, Replies(*map(np.asarray, replies)))
     assert not any(other.answer(question).abstains for question in ASKED)
     noise = noise_questions(ASKED, 20)
     assert np.mean([other.answer(question).abstains for question in noise]) > 0.8
 
 
-def test_without_calibration_it_never_abstains_and_confidence_is_the_replys_probability(text_run):
+def test_without_calibration_confidence_is_the_probability(text_run):
     responder = load_responder(text_run, abstain=False)
     for question in (ASKED[0], *STRANGE):
         answer = responder.answer(question)

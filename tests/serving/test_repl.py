@@ -1,4 +1,4 @@
-"""Chat: one line for whatever is written, in the way that was asked for, and no traceback."""
+"""Chat: one line for every line of input, from the chosen decoder, and never a traceback."""
 
 import io
 import os
@@ -44,26 +44,26 @@ KOREAN, ENGLISH = UNSURE["ko"], UNSURE["en"]
 
 
 class Fake(Responder):
-    """Says how it was asked, is as confident as it is told to be, and explains what it is given."""
+    """Replies with the arguments of the call, with a fixed confidence and attention."""
 
     def __init__(self, pairs, abstention=None, confidence=0.9, looks=None, reply=None):
         self.text, self.train, self.abstention = pairs.text, pairs.splits["train"], abstention
         self.confidence, self.looks, self.reply = confidence, looks, reply
 
-    def _said(self, text: str) -> Answer:
+    def _fixed(self, text: str) -> Answer:
         abstains = self.abstention is not None and self.confidence < self.abstention.threshold
         text = text if self.reply is None else self.reply
         return Answer(text, -1.5, self.confidence, abstains, len(text) < 99, "cad", 0.25)
 
     def answer(self, question):
-        return self._said(f"{question} plainly")
+        return self._fixed(f"{question} plainly")
 
     def sample(self, question, temperature, seed, top_k=None, top_p=None):
         filters = f" of {top_k} and {top_p}" if top_k or top_p else ""
-        return self._said(f"{question} at {temperature}{filters} from {seed}")
+        return self._fixed(f"{question} at {temperature}{filters} from {seed}")
 
     def beam(self, question, beam_size, n_best):
-        return [self._said(f"{question} {i} of {beam_size}") for i in range(n_best)]
+        return [self._fixed(f"{question} {i} of {beam_size}") for i in range(n_best)]
 
     def stream(self, question):
         words = f"{question} at 0.0 from 0".split(" ")
@@ -74,7 +74,7 @@ class Fake(Responder):
 
 
 class Output(io.StringIO):
-    """With what beartype wants of a stream besides."""
+    """A stream with the attributes of IO that beartype looks for."""
 
     mode, name = "w", "output"
 
@@ -84,8 +84,8 @@ def pairs():
     return make_pairs({"pairs": (*PAIRS, ("a d", "마"))})
 
 
-def heard(lines, responder: Responder | None = None, **options) -> list[str]:
-    """What a chat says to each of the lines."""
+def responses(lines, responder: Responder | None = None, **options) -> list[str]:
+    """The response of a chat to each of the lines."""
     chat = Chat(responder or Fake(pairs()), **options)
     return ["".join(chat.say(line)).removesuffix("\n") for line in lines]
 
@@ -100,7 +100,7 @@ def piped(data: bytes, chat: Chat) -> str:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "response"),
     [
         (":greedy", "a at 0.0 from 0"),
         (":beam", "a 0 of 4"),
@@ -117,35 +117,35 @@ def piped(data: bytes, chat: Chat) -> str:
         ("  :beam 7", None),  # a question
     ],
 )
-def test_a_command_sets_how_the_next_lines_are_answered(command, said):
-    lines = heard([command, "a", "a"])
-    if said is None:
+def test_a_command_sets_how_the_next_lines_are_answered(command, response):
+    lines = responses([command, "a", "a"])
+    if response is None:
         assert lines[0] == ":beam 7 at 0.0 from 0"
     elif "sample" in command:
-        assert lines[1:] == [said, said.replace("from 0", "from 1")]
+        assert lines[1:] == [response, response.replace("from 0", "from 1")]
     else:
-        assert lines[1:] == [said, said]
+        assert lines[1:] == [response, response]
     assert "\n" not in lines[0]
 
 
 def test_the_last_command_counts():
-    lines = heard([":beam 9", ":nbest 2", "a", ":beam 3", "a", ":greedy", "a"])
+    lines = responses([":beam 9", ":nbest 2", "a", ":beam 3", "a", ":greedy", "a"])
     assert lines[2] == "1. a 0 of 9\n2. a 1 of 9"
     assert (lines[4], lines[6]) == ("a 0 of 3", "a at 0.0 from 0")
 
 
 @pytest.mark.parametrize("decoder", ["greedy", "beam", "sample"])
 def test_a_chat_may_begin_with_any_decoder(decoder):
-    assert heard(["a"], decoder=decoder) == heard([f":{decoder}", "a"])[1:]
+    assert responses(["a"], decoder=decoder) == responses([f":{decoder}", "a"])[1:]
 
 
 def test_draws_differ_and_can_be_repeated():
-    seeds = [line.split()[-1] for line in heard([":sample", "a", "a", "a", ":sample 2", "a"])]
+    seeds = [line.split()[-1] for line in responses([":sample", "a", "a", "a", ":sample 2", "a"])]
     assert seeds[1:4] == ["0", "1", "2"] and seeds[5] == "0"
 
 
 def test_a_sample_command_says_and_replaces_all_options():
-    lines = heard([":sample 0.8 top_k=20 top_p=0.9", ":sample top_k=3", "a", ":sample", "a"])
+    lines = responses([":sample 0.8 top_k=20 top_p=0.9", ":sample top_k=3", "a", ":sample", "a"])
     assert lines[:2] == [
         "a random reply drawn at temperature 0.8, top_k 20, top_p 0.9",
         "a random reply drawn at temperature 1.0, top_k 3",
@@ -175,24 +175,24 @@ def test_a_sample_command_says_and_replaces_all_options():
     ],
 )
 def test_a_mistaken_sample_loses_no_option_and_no_draw(wrong, message):
-    lines = heard([":sample 0.7 top_k=5 top_p=0.9", "a", f":sample {wrong}", "a"])
+    lines = responses([":sample 0.7 top_k=5 top_p=0.9", "a", f":sample {wrong}", "a"])
     assert message in lines[2] and "\n" not in lines[2] and len(lines[2]) < 120
     assert [lines[1], lines[3]] == [f"a at 0.7 of 5 and 0.9 from {seed}" for seed in (0, 1)]
 
 
 @given(st.integers(-5, 80) | st.integers())
 def test_a_beam_has_a_legal_size_or_the_old_one(size):
-    told, said = heard([f":beam {size}", "a"])
-    assert said == f"a 0 of {size}" if 1 <= size <= 64 else said == "a at 0.0 from 0"
-    assert ("from 1 to 64" in told) == (not 1 <= size <= 64)
+    message, response = responses([f":beam {size}", "a"])
+    assert response == f"a 0 of {size}" if 1 <= size <= 64 else response == "a at 0.0 from 0"
+    assert ("from 1 to 64" in message) == (not 1 <= size <= 64)
 
 
 @given(st.floats())
 def test_a_temperature_is_legal_or_the_old_decoder_stays(temperature):
-    told, said = heard([f":sample {temperature}", "a"])
+    message, response = responses([f":sample {temperature}", "a"])
     legal = 0 <= temperature <= 10
-    assert said == (f"a at {temperature} from 0" if legal else "a at 0.0 from 0")
-    assert ("a number from 0 to 10" in told) == (not legal)
+    assert response == (f"a at {temperature} from 0" if legal else "a at 0.0 from 0")
+    assert ("a number from 0 to 10" in message) == (not legal)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_a_temperature_is_legal_or_the_old_decoder_stays(temperature):
 )
 def test_a_mistaken_command_is_one_line_and_changes_nothing(line, expected):
     chat = Chat(Fake(pairs()))
-    told = "".join(chat.say(line))
-    assert expected in told and len(told) < 200
-    assert told.splitlines() == [told[:-1]] and not chat.ended
+    message = "".join(chat.say(line))
+    assert expected in message and len(message) < 200
+    assert message.splitlines() == [message[:-1]] and not chat.ended
     assert "".join(chat.say("a")) == "a at 0.0 from 0\n"
 
 
 def test_the_list_of_commands_is_that_of_the_help():
-    assert heard([":help"]) == [HELP]
+    assert responses([":help"]) == [HELP]
     assert set(COMMANDS) == set(re.findall(r"^(:\w+)", HELP, re.MULTILINE)) and len(COMMANDS) == 8
 
 
@@ -234,31 +234,31 @@ def test_every_command_of_the_help_is_one(command):
 
 
 def test_scores_are_shown_and_hidden():
-    lines = heard(["a", ":scores", "a", ":nbest 2", "a", ":scores", ":greedy", "a"])
+    lines = responses(["a", ":scores", "a", ":nbest 2", "a", ":scores", ":greedy", "a"])
     figures = "  (score -1.50 nats, confidence 0.90, finished)"
     assert lines[2] == lines[0] + figures
     assert lines[4].count(figures) == 2
     assert lines[-1] == lines[0]
     cut_off = Fake(pairs(), reply="b" * 100)
-    assert heard([":scores", "a"], cut_off)[1].endswith("confidence 0.90, cut off)")
+    assert responses([":scores", "a"], cut_off)[1].endswith("confidence 0.90, cut off)")
 
 
-def test_why_shows_the_nearest_question_and_where_attention_looked():
+def test_why_shows_the_nearest_question_and_the_attention():
     weights = np.array([[0.1, 0.9], [0.75, 0.25]])
     looks = AttentionMap(weights, ["x", "y\n"], ["나", "<eos>"])
-    before, _, plain = heard([":why", "a", ":why"])
+    before, _, plain = responses([":why", "a", ":why"])
     assert before == "nothing was asked yet"
     source, target = PAIRS[1]
     assert plain.splitlines() == [
         f"nearest training question, of similarity 0.25: {source}",
         f"its answer: {target}",
     ]
-    explained = heard(["a", ":why"], Fake(pairs(), looks=looks))[1]
+    explained = responses(["a", ":why"], Fake(pairs(), looks=looks))[1]
     assert explained.startswith(plain)
     assert explained.splitlines()[3:] == ["  나 <- y  (0.90)", "  <eos> <- x (0.75)"]
-    # A question of which nothing is known has no token to look at.
+    # A question of unknown characters has no token to look at.
     nothing = AttentionMap(np.zeros((2, 0)), [], ["나", "<eos>"])
-    assert heard(["a", ":why"], Fake(pairs(), looks=nothing))[1] == plain
+    assert responses(["a", ":why"], Fake(pairs(), looks=nothing))[1] == plain
 
 
 # Abstention
@@ -280,19 +280,19 @@ def test_why_shows_the_nearest_question_and_where_attention_looked():
 def test_a_reply_is_given_if_it_is_sure_enough(question, abstention, confidence, answered):
     lines = ["", ":beam", ":nbest 3", ":sample 2"]
     for line in lines:
-        said = heard([line, question], Fake(pairs(), abstention, confidence))[1]
-        assert (said == KOREAN) == (not answered)
-        assert (question in said) == answered
+        response = responses([line, question], Fake(pairs(), abstention, confidence))[1]
+        assert (response == KOREAN) == (not answered)
+        assert (question in response) == answered
 
 
 def test_figures_stand_beside_what_is_not_given():
-    said = heard([":scores", "abc"], Fake(pairs(), SURE, 0.1))[1]
-    assert said == f"{KOREAN}  (score -1.50 nats, confidence 0.10, finished)"
+    response = responses([":scores", "abc"], Fake(pairs(), SURE, 0.1))[1]
+    assert response == f"{KOREAN}  (score -1.50 nats, confidence 0.10, finished)"
 
 
 def test_a_chat_abstains_in_the_language_of_its_replies():
     english = make_pairs({"pairs": (("가", "one"), ("나", "둘 two"))})
-    assert heard(["가"], Fake(english, SURE, 0.1)) == [ENGLISH]
+    assert responses(["가"], Fake(english, SURE, 0.1)) == [ENGLISH]
     assert language(["안녕 hello 하세요"]) == "en"  # five of ten
     assert language(["안녕 hello 하세요요", "123 !?"]) == "ko"
     assert language(["\u1112\u1161\u11ab a"]) == "en"  # one syllable of three code points
@@ -317,14 +317,14 @@ def test_each_line_of_input_gets_one_line(data, decoder, abstention):
     lines = piped(data, Chat(Fake(pairs(), abstention), decoder)).splitlines()
     asked = [line.decode("utf-8", "replace") for line in io.BytesIO(data)]
     assert len(lines) == len(asked)
-    for question, said in zip(asked, lines, strict=True):
+    for question, response in zip(asked, lines, strict=True):
         blank = not one_line(question.removeprefix("\ufeff")).strip()
-        assert (said == NO_TEXT) == blank and said == one_line(said)
+        assert (response == NO_TEXT) == blank and response == one_line(response)
 
 
 def test_a_byte_order_mark_is_no_text():
-    said = piped(b"\xef\xbb\xbf:beam\na\n\xef\xbb\xbf\n", Chat(Fake(pairs())))
-    assert said.splitlines() == ["the best reply of a beam of 4", "a 0 of 4", NO_TEXT]
+    response = piped(b"\xef\xbb\xbf:beam\na\n\xef\xbb\xbf\n", Chat(Fake(pairs())))
+    assert response.splitlines() == ["the best reply of a beam of 4", "a 0 of 4", NO_TEXT]
 
 
 @given(st.lists(st.sampled_from([*COMMANDS, ":", "a", "3", "0.5", "-1", "nan", "\0", " "])))
@@ -337,8 +337,10 @@ def test_no_command_ends_a_chat_but_one(words):
 
 def test_a_reply_is_one_line_whatever_is_in_it():
     for reply in ("a\nb", "a\x1bb", "a\u2028b"):
-        assert heard(["a"], Fake(pairs(), reply=reply)) == ["a b"]
-    assert heard(["a"], Fake(pairs(), reply="")) == ["".join(whole_words(["", ""]))] == [NO_REPLY]
+        assert responses(["a"], Fake(pairs(), reply=reply)) == ["a b"]
+    assert (
+        responses(["a"], Fake(pairs(), reply="")) == ["".join(whole_words(["", ""]))] == [NO_REPLY]
+    )
 
 
 def test_a_line_is_answered_before_the_next_is_read():
@@ -435,10 +437,10 @@ def test_what_was_shown_of_a_reply_stays(spec, data):
     v = vocabulary(spec)
     ids = data.draw(st.lists(st.integers(3, v.size - 1), min_size=1, max_size=12))
     texts = [v.decode(ids[: i + 1]) for i in range(len(ids))]
-    said = list(whole_words(iter(texts)))
-    assert "".join(said) == (one_line(texts[-1]) or NO_REPLY)
+    response = list(whole_words(iter(texts)))
+    assert "".join(response) == (one_line(texts[-1]) or NO_REPLY)
     for i, text in enumerate(texts):
-        assert one_line(text).startswith("".join(said[: i + 1])) or i + 1 == len(texts)
+        assert one_line(text).startswith("".join(response[: i + 1])) or i + 1 == len(texts)
 
 
 # With models
@@ -446,26 +448,26 @@ def test_what_was_shown_of_a_reply_stays(spec, data):
 
 @pytest.mark.parametrize("attention", ["none", "dot"])
 def test_a_model_answers_anything(attention):
-    found = make_pairs(attention=attention, decode={"decoder": "beam"})
-    responder = found.responder(random_params(found.text))
+    data = make_pairs(attention=attention, decode={"decoder": "beam"})
+    responder = data.responder(random_params(data.text))
     lines = ["abc", "cad", "b d", "xyz", "a" * 10_000, "🙂", "가나"]
-    whole, growing = (heard(lines, responder, on_terminal=on) for on in (False, True))
+    whole, growing = (responses(lines, responder, on_terminal=on) for on in (False, True))
     for greedy in (":sample 0", ":sample 2 top_k=1", ":sample 2 top_p=0.001"):
-        assert whole == growing == heard([greedy, *lines], responder)[1:]
+        assert whole == growing == responses([greedy, *lines], responder)[1:]
     assert len(set(whole)) > 2, whole
-    best = heard([":scores", ":nbest 4", "abc"], responder)[-1].splitlines()
+    best = responses([":scores", ":nbest 4", "abc"], responder)[-1].splitlines()
     assert [line[:3] for line in best] == ["1. ", "2. ", "3. ", "4. "]
     for line in lines:
-        why = heard([line, ":why"], responder)[1]
+        why = responses([line, ":why"], responder)[1]
         assert ("looked most at" in why) == (attention == "dot")
 
 
-# As a process of its own
+# As a separate process
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A trained run, if not for long."""
+    """A run trained for one epoch."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     config = text_pairs_config("")
     config.model.update({"embed_size": 5, "hidden_size": 6})
@@ -475,7 +477,7 @@ def run(tmp_path_factory) -> Path:
     return workdir
 
 
-# Runs a command on a terminal of its own, between the pipes of this one.
+# Runs a command on a new terminal, connected to the pipes of this process.
 ON_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 
@@ -518,10 +520,10 @@ def test_a_run_is_talked_to_on_a_terminal(run):
     steps = (("> ", "xyz\n"), (f"{KOREAN}\r\n> ", "half"), ("half", "\x03"), ("\n> ", "\x04"))
     with start(f"--workdir={run}", before=(sys.executable, "-c", ON_TERMINAL)) as process:
         for awaited, typed in steps:
-            said = b""
-            while awaited.encode() not in said:
-                said += (piece := os.read(process.stdout.fileno(), 4096))
-                assert piece, said
+            response = b""
+            while awaited.encode() not in response:
+                response += (piece := os.read(process.stdout.fileno(), 4096))
+                assert piece, response
             # What is awaited may be the terminal's echo, before readline listens for Ctrl-C.
             time.sleep(1.0 if typed == "\x03" else 0.0)
             process.stdin.write(typed.encode())

@@ -1,4 +1,4 @@
-"""Recurrent toys to decode, and what their sequences are worth, for the tests of decoders."""
+"""Small decode steps, and the scores of their sequences, for the tests of decoders."""
 
 import functools
 from functools import partial
@@ -122,9 +122,9 @@ def decoders(step, state, options):
     keys = fast_keys(0, rows)
     yield state, fast_greedy(step, state, options)
     yield state, fast_sample(step, state, options, keys, top_p=0.95, temperature=1.5)
-    found = fast_beam(step, state, options, beam_size=3, n_best=3)
-    flat = [np.reshape(x, (-1, *x.shape[2:])) for x in (*found[:3], found.finished)]
-    decoded = Sequences(*flat, found.num_steps)
+    best = fast_beam(step, state, options, beam_size=3, n_best=3)
+    flat = [np.reshape(x, (-1, *x.shape[2:])) for x in (*best[:3], best.finished)]
+    decoded = Sequences(*flat, best.num_steps)
     yield take_rows(state, np.repeat(np.arange(rows), 3)), decoded
 
 
