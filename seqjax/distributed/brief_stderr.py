@@ -13,6 +13,7 @@ LOST_MARKS = (b"coordination_service", b"JAX distributed service detected fatal 
 
 
 def copy_lines(message: str) -> None:
+    """Copies the lines until a process is lost, then prints `message` as an error."""
     # It must end when the process that writes to it ends, and not before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
