@@ -16,6 +16,8 @@ from seqjax.errors import UserError
 from seqjax.runs.identity import Identity, differences
 from seqjax.serving.load import load_responder
 from seqjax.serving.repl import Chat
+from seqjax.tasks.registry import make_task
+from seqjax.training.fit import fit
 
 RUN = Path(__file__).parents[1] / "fixtures" / "run_of_version_0_1"
 
@@ -42,6 +44,13 @@ def test_an_old_run_is_talked_to_and_exported(workdir, tmp_path, monkeypatch, ca
         assert [*chat.say(question)] == [f"{answer}\n"]
     export = ("export", f"--workdir={workdir}", f"--output={tmp_path / 'weights'}")
     assert run_command(monkeypatch, capsys, *export)[0] == 0
+
+
+def test_an_old_unfinished_run_is_refused_with_a_remedy(workdir):
+    (workdir / "result.json").unlink()
+    config = load_config(workdir / "config.json")
+    with pytest.raises(UserError, match="it holds state.opt_state.*train in a new --workdir"):
+        fit(make_task(config, workdir), config, workdir)
 
 
 def test_a_field_that_came_later_has_its_old_meaning(monkeypatch):

@@ -24,7 +24,7 @@ from seqjax.sweeps.group import PROGRESS, train_group
 from seqjax.sweeps.space import apply
 from seqjax.sweeps.trial import Trial
 from seqjax.sweeps.vectorized import Members, group_key, share_config
-from seqjax.tasks.registry import make_task
+from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.fit import evaluate, fit, restore_best
 from seqjax.training.setup import make_setup
 
@@ -261,6 +261,15 @@ def test_a_group_too_large_for_the_memory_is_trained_in_halves(tmp_path, assert_
     assert (tmp_path / "group" / "second" / "second").is_dir()
     for trial in trials:
         assert_as_alone(trial)
+
+
+def test_numbers_that_a_task_does_not_read_are_refused(tmp_path, monkeypatch):
+    make = TASKS["word_completion"]
+    monkeypatch.setitem(TASKS, "word_completion", lambda *args: make(*args)._replace(hparams=()))
+    rates = [{"model.input_dropout": (rate,)} for rate in (0.1, 0.2)]
+    trials = make_trials(tmp_path / "trials", tiny_config("word_completion"), *rates)
+    with pytest.raises(UserError, match="differ in model.input_dropout cannot share a program"):
+        train_group(trials, tmp_path / "group")
 
 
 def test_another_group_is_not_gone_on_with(tmp_path):
