@@ -280,7 +280,7 @@ def test_every_kind_of_translator_with_any_weights(changes, tmp_path):
     config.update_from_flattened_dict(changes)
     pairs = load_seq2seq_data(config)
     task, params = make_seq2seq_task(pairs, config), random_params(pairs.text, config.seed)
-    pairs.save(tmp_path)
+    pairs.save_fitted(tmp_path)
     reader = Translator(exported(config, params, tmp_path), *zip(*PAIRS, strict=True))
     more = [("abba", "다라"), ("zebra and more", "가나다라가나다라"), ("", "다라")]
     sources, targets = zip(*PAIRS, *more, strict=True)
