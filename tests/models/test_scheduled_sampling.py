@@ -1,4 +1,4 @@
-"""Scheduled sampling: off it is teacher forcing, at 1 the model reads nothing but its own words."""
+"""Scheduled sampling: off is teacher forcing; at 1 the model reads only its own tokens."""
 
 from functools import cache
 
@@ -28,7 +28,7 @@ KEYS = row_keys(jax.random.key(7), 5)
 
 @cache
 def prepared(spec, attention="none"):
-    """A model, its weights, a batch, and its compiled logits: `run(batch, step, keys)`."""
+    """Returns a model, parameters, a batch, and the compiled logits `run(batch, step, keys)`."""
     text = make_text(loss={"scheduled_sampling": spec}, attention=attention)
     params, logits = random_params(text), jax.jit(text.logits)
 
@@ -52,7 +52,7 @@ def test_off_is_teacher_forcing_to_the_bit():
 def test_probability_0_is_teacher_forcing(attention):
     *_, batch, run = prepared("constant(probability=0.0)", attention)
     *_, forced = prepared("off", attention)
-    # The same sums, one step at a time: the last bits of float32.
+    # Float32 rounding differs between one step and a scan over steps.
     np.testing.assert_allclose(run(batch, 3), forced(batch), rtol=2e-5, atol=5e-6)
 
 
@@ -75,7 +75,7 @@ def test_at_probability_1_only_the_first_input_is_the_right_answers():
 
 @pytest.mark.parametrize("probability", [1.0, 0.5])
 def test_inputs_are_draws_from_the_models_own_distribution(probability):
-    """Two steps of 4,000 rows: each row's second logits tell which token it read."""
+    """In two steps of 4,000 rows, the second logits of a row show which token it read."""
     rows = 4_000
     text, params, batch, _ = prepared("off")
     model = text.bind(params)
@@ -97,18 +97,20 @@ def test_inputs_are_draws_from_the_models_own_distribution(probability):
     assert distance.min(axis=1).max() < 1e-4 < np.sort(distance, axis=1)[:, 1].min()
     counts = np.bincount(distance.argmin(axis=1), minlength=size)
     expected = rows * probability * np.asarray(jax.nn.softmax(first[0]))
-    expected[5] += rows * (1 - probability)  # the given one
-    # Each count is binomial; five of its standard deviations are exceeded once in two million.
+    expected[5] += rows * (1 - probability)  # the input itself
+    # Each count is binomial and exceeds five standard deviations once in two million runs.
     assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected) + 1)
 
 
 def test_a_share_of_inputs_is_replaced_each_on_its_own():
-    """Logits that differ from the forced ones tell that a row's input is its own."""
+    """Logits that differ from teacher forcing show that an input was replaced."""
     rows = 4_000
     text, params, batch, _ = prepared("off")
     model = text.bind(params)
     source = jnp.broadcast_to(batch["source"][:1], (rows, 6))
-    inputs = jnp.broadcast_to(jnp.array([1, 2, 0]), (rows, 3))  # drawn by the model now and then
+    inputs = jnp.broadcast_to(
+        jnp.array([1, 2, 0]), (rows, 3)
+    )  # the model sometimes draws these tokens
 
     @jax.jit
     def draw(probability):
@@ -119,13 +121,13 @@ def test_a_share_of_inputs_is_replaced_each_on_its_own():
 
     logits, forced = draw(jnp.float32(0.25))
     own = np.abs(logits - forced).max(-1) > 1e-4
-    odds = jax.nn.softmax(forced[0])
+    probs = jax.nn.softmax(forced[0])
     assert not np.any(own[:, 0])
-    seen = 0.25 * (1 - float(odds[0, 2]))  # a draw of the right token cannot be seen
-    assert abs(own[:, 1].mean() - seen) < 5 * np.sqrt(seen / rows)
-    unread = own[~own[:, 1], 2]  # where the step before left no trace
-    seen = 0.25 * (1 - float(odds[1, 0]))
-    assert abs(unread.mean() - seen) < 5 * np.sqrt(seen / len(unread))
+    share = 0.25 * (1 - float(probs[0, 2]))  # a draw of the input itself changes nothing
+    assert abs(own[:, 1].mean() - share) < 5 * np.sqrt(share / rows)
+    unread = own[~own[:, 1], 2]  # rows whose step before was not replaced
+    share = 0.25 * (1 - float(probs[1, 0]))
+    assert abs(unread.mean() - share) < 5 * np.sqrt(share / len(unread))
 
 
 def test_a_call_replaces_the_rates():
@@ -150,7 +152,7 @@ def test_draws_do_not_depend_on_batch_mates_and_do_on_the_key():
     want = run(batch, 0)
     order = jnp.array([3, 1, 4, 0, 2])
     moved = jax.tree.map(lambda x: x[order], batch)
-    # The bits of a product may depend on the row's place in the batch.
+    # The rounding of a matmul may depend on a row's position in the batch.
     np.testing.assert_allclose(run(moved, 0, KEYS[order]), want[order], rtol=1e-5, atol=1e-6)
     other = run(batch, 0, row_keys(jax.random.key(8), 5))
     assert np.abs(other - want).max() > 0.1
@@ -168,8 +170,8 @@ def test_draws_do_not_depend_on_batch_mates_and_do_on_the_key():
 )
 def test_schedules(schedule, values):
     for step, value in values.items():
-        # An inverse sigmoid starts at 0.0003 of its end, and is there but for as much after twice
-        # its steps; the others are exact but for float32.
+        # The inverse sigmoid starts at 0.0003 of its final value and reaches all but 0.0003 of it
+        # after twice `num_steps`; the others are exact up to float32 rounding.
         assert float(schedule(jnp.int32(step))) == pytest.approx(value, rel=1e-3, abs=2e-4)
 
 
@@ -193,7 +195,7 @@ def test_a_schedule_that_cannot_be_is_one_line(spec, complaint):
 
 
 def test_the_number_of_the_train_step_reaches_the_schedule():
-    """SGD of almost no rate: the loss changes only because the decoder's inputs do."""
+    """With a learning rate near 0, the loss changes only because the decoder's inputs change."""
 
     def losses(spec):
         text, params, batch, _ = prepared(spec)
@@ -222,5 +224,5 @@ def test_the_number_of_the_train_step_reaches_the_schedule():
     forced = losses("off")
     sampled = losses("linear(final=1.0, num_steps=2)")
     assert relative_error(forced, forced[:1] * 3) < 1e-6
-    assert sampled[0] == pytest.approx(forced[0], rel=1e-5)  # float32
+    assert sampled[0] == pytest.approx(forced[0], rel=1e-5)  # float32 rounding
     assert all(abs(loss - forced[0]) > 0.01 for loss in sampled[1:])

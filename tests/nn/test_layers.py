@@ -292,6 +292,15 @@ def test_half_precision_inputs_are_read_in_full(dtype):
     assert got.dtype == np.float32 and relative_error(got, want) < 1e-6
 
 
+def test_initial_states_have_the_dtype_of_the_parameters():
+    params, call = make_layer(Recurrent, "gru", I, H)
+    ones = call(params, inputs(), initial_state=[np.ones((B, H), np.float32)])
+    assert_same(call(params, inputs(), initial_state=[np.ones((B, H), np.int32)]), ones)
+    _, bind = functional(lambda rngs: Recurrent("gru", I, H, rngs=rngs))
+    layer = bind(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    assert {x.dtype for x in jax.tree.leaves(layer.initial_states(B))} == {jnp.dtype("bfloat16")}
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("backend", ["scan", "fused"])
 def test_half_precision_parameters_compute_in_it(dtype, backend):
