@@ -113,7 +113,7 @@ class Chat:
         return [self.responder.greedy(question)]
 
     def _abstains(self, question: str, best: Answer) -> bool:
-        """True if the reply is withheld: never without an abstention, always if no word is known."""
+        """True if the reply is withheld: never without abstention, always if no word is known."""
         if self.responder.abstention is None:
             return False
         text = self.responder.text
