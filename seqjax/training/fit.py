@@ -1,4 +1,4 @@
-"""A whole run: begun or resumed, trained, evaluated."""
+"""Trains or resumes a run, and evaluates the weights of one."""
 
 import time
 from collections.abc import Callable
@@ -59,13 +59,13 @@ def fit(
     allow_changes: bool = False,
     debug_nans: bool = False,
 ) -> dict[str, Any]:
-    """Trains, or resumes, the config's run in `workdir`; what result.json holds.
+    """Trains or resumes the run in `workdir`, and returns the contents of result.json.
 
-    The result is of the best weights by `train.monitor`. With `allow_changes` a run goes on with
-    another config or other data, and changes.jsonl says so; with `debug_nans` a number that is
-    none is traced to its operation. Raises UserError for a config that cannot be run, a directory
-    that cannot be used, and a loss or gradient that is no number; Stopped after a signal.
-    Several processes must call it alike; the directory is process 0's alone.
+    The result is that of the best weights by `train.monitor`. With `allow_changes` a run continues
+    with another config or other data, which is recorded in changes.jsonl. With `debug_nans` a
+    non-finite value is traced to its operation. Raises UserError for a config or a directory that
+    cannot be used and for a non-finite loss or gradient, and Stopped after a signal. All processes
+    of a run must call it with the same arguments; only process 0 uses the directory.
     """
     setup = make_setup(task, config)
     if is_imported(workdir):
@@ -109,24 +109,24 @@ def _check_same_everywhere(identity: Identity) -> None:
     lines = differing_fields(broadcast(identity._asdict()), identity._asdict())
     if lines:
         raise UserError(
-            f"process {jax.process_index()} has not the config and data of process 0 "
+            f"process {jax.process_index()} does not have the config and data of process 0 "
             f"({'; '.join(lines)}): start all processes with the same flags and files"
         )
 
 
 def _finished(workdir: Path) -> dict[str, Any] | None:
-    """The result of a run that has ended; None of one that has not, or if it is damaged."""
+    """Returns the result of a finished run, or None if there is none or it is damaged."""
     if not (workdir / RESULT).exists():
         return None
     try:
         return read_json(workdir / RESULT)
     except UserError as damage:
-        say(f"{damage}; it is written anew")
+        say(f"{damage}; it will be written again")
         return None
 
 
 def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | None) -> Position:
-    """Where the newest whole checkpoint is, or the beginning."""
+    """Returns the position of the newest intact checkpoint, or that before the first step."""
     known = [identity, *([old] if old else []), *earlier_identities(workdir)]
     like = setup.arrays_like()
     found = _of_main(newest(workdir / CHECKPOINTS, like, _foreign_to(known), say), like)
@@ -139,15 +139,15 @@ def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | N
         return Position(**arrays, progress=progress, records=records, logs=logs)
     params = shard(jax.jit(setup.task.init)(jax.random.key(setup.config.seed)), setup.mesh, WHOLE)
     state = shard(init_train_state(params, setup.optimizer), setup.mesh, WHOLE)
-    # The loop overwrites the state; the best parameters need a place of their own.
+    # The loop donates the state's buffers, so the best parameters are a copy.
     return Position(state, jax.tree.map(jnp.copy, params), Progress(), [], [])
 
 
 def _of_main(found: Checkpoint | None, like: Any) -> Checkpoint | None:
-    """The checkpoint that process 0 has found, in every process.
+    """Returns the checkpoint that process 0 has read, in every process.
 
-    It is sent, not read by each: the others may not see process 0's files, and two that read could
-    come to two opinions of a damaged one.
+    It is sent over the network because the other processes may not see process 0's files, and
+    because two processes that read a damaged checkpoint could disagree about it.
     """
     if num_processes() == 1:
         return found
@@ -167,7 +167,7 @@ def _train(
     signals: StopSignals,
     debug_nans: bool,
 ) -> tuple[Params, Progress]:
-    """From the position to the end of training; everything is saved then."""
+    """Trains from a position to the end and saves the last checkpoint."""
     train, started = setup.config.train, time.perf_counter()
     checkpoints = Checkpoints(workdir / CHECKPOINTS) if is_main() else NoCheckpoints()
     report = MetricLogger(
@@ -190,26 +190,26 @@ def _train(
 
 
 def _foreign_to(known: list[Identity]) -> Callable[[dict[str, Any]], str]:
-    """Why a checkpoint's facts are not of one of these identities, or "" if they are."""
+    """Returns a function that says how a checkpoint differs from all these identities, or ""."""
 
     def is_foreign(facts: dict[str, Any]) -> str:
-        there = Identity(facts["config"], facts["fingerprint"])
-        found = [differences(there, identity) for identity in known]
-        return "" if [] in found else "; ".join(found[0][:3])
+        saved = Identity(facts["config"], facts["fingerprint"])
+        changes = [differences(saved, identity) for identity in known]
+        return "" if [] in changes else "; ".join(changes[0][:3])
 
     return is_foreign
 
 
 def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> dict[str, Any]:
-    """What the parameters reach on every split; prints it with what the task shows a person."""
+    """Returns the metrics of every split; prints them and the task's examples."""
     task, evaluator = setup.task, setup.evaluator
     predict = cache(lambda split: evaluator.predict(params, task.splits[split]))
 
-    def measure(split: str, dropout_alive: bool) -> dict[str, float]:
-        key = jax.random.key(setup.config.seed) if dropout_alive else None
+    def mean_metrics(split: str, dropout: bool) -> dict[str, float]:
+        key = jax.random.key(setup.config.seed) if dropout else None
         return evaluator.metrics(params, task.splits[split], key)
 
-    result: dict[str, Any] = summarize_splits(setup, measure, predict) | {
+    result: dict[str, Any] = summarize_splits(setup, mean_metrics, predict) | {
         "best_epoch": progress.best_epoch,
         "num_epochs": progress.epoch,
         "num_parameters": count_parameters(params),
@@ -223,29 +223,31 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
 
 
 def summarize_splits(
-    setup: Setup, measure: Callable[[str, bool], dict[str, float]], predict: Predict
+    setup: Setup, mean_metrics: Callable[[str, bool], dict[str, float]], predict: Predict
 ) -> dict[str, Any]:
-    """A result's figures by split. `measure` gives the means of a split, also with dropout alive;
-    `predict` the task's outputs."""
+    """Returns the metrics of every split.
+
+    `mean_metrics` returns those of a split without or with dropout; `predict` the task's outputs.
+    """
     result: dict[str, Any] = {}
     for split in setup.task.splits:
-        result[split] = measure(split, False)
+        result[split] = mean_metrics(split, False)
         if setup.config.train.dropout_at_test:
-            alive = measure(split, True)
-            result[split] |= {f"{name}_dropout": value for name, value in alive.items()}
+            with_dropout = mean_metrics(split, True)
+            result[split] |= {f"{name}_dropout": value for name, value in with_dropout.items()}
         result[split] |= setup.task.corpus_metrics(predict, split, result[split])
     return result
 
 
 def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """What the best weights of a run reach, finished or not; UserError if it has no checkpoint."""
+    """Returns the metrics of a run's best weights so far; UserError if it has no checkpoint."""
     setup = make_setup(task, config)
     params, progress = restore_best(setup, workdir)
     return conclude(setup, params, progress, workdir)
 
 
 def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
-    """A run's best weights so far, and how far it is; UserError if it has no checkpoint."""
+    """Returns a run's best weights so far and its progress; UserError if it has no checkpoint."""
     saved = saved_identity(workdir, say)
     known = [saved, *earlier_identities(workdir)] if saved else []
     like = {"best_params": parameter_shapes(setup.task.init)}
@@ -262,9 +264,9 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
 
 
 def _restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
-    """The weights that a run's directory has been given, and how far they are trained.
+    """Returns the weights that were imported into a run's directory, and their progress.
 
-    Raises UserError unless they are whole, and of the config and the fitted files there.
+    Raises UserError unless they are intact and belong to the config and the fitted files there.
     """
     path = workdir / WEIGHTS
     weights, config = read_weights(path), as_json(setup.config)

@@ -213,7 +213,7 @@ def test_processes_with_other_configs_are_told_which(tmp_path, cache):
     (_, main_err, main_code), (_, err, code) = wait_for_ends(
         *start_both(tmp_path / "run", cache, "--config.seed=1")
     )
-    message = "error: process 1 has not the config and data of process 0 (config.seed: 0 -> 1"
+    message = "error: process 1 does not have the config and data of process 0 (config.seed: 0 -> 1"
     assert code == 2 and err.startswith(message) and err.count("\n") == 1
     assert main_code != 0 and main_err == f"error: {LOST}\n"
 
