@@ -1,4 +1,4 @@
-"""Evaluates a run's best weights on every split, and shows what a person can judge.
+"""Evaluates the best weights of a run on every split, and shows examples.
 
 python -m experiments.evaluate --workdir=runs/mnist_rows
 """
@@ -9,19 +9,14 @@ from pathlib import Path
 from absl import flags
 
 from seqjax.cli import launch
-from seqjax.distributed.devices import start_jax
-from seqjax.runs.signals import say
-from seqjax.runs.workdir import load_run_config
-from seqjax.tasks.registry import make_task
-from seqjax.training.fit import evaluate
+from seqjax.training.fit import conclude, load_run
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
 
 
 def main() -> None:
-    config = load_run_config(Path(WORKDIR.value), say)
-    start_jax(config.train)
-    evaluate(make_task(config, Path(WORKDIR.value)), config, Path(WORKDIR.value))
+    workdir = Path(_WORKDIR.value)
+    conclude(*load_run(workdir), workdir)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 python -m experiments.train --config=configs/mnist_rows.py
 python -m experiments.train --config=configs/mnist_rows.py:lstm --config.seed=1 --workdir=runs/a
 
-Several processes train one run together, each started by the same command with its own number:
+Several processes train one run together, each started by the same command with its own process_id:
 
 python -m experiments.train --config=configs/mnist_rows.py --coordinator_address=10.0.0.1:1234 \
     --num_processes=2 --process_id=0
@@ -23,42 +23,53 @@ from seqjax.parameters import check_parameters
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 
-CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME")
-RESUME = flags.DEFINE_enum(
-    "resume", "exact", ["exact", "allow_changes"], "allow_changes: with another config or data"
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; by default runs/NAME")
+_RESUME = flags.DEFINE_enum(
+    "resume",
+    "exact",
+    ["exact", "allow_changes"],
+    "allow_changes: resume with a changed config or changed data",
 )
-DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "find the operation that gives no number")
-ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT, where process 0 listens")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "that train together")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "this one's number, from 0")
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "the three from Slurm, Open MPI, Kubernetes or a TPU pod"
+_DEBUG_NANS = flags.DEFINE_bool(
+    "debug_nans", False, "find the operation whose result is not finite"
 )
-TIMEOUT = flags.DEFINE_integer("initialization_timeout", 300, "seconds to wait for each other")
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT on which process 0 listens")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "number of processes that train together"
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, from 0")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "take the address and numbers from Slurm, Open MPI, Kubernetes or a TPU pod",
+)
+_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "seconds to wait for the other processes"
+)
 
 
 def main() -> None:
-    config = CONFIG.value
+    config = _CONFIG.value
     start_jax(config.train)
     start_processes(
-        ADDRESS.value,
-        NUM_PROCESSES.value,
-        PROCESS_ID.value,
-        detect=DISTRIBUTED.value,
-        timeout_seconds=TIMEOUT.value,
+        _ADDRESS.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        detect=_DISTRIBUTED.value,
+        timeout_seconds=_TIMEOUT.value,
     )
-    workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir()
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
     task = make_task(config, workdir)
     check_parameters(task.init)
     fit(
         task,
         config,
         workdir,
-        allow_changes=RESUME.value == "allow_changes",
-        debug_nans=DEBUG_NANS.value,
+        allow_changes=_RESUME.value == "allow_changes",
+        debug_nans=_DEBUG_NANS.value,
     )
 
 

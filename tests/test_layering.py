@@ -28,7 +28,7 @@ ROOMS = {
     "models": "nn data decoding",
     "runs": "distributed",
     "inference": "nn data decoding models",
-    "tasks": "nn data distributed models inference",
+    "tasks": "nn data decoding distributed models inference",
     "training": "nn data distributed runs tasks",
     "cli": "distributed runs",
     "sweeps": "nn data distributed runs tasks training",

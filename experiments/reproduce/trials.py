@@ -27,8 +27,7 @@ from seqjax.sweeps.trial import Trial
 from seqjax.sweeps.workers import divide
 from seqjax.tasks.base import Task
 from seqjax.tasks.registry import make_task
-from seqjax.tasks.seq2seq import make_seq2seq_task
-from seqjax.tasks.seq2seq_data import Seq2SeqData, load_seq2seq_data
+from seqjax.tasks.seq2seq_data import Seq2SeqData
 from seqjax.training.fit import restore_best
 from seqjax.training.logger import Record, read_records
 from seqjax.training.setup import make_setup
@@ -112,9 +111,14 @@ class Trials:
         return sorted({commit for commit in found if commit})
 
     @cached_property
+    def task(self) -> Task:
+        """The task of all trials, which differ in their seeds only."""
+        return make_task(self.configs[0], self.workdirs[0])
+
+    @property
     def pairs(self) -> Seq2SeqData:
-        """Texts and model of trials of text pairs, alike for all seeds."""
-        return load_seq2seq_data(self.configs[0], self.workdirs[0])
+        """The texts and the model of trials of text pairs."""
+        return self.task.data
 
     @cached_property
     def reply(self) -> Callable[..., Any]:
@@ -129,13 +133,8 @@ class Trials:
     @cached_property
     def params(self) -> list[Params]:
         """Each one's best weights."""
-        first = self.configs[0]
-        of_texts = first.task == "text_pairs"
-        task = (
-            make_seq2seq_task(self.pairs, first) if of_texts else make_task(first, self.workdirs[0])
-        )
         both = zip(self.configs, self.workdirs, strict=True)
-        return [restore_best(make_setup(task, config), workdir)[0] for config, workdir in both]
+        return [restore_best(make_setup(self.task, config), workdir)[0] for config, workdir in both]
 
 
 class TrialSet:
@@ -148,10 +147,11 @@ class TrialSet:
         self.flags = ""  # what the command chose, in words
         # Caches of this study's own, not of the class.
         self.task: Callable[[Spec], Task] = cache(lambda spec: make_task(self.config(spec)))
-        self.pairs: Callable[[Spec], Seq2SeqData] = cache(
-            lambda spec: load_seq2seq_data(self.config(spec))
-        )
         self.trials: Callable[[Spec], Trials] = cache(self._train)
+
+    def pairs(self, spec: Spec) -> Seq2SeqData:
+        """The texts and the model of a spec of text pairs."""
+        return self.task(spec).data
 
     def config(self, spec: Spec, seed: int = 0) -> ConfigDict:
         """The locked config of a spec."""

@@ -1,6 +1,5 @@
 """Vocabularies, which map text to ids and back."""
 
-import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from jaxtyping import Int
 
 from seqjax.data.tokenizers import RESERVED, TOKENIZERS
 from seqjax.errors import UserError
-from seqjax.files import read_json, write_text
+from seqjax.files import read_json, sha256, write_text
 from seqjax.hparams import from_spec
 from seqjax.typing import SpecialIds
 
@@ -181,4 +180,4 @@ def _nfc(text: str) -> str:
 
 def _sha256(value: Any) -> str:
     canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256([canonical.encode("utf-8", "surrogatepass")])

@@ -4,9 +4,8 @@ Two runs of the same identity end with the same bits, so a run is resumed, and a
 only where the identities agree.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,9 +93,12 @@ def _bound_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 def arrays_digest(arrays: Mapping[str, np.ndarray], beside: bytes = b"") -> str:
     """SHA-256 of named arrays (names, dtypes, shapes and bytes) and what is given beside them."""
-    digest = hashlib.sha256(beside)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        digest.update(array.data if array.size else b"")
-    return digest.hexdigest()
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield beside
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            yield json.dumps([name, str(array.dtype), array.shape]).encode()
+            yield array.data if array.size else b""
+
+    return sha256(pieces())

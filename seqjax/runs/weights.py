@@ -4,7 +4,6 @@ The header holds the config, the text of what was fitted, and SHA-256 digests, o
 everything. They tell damage, not who wrote a file: what is read here may be anybody's.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from seqjax.errors import UserError
-from seqjax.files import whole_file
+from seqjax.files import sha256, whole_file
 from seqjax.parameters import named_arrays
 from seqjax.runs.identity import arrays_digest
 from seqjax.runs.workdir import CHECKPOINTS, FINGERPRINT
@@ -40,7 +39,8 @@ def write_weights(path: Path, weights: WeightsFile) -> None:
     from safetensors.numpy import save  # only where weights are exchanged
 
     files = {
-        name: {"sha256": text_digest(text), "text": text} for name, text in weights.files.items()
+        name: {"sha256": sha256([text.encode()]), "text": text}
+        for name, text in weights.files.items()
     }
     metadata = {
         "format": _FORMAT,
@@ -86,7 +86,7 @@ def read_weights(path: Path) -> WeightsFile:
             {name: entry["text"] for name, entry in files.items()},
             tensors,
         )
-        digests = {name: text_digest(text) for name, text in weights.files.items()}
+        digests = {name: sha256([text.encode()]) for name, text in weights.files.items()}
         right = {name: entry["sha256"] for name, entry in files.items()} == digests
         numbers = all(isinstance(x, int | float | None) for x in weights.progress.values())
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -123,8 +123,3 @@ def is_imported(workdir: Path) -> bool:
 def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
     """SHA-256 of the header's entries and of the tensors."""
     return arrays_digest(tensors, json.dumps(metadata, sort_keys=True).encode())
-
-
-def text_digest(text: str) -> str:
-    """SHA-256 of a text, as its file in UTF-8 has it."""
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from seqjax.config import differing_fields, load_config, make_config
-from seqjax.errors import UserError
+from seqjax.errors import TRACEBACK_HINT, UserError, is_from_user_code
 from seqjax.files import MAX_JSON_MEGABYTES, read_bounded, read_json, write_json
 from seqjax.runs.checkpoint import newest_facts, steps_in
 from seqjax.runs.identity import Identity, is_identity
@@ -48,14 +48,17 @@ def lock_workdir(workdir: Path) -> Generator[None]:
                 yield
             finally:
                 lock.truncate(0)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"{workdir} is, or lies in, a file: give a directory as --workdir"
-        ) from None
     except OSError as error:
+        if is_from_user_code(error):
+            raise
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise UserError(
+                f"{workdir} is, or lies in, a file: give a directory as --workdir"
+            ) from None
         raise UserError(
             f"cannot write to {workdir} ({error.strerror or error}): make it writable or make "
-            "room, and the same command goes on from the last checkpoint; or give another --workdir"
+            "room, and the same command goes on from the last checkpoint; or give another "
+            f"--workdir {TRACEBACK_HINT}"
         ) from None
 
 
@@ -146,7 +149,7 @@ def earlier_identities(workdir: Path) -> list[Identity]:
         return []
     try:
         text = read_bounded(
-            workdir / CHANGES, MAX_JSON_MEGABYTES, "it is no file of a run"
+            workdir / CHANGES, MAX_JSON_MEGABYTES, "it is not a file of a run"
         ).decode()
         entries = [json.loads(line) for line in text.splitlines()]
         return [Identity(**{k: entry[k] for k in Identity._fields}) for entry in entries]

@@ -17,19 +17,15 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError, one_line
 from seqjax.inference.calibration import ABSTENTION_FILE
 from seqjax.inference.responder import Responder
 from seqjax.plots import draw_attention
 from seqjax.runs.signals import say
 from seqjax.runs.workdir import load_run_config
-from seqjax.serving.load import load_responder
-from seqjax.serving.repl import NO_REPLY, NO_TEXT, UNSURE, language
+from seqjax.serving.repl import NO_REPLY, NO_TEXT, UNSURE, language, load_responder
 from seqjax.tasks.mnist_rows import brightness, make_model
-from seqjax.tasks.registry import make_task
-from seqjax.training.fit import restore_best
-from seqjax.training.setup import make_setup
+from seqjax.training.fit import load_run
 from seqjax.typing import Params
 
 _BEAM = {"beam_size": 4, "n_best": 3}
@@ -215,9 +211,8 @@ def load_reader(workdir: Path) -> DigitReader:
             f"{workdir} is bidirectional, so it predicts nothing before the last row: give a run "
             "with model.bidirectional=False"
         )
-    start_jax(config.train)
-    params, _ = restore_best(make_setup(make_task(config), config), workdir)
-    read = jax.jit(partial(probabilities_by_row, config, jax.device_get(params), num_classes=10))
+    params = jax.device_get(load_run(workdir, config).params)
+    read = jax.jit(partial(probabilities_by_row, config, params, num_classes=10))
     return lambda image: np.array(read(image[None])[0])
 
 

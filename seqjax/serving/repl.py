@@ -9,12 +9,18 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from seqjax.errors import UserError, one_line, unknown_name
+from seqjax.inference.calibration import load_abstention
 from seqjax.inference.responder import Answer, Responder
+from seqjax.runs.signals import say
+from seqjax.runs.workdir import load_run_config
+from seqjax.training.fit import load_run
 
 HINT = "Write a question; :help lists the commands, :quit ends the chat."
 HELP = """\
@@ -176,6 +182,20 @@ class Chat:
                 most = int(np.argmax(weights))
                 lines.append(f"  {token} <- {attention.source[most]} ({weights[most]:.2f})")
         return "\n".join(map(one_line, lines))
+
+
+def load_responder(workdir: Path, abstain: bool = True) -> Responder:
+    """Returns the best weights of a run of text pairs, ready to answer questions.
+
+    With `abstain=False` it answers every question. Raises UserError for a directory without a run,
+    and for a run of another task.
+    """
+    config = load_run_config(workdir, say)
+    if config.task != "text_pairs":
+        raise UserError(f"{workdir} is a run of {config.task}: give a run of text_pairs")
+    run = load_run(workdir, config)
+    abstention = load_abstention(workdir) if abstain else None
+    return run.setup.task.data.responder(jax.device_get(run.params), abstention)
 
 
 def talk(chat: Chat, lines: Iterable[str], output: IO[str]) -> None:

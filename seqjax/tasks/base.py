@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Key
 
-from seqjax.errors import UserError
+from seqjax.errors import UserError, check_keywords, keywords
 from seqjax.metrics import Metrics
+from seqjax.nn.layers import functional
+from seqjax.nn.stack import make_stack
 from seqjax.typing import Batch, Params
 
 # Given a split's name, returns the outputs of `Task.predict` for its rows, in order: nested arrays
@@ -53,6 +55,8 @@ class Task(NamedTuple):
     lengths: Mapping[str, np.ndarray] = MappingProxyType({})
     # the config's fields that `loss_and_metrics` reads from `hparams` where they stand there
     hparams: tuple[str, ...] = ()
+    # what the task was made from, for code that knows the task; for text pairs a Seq2SeqData
+    data: Any = None
 
 
 def fitted_files(task: Task) -> dict[str, str]:
@@ -63,13 +67,38 @@ def fitted_files(task: Task) -> dict[str, str]:
         }
 
 
-def load_data(load: Callable[..., Any], data: Any) -> Any:
-    """Returns `load(**data)`; raises UserError for a field that is not of the declared type."""
+def load_data(load: Callable[..., Any], config: Any) -> Any:
+    """Returns `load(**config.data)`.
+
+    Raises UserError for a field that `load` does not read or declares with another type, and for
+    one that is missing.
+    """
+    data = config.data
+    check_section(config, "data", keywords(load))
     for name, parameter in inspect.signature(load).parameters.items():
         if name in data and type(data[name]) is not parameter.annotation:
             kind = parameter.annotation.__name__
             raise UserError(f"data.{name}={data[name]!r} is not of type {kind}")
     return load(**data)
+
+
+def build_model(model: type, config: Any, **sizes: int) -> tuple[Callable, Callable]:
+    """Returns `init(key) -> params` and `bind(params) -> module` of a model class.
+
+    The class is called with the config's model options, and with `sizes`, which depend on the data.
+    If it takes `**options`, it must hand them on to `make_stack`. Raises UserError for a field of
+    config.model that the two do not read, or that is missing.
+    """
+    passed = *sizes, "rngs", "backend", "remat"
+    check_section(config, "model", keywords(model, make_stack, passed=passed))
+    options = sizes | model_options(config)
+    return functional(lambda rngs: model(rngs=rngs, **options))
+
+
+def check_section(config: Any, section: str, known: Mapping[str, bool]) -> None:
+    """Raises UserError for a field of a config's section that is not among the known keywords (see
+    `keywords`), and for a required one that is missing."""
+    check_keywords(section, config.get(section, {}), known, f"the task {config.task}")
 
 
 def model_options(config: Any) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, confusion_matrix
 from seqjax.models.classifier import Classifier
-from seqjax.nn.layers import functional
 from seqjax.plots import draw_confusion, draw_misread
-from seqjax.tasks.base import STACK_RATES, Predict, Task, load_data, model_options
+from seqjax.tasks.base import STACK_RATES, Predict, Task, build_model, load_data
 
 
 def make_mnist_rows(config, _directory=None) -> Task:
     """Returns the task of a config: images to classes, with one row of pixels per time step."""
-    splits, names = load_data(load_images, config.data)
+    splits, names = load_data(load_images, config)
     _, _, row_size = splits["train"]["image"].shape
     init, bind = make_model(config, row_size, len(names))
 
@@ -44,11 +43,7 @@ def make_mnist_rows(config, _directory=None) -> Task:
 
 def make_model(config, row_size: int, num_classes: int):
     """Returns the classifier's `init` and `bind`, as `nn.layers.functional` makes them."""
-    return functional(
-        lambda rngs: Classifier(
-            input_size=row_size, num_classes=num_classes, rngs=rngs, **model_options(config)
-        )
-    )
+    return build_model(Classifier, config, input_size=row_size, num_classes=num_classes)
 
 
 def brightness(images):

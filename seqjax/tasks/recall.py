@@ -10,20 +10,16 @@ from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy
 from seqjax.models.classifier import Classifier
-from seqjax.nn.layers import functional, one_hot
+from seqjax.nn.layers import one_hot
 from seqjax.parameters import check_memory
-from seqjax.tasks.base import STACK_RATES, Predict, Task, load_data, model_options
+from seqjax.tasks.base import STACK_RATES, Predict, Task, build_model, load_data
 
 
 def make_recall(config, _directory=None) -> Task:
     """Returns the task of a config: sequences of random symbols, labelled by their first symbol."""
-    splits = load_data(make_sequences, config.data)
+    splits = load_data(make_sequences, config)
     num_symbols = config.data.num_symbols
-    init, bind = functional(
-        lambda rngs: Classifier(
-            input_size=num_symbols, num_classes=num_symbols, rngs=rngs, **model_options(config)
-        )
-    )
+    init, bind = build_model(Classifier, config, input_size=num_symbols, num_classes=num_symbols)
 
     def logits_of(params, batch, keys=None, rates=None):
         xs = one_hot(batch["symbols"], num_symbols)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from seqjax.distributed.processes import broadcast, is_main, num_processes
-from seqjax.errors import UserError, unknown_name
+from seqjax.errors import unknown_name
 from seqjax.files import write_text
 from seqjax.tasks.base import Task, fitted_files
 from seqjax.tasks.mnist_rows import make_mnist_rows
@@ -33,14 +33,9 @@ def make_task(config, directory: Path | None = None) -> Task:
     if config.task not in TASKS:
         raise unknown_name("task", config.task, TASKS)
     make = TASKS[config.task]
-    try:
-        if num_processes() > 1:
-            return _make_alike(make, config, directory)
-        return make(config, directory)
-    except TypeError as error:  # a field that the task does not read, or one that it misses
-        if "argument" not in str(error):
-            raise
-        raise UserError(f"this config is not one of the task {config.task}: {error}") from error
+    if num_processes() > 1:
+        return _make_alike(make, config, directory)
+    return make(config, directory)
 
 
 def _make_alike(make: Callable[..., Task], config, directory: Path | None) -> Task:

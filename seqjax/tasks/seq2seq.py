@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.errors import UserError
+from seqjax.errors import require
 from seqjax.hparams import HParams
 from seqjax.inference.calibration import save_abstention
 from seqjax.inference.retrieval import retrieval_baseline
@@ -40,8 +40,7 @@ def make_seq2seq(config, directory: Path | None = None) -> Task:
 def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
     """Returns the task of data and a model that are already loaded."""
     text, smoothing = pairs.text, config.loss.label_smoothing
-    if not 0 <= smoothing < 1:
-        raise UserError(f"loss.label_smoothing={smoothing} must lie in [0, 1)")
+    require("loss.label_smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)")
     splits = {
         split: {
             "source": text.encode_sources(part.sources),

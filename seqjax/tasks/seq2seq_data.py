@@ -5,16 +5,25 @@ from typing import Any, NamedTuple
 
 from seqjax.data.parallel_text import Split, load_corpus
 from seqjax.data.vocabulary import Vocabulary
-from seqjax.errors import UserError
+from seqjax.decoding.constraints import DecodeOptions
+from seqjax.errors import UserError, keywords
 from seqjax.inference.calibration import Abstention
 from seqjax.inference.responder import Responder
 from seqjax.inference.text_metrics import Answers, answers_by_intent
+from seqjax.models.seq2seq import Seq2Seq
 from seqjax.models.text_to_text import TextToText
+from seqjax.nn.stack import make_stack
 from seqjax.parameters import check_memory
-from seqjax.tasks.base import model_options
+from seqjax.tasks.base import check_section, model_options
 from seqjax.typing import Params
 
 VOCABULARY, SOURCE_VOCABULARY = "vocabulary.json", "source_vocabulary.json"
+_LOSS_FIELDS = ("label_smoothing", "scheduled_sampling", "mask_padding")
+# The arguments of Seq2Seq and make_stack that no config gives.
+_PASSED_TO_MODEL = (
+    *("source_vocab_size", "target_vocab_size", "rngs", "backend", "remat"),
+    *("input_size", "output_dropout", "reads", "part"),
+)
 
 
 class Seq2SeqData(NamedTuple):
@@ -45,13 +54,14 @@ def load_seq2seq_data(config, directory: Path | None = None) -> Seq2SeqData:
     Raises UserError for data that cannot be used, for a trained run without its vocabulary, and for
     a config that has not the fields of text pairs.
     """
+    passed = ("directory", "model", "decode", "loss")
+    check_section(config, "data", keywords(_make_pairs, load_corpus, passed=passed))
+    check_section(config, "model", keywords(Seq2Seq, make_stack, passed=_PASSED_TO_MODEL))
+    of_decoder = keywords(DecodeOptions, passed=("max_length", "ids"))
+    check_section(config, "decode", {"decoder": True} | of_decoder)
+    check_section(config, "loss", dict.fromkeys(_LOSS_FIELDS, True))
     sections: dict[str, Any] = {name: dict(config[name]) for name in ("decode", "loss")}
-    try:
-        return _make_pairs(directory, model_options(config), **sections, **config.data)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise UserError(f"this config is not one of text pairs: {error}") from error
+    return _make_pairs(directory, model_options(config), **sections, **config.data)
 
 
 def _make_pairs(

@@ -16,23 +16,19 @@ from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, sequence_accuracy, softmax
 from seqjax.models.classifier import Tagger
-from seqjax.nn.layers import functional, one_hot
+from seqjax.nn.layers import one_hot
 from seqjax.nn.unroll import length_mask
 from seqjax.plots import draw_steps
-from seqjax.tasks.base import STACK_RATES, Predict, Task, load_data, model_options
+from seqjax.tasks.base import STACK_RATES, Predict, Task, build_model, load_data
 
 
 def make_svo_tagging(config, _directory=None) -> Task:
     """Returns the task of a config: one-hot words to tags, with padding masked by the lengths."""
-    sentences = load_data(load_split_sentences, config.data)
+    sentences = load_data(load_split_sentences, config)
     ids = word_ids(sentences["train"])
     splits = {split: encode_sentences(rows, ids) for split, rows in sentences.items()}
     vocab_size = len(ids)  # one_hot makes a row of zeros of id 0, an unknown word
-    init, bind = functional(
-        lambda rngs: Tagger(
-            input_size=vocab_size, num_classes=len(TAGS), rngs=rngs, **model_options(config)
-        )
-    )
+    init, bind = build_model(Tagger, config, input_size=vocab_size, num_classes=len(TAGS))
 
     def logits_of(params, batch, keys=None, rates=None):
         xs = one_hot(batch["word"] - 1, vocab_size)

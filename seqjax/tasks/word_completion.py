@@ -11,21 +11,17 @@ from seqjax.hparams import HParams
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy, softmax, top_k_accuracy
 from seqjax.models.classifier import Classifier
-from seqjax.nn.layers import functional, one_hot
+from seqjax.nn.layers import one_hot
 from seqjax.plots import draw_steps
-from seqjax.tasks.base import STACK_RATES, Predict, Task, load_data, model_options
+from seqjax.tasks.base import STACK_RATES, Predict, Task, build_model, load_data
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def make_word_completion(config, _directory=None) -> Task:
     """Returns the task of a config: one-hot letters to the letter that completes the word."""
-    splits = load_data(load_split_words, config.data)
-    init, bind = functional(
-        lambda rngs: Classifier(
-            input_size=len(LETTERS), num_classes=len(LETTERS), rngs=rngs, **model_options(config)
-        )
-    )
+    splits = load_data(load_split_words, config)
+    init, bind = build_model(Classifier, config, input_size=len(LETTERS), num_classes=len(LETTERS))
 
     def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
         letters, target, weight = batch["letters"], batch["target"], batch["weight"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields
 from seqjax.data.batching import count_rows
+from seqjax.distributed.devices import start_jax
 from seqjax.distributed.mesh import WHOLE, shard
 from seqjax.distributed.packing import pack, unpack
 from seqjax.distributed.processes import (
@@ -31,11 +32,12 @@ from seqjax.runs.checkpoint import Checkpoint, Checkpoints, NoCheckpoints, newes
 from seqjax.runs.identity import Identity, differences, make_identity
 from seqjax.runs.signals import StopSignals, say
 from seqjax.runs.weights import WEIGHTS_FILE as WEIGHTS
-from seqjax.runs.weights import as_params, is_imported, read_weights, text_digest
+from seqjax.runs.weights import as_params, is_imported, read_weights
 from seqjax.runs.workdir import (
     CHECKPOINTS,
     RESULT,
     earlier_identities,
+    load_run_config,
     lock_workdir,
     other_packages,
     record_change,
@@ -43,6 +45,7 @@ from seqjax.runs.workdir import (
     saved_identity,
 )
 from seqjax.tasks.base import Predict, Task, fitted_files
+from seqjax.tasks.registry import make_task
 from seqjax.training.early_stopping import Progress, read_progress
 from seqjax.training.logger import MetricLogger
 from seqjax.training.setup import Setup, make_setup
@@ -246,6 +249,26 @@ def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return conclude(setup, params, progress, workdir)
 
 
+class LoadedRun(NamedTuple):
+    """The best weights of a run, and what is needed to use them."""
+
+    setup: Setup  # with the task and the config
+    params: Params
+    progress: Progress
+
+
+def load_run(workdir: Path, config: ConfigDict | None = None) -> LoadedRun:
+    """Returns the best weights of a run, finished or not, with its task and data.
+
+    `config` is the run's own, if it has been read already. Starts JAX on the config's devices.
+    Raises UserError for a directory without a run, and for a run without a checkpoint.
+    """
+    config = config or load_run_config(workdir, say)
+    start_jax(config.train)
+    setup = make_setup(make_task(config, workdir), config)
+    return LoadedRun(setup, *restore_best(setup, workdir))
+
+
 def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     """Returns a run's best weights so far and its progress; UserError if it has no checkpoint."""
     saved = saved_identity(workdir, say)
@@ -276,7 +299,7 @@ def _restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
         )
     for name in fitted_files(setup.task):
         there = workdir / name
-        if not there.is_file() or sha256(there) != text_digest(weights.files.get(name, "")):
+        if not there.is_file() or sha256(there) != sha256([weights.files.get(name, "").encode()]):
             raise UserError(f"{there} is not the one of this run: restore it from a copy")
     params = as_params(path, weights.tensors, parameter_shapes(setup.task.init))
     return shard(params, setup.mesh, WHOLE), read_progress(path, weights.progress)

@@ -8,13 +8,13 @@ import pytest
 from support.texts import PAIRS, QUESTIONS, batch_of, make_pairs, random_params, replies_of
 
 import seqjax.plots
-import seqjax.serving.load
+import seqjax.training.fit
 from seqjax.config import base_config
 from seqjax.errors import UserError
 from seqjax.inference.calibration import noise_questions
 from seqjax.inference.responder import Responder
 from seqjax.models.text_to_text import Replies
-from seqjax.serving.load import load_responder
+from seqjax.serving.repl import load_responder
 
 ASKED = [question for question, *_ in QUESTIONS]
 STRANGE = ["라떼", "문 언제", "xyz?!", "", "여는 시간이 언제죠?" * 5]
@@ -22,13 +22,13 @@ STRANGE = ["라떼", "문 언제", "xyz?!", "", "여는 시간이 언제죠?" * 
 
 @pytest.fixture(autouse=True)
 def jax_has_started(monkeypatch):
-    monkeypatch.setattr(seqjax.serving.load, "start_jax", lambda train: None)
+    monkeypatch.setattr(seqjax.training.fit, "start_jax", lambda train: None)
 
 
 @pytest.fixture(scope="module")
 def responder(text_run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.serving.load, "start_jax", lambda train: None)
+        patch.setattr(seqjax.training.fit, "start_jax", lambda train: None)
         return load_responder(text_run)
 
 
@@ -222,7 +222,7 @@ def test_a_run_that_cannot_answer_is_one_line(text_run, tmp_path):
     assert "config.json does not exist: is " in complaint()
     text = (text_run / "config.json").read_text(encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps(base_config("recall").to_dict()), "utf-8")
-    assert "is a run of recall: only one of text_pairs can answer" in complaint()
+    assert "is a run of recall: give a run of text_pairs" in complaint()
     (tmp_path / "config.json").write_text(text, "utf-8")
     assert "has no checkpoint yet: train it first" in complaint()
     for name in ("checkpoints", "vocabulary.json"):

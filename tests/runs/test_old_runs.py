@@ -10,12 +10,11 @@ from support.toys import read_json
 
 import seqjax.config
 import seqjax.plots
-import seqjax.serving.load
+import seqjax.training.fit
 from seqjax.config import base_config, load_config, make_config
 from seqjax.errors import UserError
 from seqjax.runs.identity import Identity, differences
-from seqjax.serving.load import load_responder
-from seqjax.serving.repl import Chat
+from seqjax.serving.repl import Chat, load_responder
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 
@@ -38,7 +37,7 @@ def test_an_old_run_is_evaluated_with_its_figures(workdir, monkeypatch, capsys):
 
 
 def test_an_old_run_is_talked_to_and_exported(workdir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(seqjax.serving.load, "start_jax", lambda train: None)  # JAX runs already
+    monkeypatch.setattr(seqjax.training.fit, "start_jax", lambda train: None)  # JAX runs already
     chat = Chat(load_responder(workdir))
     for question, answer, _ in QUESTIONS:
         assert [*chat.say(question)] == [f"{answer}\n"]

@@ -21,8 +21,7 @@ from seqjax.errors import UserError
 from seqjax.runs.weights import WEIGHTS_FILE, WeightsFile, read_weights, write_weights
 from seqjax.runs.workdir import load_run_config
 from seqjax.serving.export import export_run, import_run
-from seqjax.serving.load import load_responder
-from seqjax.serving.repl import Chat
+from seqjax.serving.repl import Chat, load_responder
 from seqjax.tasks.registry import make_task
 from seqjax.training.early_stopping import Progress
 from seqjax.training.fit import evaluate, fit, restore_best
@@ -180,7 +179,7 @@ def test_an_export_overwrites_an_export_of_the_same_run_only(runs, tmp_path, cap
     with pytest.raises(UserError, match="holds the weights of another run: give another --output"):
         export_run(runs / "texts", output)
     output.write_text("dear", encoding="utf-8")
-    with pytest.raises(UserError, match="is there, and no weights file of seqjax: give another"):
+    with pytest.raises(UserError, match="is not a weights file of seqjax: give another --output"):
         export_run(runs / "toy", output)
     assert output.read_text(encoding="utf-8") == "dear"
     with pytest.raises(UserError, match=r"cannot write .* \(No such file.*\): give another"):
@@ -193,7 +192,7 @@ def test_a_directory_in_use_is_left_alone(runs, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter").touch()
     for workdir in (tmp_path / "run", tmp_path / "run" / "letter"):
-        saying("is there already", runs / "toy.safetensors", workdir, {}, workdir=workdir)
+        saying("exists already", runs / "toy.safetensors", workdir, {}, workdir=workdir)
     inside = tmp_path / "run" / "letter" / "run"
     with pytest.raises(UserError, match="cannot make .*: give another --workdir"):
         import_run(runs / "toy.safetensors", inside, {})
@@ -265,7 +264,7 @@ UNUSABLE = "forged(: .* must be of type| holds a config that cannot be used)"
         (with_config(model__hidden_size=10**3), "but in the model of its config"),
         (with_config(model__hidden_size="a\nb"), UNUSABLE),
         (with_config(task="system"), "unknown task 'system'"),
-        (with_config(task="mnist_rows"), "without data.*|not one of the task mnist_rows"),
+        (with_config(task="mnist_rows"), "is not read by the task mnist_rows"),
         (with_config(optim=3), UNUSABLE),
         (with_config(data__labels=3), UNUSABLE),
         (with_config(data=[1]), UNUSABLE),
@@ -275,9 +274,12 @@ UNUSABLE = "forged(: .* must be of type| holds a config that cannot be used)"
         (lambda w: w._replace(progress=w.progress | {"epoch": "\x1b[2J"}), "contradicts itself"),
         (lambda w: w._replace(progress={"epoch": 1}), "header of another form"),
         (lambda w: w._replace(progress=[1]), "header of another form"),
-        (lambda w: w._replace(files=w.files | {"result.json": "{}"}), "not the vocabularies of"),
+        (
+            lambda w: w._replace(files=w.files | {"result.json": "{}"}),
+            "not hold the vocabularies of",
+        ),
         (lambda w: w._replace(files={"../evil.json": "{}"}), r"a file '../evil.json', which no"),
-        (lambda w: w._replace(files={"vocabulary.json": "{}"}), "not the vocabularies of its"),
+        (lambda w: w._replace(files={"vocabulary.json": "{}"}), "not hold the vocabularies of its"),
     ],
 )
 def test_a_forged_file_is_refused(change, message, runs, tmp_path, monkeypatch):
@@ -310,7 +312,7 @@ def test_a_path_that_leads_outside_is_refused(field, value, flag, runs, tmp_path
 def test_a_vocabulary_is_never_fitted_anew(files, runs, tmp_path, monkeypatch):
     source = read_weights(runs / "texts.safetensors")
     path = forged(tmp_path, monkeypatch, source, lambda w: w._replace(files=files))
-    saying("not the vocabularies", path, tmp_path / "x", data_of(runs), workdir=tmp_path / "x")
+    saying("hold the vocabularies", path, tmp_path / "x", data_of(runs), workdir=tmp_path / "x")
 
 
 def test_what_belongs_to_a_machine_is_not_imported(runs, tmp_path, monkeypatch):
@@ -337,7 +339,7 @@ def test_the_commands_end_well_or_with_one_line_and_code_2(runs, tmp_path, monke
     assert_one_line(run("export", "--format=pickle", into), "safetensors")
     code, out, err = run("import_weights", f"--weights={whole}", into)
     assert (code, out, err) == (0, f"imported to {tmp_path}/run: weights of epoch 1\n", "")
-    assert_one_line(run("import_weights", f"--weights={whole}", into), "is there already")
+    assert_one_line(run("import_weights", f"--weights={whole}", into), "exists already")
 
 
 def test_an_imported_run_is_not_trained_on(runs, tmp_path):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -124,9 +125,7 @@ def test_a_file_is_no_directory(inside, tmp_path):
 @pytest.mark.parametrize("method", ["mkdir", "open"])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
 def test_a_directory_that_cannot_be_written_is_one_line(method, number, tmp_path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError(number, os.strerror(number))
-
+    refuse = mock.Mock(side_effect=OSError(number, os.strerror(number)))
     monkeypatch.setattr(Path, method, refuse)
     with pytest.raises(UserError) as caught, lock_workdir(tmp_path / "run"):
         pass

@@ -221,7 +221,7 @@ def test_token_counts_are_of_all_splits():
 def test_label_smoothing_out_of_range_is_one_line(smoothing, tmp_path):
     config = run_config(tmp_path)
     config.loss.label_smoothing = smoothing
-    with pytest.raises(UserError, match=f"loss.label_smoothing={smoothing} must lie in"):
+    with pytest.raises(UserError, match=f"loss.label_smoothing={smoothing} must be in"):
         make_task(config)
 
 

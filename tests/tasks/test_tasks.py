@@ -20,7 +20,7 @@ from seqjax.errors import UserError
 from seqjax.hparams import HParams
 from seqjax.metrics import compute_means
 from seqjax.nn.dropout import row_keys
-from seqjax.tasks import mnist_rows, recall, word_completion
+from seqjax.tasks import base, mnist_rows, recall, word_completion
 from seqjax.tasks import tagging as tagging_task
 from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.evaluator import Evaluator
@@ -55,8 +55,7 @@ def seen_inputs(monkeypatch):
 
         return lambda key: {"w": jnp.zeros(())}, bind
 
-    for module in (mnist_rows, recall, tagging_task, word_completion):
-        monkeypatch.setattr(module, "functional", fake_functional)
+    monkeypatch.setattr(base, "functional", fake_functional)
     return inputs
 
 
@@ -236,7 +235,7 @@ def test_recall_asks_for_the_first_symbol(monkeypatch):
     def perfect(make_module):
         return lambda key: {"w": jnp.zeros(())}, lambda params: lambda xs, **_: 9 * xs[:, 0]
 
-    monkeypatch.setattr(recall, "functional", perfect)
+    monkeypatch.setattr(base, "functional", perfect)
     task = make_task(tiny_config("recall"))
     measure = jax.jit(lambda batch: dict(task.loss_and_metrics({}, batch, None)))
     for split in ("train", "valid", "test"):
