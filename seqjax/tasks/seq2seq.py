@@ -80,6 +80,7 @@ def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
         pairs.save_fitted,
         lengths,
         HPARAMS,
+        pairs,
     )
 
 
