@@ -118,6 +118,13 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["any.json"]
 
 
+def test_a_digest_is_that_of_all_bytes(tmp_path):
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == sha256([b"abc"]) == sha256([b"a", memoryview(b"bc")])
+    assert sha256([b"abc"]) == expected
+
+
 # Reading these formats runs what is in them.
 CODE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"}
 

@@ -13,7 +13,8 @@ import seqjax.plots
 import seqjax.training.fit
 from seqjax.config import base_config, load_config, make_config
 from seqjax.errors import UserError
-from seqjax.runs.identity import Identity, differences
+from seqjax.files import sha256
+from seqjax.runs.identity import Identity, arrays_digest, differences
 from seqjax.serving.repl import Chat, load_responder
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
@@ -43,6 +44,14 @@ def test_an_old_run_is_talked_to_and_exported(workdir, tmp_path, monkeypatch, ca
         assert [*chat.say(question)] == [f"{answer}\n"]
     export = ("export", f"--workdir={workdir}", f"--output={tmp_path / 'weights'}")
     assert run_command(monkeypatch, capsys, *export)[0] == 0
+
+
+def test_the_data_of_an_old_run_has_its_old_digest(workdir):
+    task = make_task(load_config(workdir / "config.json"), workdir)
+    digests = {split: arrays_digest(rows) for split, rows in task.splits.items()}
+    fingerprint = read_json(workdir / "fingerprint.json")
+    assert digests == fingerprint["data"]
+    assert sha256(workdir / "vocabulary.json") == fingerprint["files"]["vocabulary.json"]
 
 
 def test_an_old_unfinished_run_is_refused_with_a_remedy(workdir):
