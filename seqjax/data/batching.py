@@ -79,7 +79,7 @@ def epoch_order(
     order = jax.random.permutation(key, total)[: steps * batch_size]
     filler = steps * batch_size - len(order)
     rows = jnp.pad(order, (0, filler)).reshape(steps, batch_size)
-    weight = jnp.pad(jnp.ones(len(order)), (0, filler)).reshape(steps, batch_size)
+    weight = jnp.pad(jnp.ones(len(order), jnp.float32), (0, filler)).reshape(steps, batch_size)
     tail = ((0, 0), (0, -batch_size % num_devices))
     return jnp.pad(rows, tail), jnp.pad(weight, tail)
 

@@ -186,7 +186,8 @@ def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTrans
         mu = optax.tree_utils.tree_update_moment(updates, state.mu, b1, 1)
         nu = optax.tree_utils.tree_update_moment(updates, state.nu, b2, 2)
         alpha = jnp.sqrt(1 - b2**count) / (1 - b1**count)
-        scaled = jax.tree.map(lambda m, v: alpha * m / (jnp.sqrt(v) + eps), mu, nu)
+        # With 64-bit types enabled, alpha is a float64.
+        scaled = jax.tree.map(lambda m, v: (alpha * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu)
         return scaled, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
