@@ -4,4 +4,4 @@ from seqjax.sweeps.space import seeds
 
 
 def get_sweep(number: str = "32"):
-    return seeds(int(number))
+    return seeds(number)

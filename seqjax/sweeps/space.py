@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import check_values, find_field
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 
 MAX_TRIALS = 10_000
 
@@ -88,9 +88,10 @@ class Search(NamedTuple):
         return [apply(config, {name: value}) for name, value in tries]
 
 
-def seeds(number: int) -> list[Changes]:
-    """So many seeds: 0, 1, ..."""
-    return product({"seed": range(number)})
+def seeds(number: int | str) -> list[Changes]:
+    """The seeds 0, 1, ..., `number` of them; raises UserError unless it is a whole number."""
+    require("the number of seeds", number, f"{number}".isdecimal(), "a whole number")
+    return product({"seed": range(int(number))})
 
 
 def product(*parts: Sequence[Changes] | Grid) -> list[Changes]:

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json
-from seqjax.errors import UserError
+from seqjax.errors import UserError, run_user_file
 from seqjax.files import read_json, write_json
 from seqjax.runs.workdir import lock_workdir
 from seqjax.sweeps.group import NONE_DROPPED, PROGRESS, Dropped
@@ -112,11 +112,8 @@ def load_sweep(source: str) -> Sequence[Changes] | Search:
     if not Path(path).is_file():
         there = ", ".join(sorted(map(str, Path(path).parent.glob("*.py")))) or "no .py file"
         raise UserError(f"sweep file {path} does not exist: in {Path(path).parent} is {there}")
-    try:
-        sweep = runpy.run_path(path)["get_sweep"](*([argument] if argument else []))
-    except Exception as error:  # whatever a person's own file may raise
-        reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else error
-        raise UserError(f"{source}: {reason}") from None
+    arguments = [argument] if argument else []
+    sweep = run_user_file(source, lambda: runpy.run_path(path)["get_sweep"](*arguments))
     if isinstance(sweep, Search):
         return sweep
     if not isinstance(sweep, Sequence) or not all(isinstance(own, dict) for own in sweep):

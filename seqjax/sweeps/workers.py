@@ -3,7 +3,6 @@
 python -m seqjax.sweeps.workers NUMBER is such a process; NUMBER is its pipe's file descriptor.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -26,6 +25,7 @@ from seqjax.config import as_json, make_config
 from seqjax.distributed.devices import num_cores as available_cores
 from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError, brief
+from seqjax.files import sha256
 from seqjax.parameters import device_bytes
 from seqjax.runs.signals import Stopped, StopSignals
 from seqjax.runs.workdir import WorkdirLocked
@@ -68,7 +68,7 @@ def divide(trials: Sequence[Trial], num_workers: int, directory: Path) -> list[C
         bounds = [i * len(group) // parts[key] for i in range(parts[key] + 1)]
         for start, stop in pairwise(bounds):
             identity = [[t.directory.name, as_json(t.config)] for t in group[start:stop]]
-            digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+            digest = sha256([json.dumps(identity).encode()])
             chunks.append(Chunk(group[start:stop], directory / digest[:16]))
     return sorted(chunks, key=lambda chunk: -len(chunk.trials))
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from seqjax.data.batching import take_rows
+from seqjax.errors import is_library
 from seqjax.hparams import HParams
 from seqjax.parameters import named_arrays
 from seqjax.training.epoch import TrainData
@@ -57,11 +58,6 @@ def first_bad(tree: Any, what: str) -> list[str]:
     return []
 
 
-def _foreign(filename: str) -> bool:
-    path = Path(filename)
-    return "jax" in path.parts or ("site-packages" in path.parts and "seqjax" not in path.parts)
-
-
 def _operation(function: Any, arguments: Any) -> str:
     """Names the first operation with a non-finite result and its place in the source."""
     # An infinity may be intended (the maximum of an empty array), so NaNs are searched for first.
@@ -71,8 +67,8 @@ def _operation(function: Any, arguments: Any) -> str:
                 function(*arguments)
         except FloatingPointError as error:
             frames = traceback.extract_tb(error.__traceback__)
-            # The last frame outside installed packages belongs to the model or the loss.
-            last = [frame for frame in frames if not _foreign(frame.filename)][-1]
+            # The last frame outside libraries belongs to the model or the loss.
+            last = [frame for frame in frames if not is_library(frame.filename)][-1]
             place = f"{Path(last.filename).name}, line {last.lineno}: {last.line}"
             return f"{str(error).strip().splitlines()[0]}, called in {place}"
     return "no single operation of the step gives one"

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from seqjax.config import base_config
 from seqjax.data.batching import check_batch_size, count_rows
 from seqjax.data.bucketing import Buckets, find_buckets
 from seqjax.distributed.mesh import make_mesh
-from seqjax.errors import UserError, require, unknown_name
+from seqjax.errors import UserError, check_keywords, keywords, require, unknown_name
 from seqjax.parameters import parameter_shapes
 from seqjax.tasks.base import Task
 from seqjax.training.early_stopping import check_monitor
@@ -54,6 +55,9 @@ class Setup(NamedTuple):
 def make_setup(task: Task, config: ConfigDict) -> Setup:
     """Returns the parts of a run; raises UserError for a setting that cannot be used."""
     train, rows = config.train, task.splits["train"]
+    check_keywords("train", train, dict.fromkeys(base_config("").train, True), "training")
+    in_optim = keywords(make_optimizer, passed=("steps_per_epoch", "num_epochs"))
+    check_keywords("optim", config.optim, in_optim, "the optimizer")
     check_batch_size(train.batch_size, count_rows(rows))
     for field, least in AT_LEAST.items():
         require(f"train.{field}", train[field], train[field] >= least, f"at least {least}")

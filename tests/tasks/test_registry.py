@@ -95,6 +95,9 @@ def test_an_error_of_a_task_keeps_its_traceback(mistake, error, line, train_mine
         ("config.data.num_symbol = 2", "data.num_symbol is not read by the task mine: did you"),
         ("del config.data.split_seed", "data.split_seed is missing: the task mine reads it"),
         ("config.model.backend = 'scan'", "model.backend is not read by the task mine"),
+        ("config.optim.momentm = 0.9", "optim.momentm is not read by the optimizer: known: "),
+        ("config.train.num_epoch = 3", "train.num_epoch is not read by training: did you mean "),
+        ("del config.train.patience", "train.patience is missing: training reads it"),
     ],
 )
 def test_a_wrong_config_of_a_task_is_one_line(line, expected, train_mine, empty):
