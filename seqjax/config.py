@@ -128,7 +128,7 @@ def text_pairs_config(name: str) -> ConfigDict:
         "mask_padding": True,  # False reads padding and counts it in the loss, as tutorials do
     }
     config.decode = {
-        # greedy, beam(beam_size=4, length_penalty=0.6), sample(temperature=0.8, top_k=20, top_p=0.9)
+        # or beam(beam_size=4, length_penalty=0.6), sample(temperature=0.8, top_k=20, top_p=0.9)
         "decoder": "greedy",
         "min_length": 1,  # tokens in the shortest reply; 1: no empty replies
         "repetition_penalty": 1.0,

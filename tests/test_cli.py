@@ -304,7 +304,7 @@ def test_every_core_that_may_be_used_is_a_device(updates, monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", [-1, 10**9])
-def test_a_senseless_number_of_devices_is_refused_before_jax_is_touched(wanted, updates):
+def test_a_bad_num_devices_is_refused_before_jax_starts(wanted, updates):
     with pytest.raises(UserError, match=f"train.num_devices={wanted} must be at least 0"):
         start_jax(ConfigDict({"num_devices": wanted, "compilation_cache_dir": ""}))
     assert updates == {}
@@ -317,9 +317,7 @@ def test_a_senseless_number_of_devices_is_refused_before_jax_is_touched(wanted, 
         ("configs/mnist_rows.py:gru", "runs/mnist_rows-gru"),
     ],
 )
-def test_a_run_lies_by_default_in_a_directory_of_its_configs_name(
-    config, expected, empty, monkeypatch
-):
+def test_the_default_workdir_is_named_after_the_config(config, expected, empty, monkeypatch):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values)
     monkeypatch.setattr(seqjax.cli.flags, "FLAGS", values)

@@ -23,7 +23,7 @@ class Outer(nnx.Module):
         inner(size=size, **options)
 
 
-def test_keywords_are_those_of_all_functions_that_hand_options_on():
+def test_keywords_include_those_of_inner_functions():
     assert keywords(inner) == {"size": True, "cell": True, "depth": False}
     expected = {"width": True, "size": False, "cell": True, "depth": False}
     assert keywords(Outer, inner) == expected

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from seqjax.errors import UserError, require
 from seqjax.hparams import LARGEST_INT, from_spec
@@ -186,9 +187,11 @@ def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTrans
         mu = optax.tree_utils.tree_update_moment(updates, state.mu, b1, 1)
         nu = optax.tree_utils.tree_update_moment(updates, state.nu, b2, 2)
         alpha = jnp.sqrt(1 - b2**count) / (1 - b1**count)
-        # With 64-bit types enabled, alpha is a float64.
-        scaled = jax.tree.map(lambda m, v: (alpha * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu)
-        return scaled, optax.ScaleByAdamState(count, mu, nu)
+
+        def scale(m: Array, v: Array) -> Array:
+            return (alpha * m / (jnp.sqrt(v) + eps)).astype(m.dtype)  # alpha may be a float64
+
+        return jax.tree.map(scale, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
 

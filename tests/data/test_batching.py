@@ -29,9 +29,7 @@ def order_of(key: int, total: int, batch_size: int, drop: bool, num_devices: int
 
 
 @given(total=sizes, batch_size=sizes, num_devices=devices, key=st.integers(0, 99))
-def test_every_row_comes_once_an_epoch_and_fillers_weigh_nothing(
-    total, batch_size, num_devices, key
-):
+def test_epochs_have_each_row_once_and_padding_weight_zero(total, batch_size, num_devices, key):
     batch_size = min(batch_size, total)
     rows, weight = order_of(key, total, batch_size, False, num_devices)
     assert rows.shape == weight.shape

@@ -60,7 +60,7 @@ def test_the_split_is_a_function_of_the_seed_alone():
 
 
 @given(pairs=corpora, size=st.integers(1, 40))
-def test_train_size_keeps_so_many_training_pairs_and_leaves_the_rest_alone(pairs, size):
+def test_train_size_limits_the_training_pairs_only(pairs, size):
     whole = load(pairs, test_share=0.25)
     some = load(pairs, test_share=0.25, train_size=size)
     assert some.get("test") == whole.get("test")
@@ -91,7 +91,7 @@ def test_shipped_pairs_come_once_and_no_answer_has_two_labels(name):
     assert all(count > 1 for count in Counter(labels).values())
 
 
-def test_pairs_of_a_config_have_no_labels_of_the_corpus_it_names():
+def test_pairs_in_a_config_have_no_corpus_labels():
     assert load((("hi", "안녕"),), name="cafe")["train"].labels == []
     assert load(name="words")["train"].labels == []
 

@@ -181,7 +181,7 @@ def test_bad_file_is_refused_in_one_line(read, content, options: dict, complaint
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_may_be_as_large_and_a_line_as_long_as_is_allowed(read) -> None:
+def test_a_file_and_a_line_of_the_largest_size_are_read(read) -> None:
     text = "x" * MAX_LINE
     assert read(f"q\n{text}\n", max_megabytes=(MAX_LINE + 3) / 1e6) == [("q", text)]
     assert read(f"q,a\nq,{text[2:]}\n", form="csv") == [("q", text[2:])]

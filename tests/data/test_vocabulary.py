@@ -178,7 +178,7 @@ def test_words_are_those_of_keras(num_words: int | None, texts: list[str]) -> No
         )
 
 
-def test_words_lose_case_and_punctuation_and_keep_the_apostrophe() -> None:
+def test_words_drop_case_and_punctuation_keep_apostrophes() -> None:
     vocabulary = fit("words(num_words=4)", ["The cat, the DOG! it's", "a cat: THE"])
     assert vocabulary.tokens(range(4, vocabulary.size)) == ["the", "cat", "dog"]
     assert vocabulary.encode("the it's cat.") == [4, 3, 5]

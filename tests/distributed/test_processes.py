@@ -187,7 +187,7 @@ def wait_for_records(workdir: Path, number: int, processes: list[subprocess.Pope
 
 
 @pytest.mark.slow
-def test_when_a_process_is_killed_the_other_ends_and_both_resume(tmp_path, cache):
+def test_after_a_kill_the_other_ends_and_both_resume(tmp_path, cache):
     alone = start(tmp_path / "alone", cache)
     workdir = tmp_path / "run"
     for victim, records in ((1, 140), (0, 240)):  # a checkpoint is due every 100

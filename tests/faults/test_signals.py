@@ -75,7 +75,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch_and_exits(number, through, tmp
     assert different_bits(through, workdir) == 0
 
 
-def test_before_there_is_anything_to_lose_a_signal_exits_at_once(tmp_path):
+def test_a_signal_before_the_first_step_exits_at_once(tmp_path):
     process = start(tmp_path / "run", *LONG, cache=tmp_path / "empty")
     wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)  # then it compiles
     process.send_signal(signal.SIGTERM)
@@ -109,9 +109,7 @@ def test_a_second_signal_exits_at_once(tmp_path, cache, through):
     assert err.startswith("SIGINT: what was not saved is lost; the same command resumes from the ")
 
 
-def test_of_two_processes_in_one_directory_the_second_is_told_who_holds_it(
-    through, tmp_path, cache
-):
+def test_the_error_of_a_second_process_names_the_first(through, tmp_path, cache):
     workdir = tmp_path / "run"
     first = start(workdir, *LONG, cache=cache)
     wait_for((workdir / "metrics.jsonl").exists, first)
@@ -192,7 +190,7 @@ REVOKED = {"a file in its place": into_file} | ({"read-only": read_only} if os.g
 
 
 @pytest.mark.parametrize("how", REVOKED)
-def test_a_run_whose_checkpoints_cannot_be_written_any_more_ends_in_one_line(how, tmp_path, cache):
+def test_unwritable_checkpoints_end_a_run_with_one_line(how, tmp_path, cache):
     through, workdir = tmp_path / "through", tmp_path / "run"
     finish(start(through, *OFTEN, cache=cache))
     process = start(workdir, *OFTEN, cache=cache)

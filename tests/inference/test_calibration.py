@@ -75,9 +75,7 @@ def test_the_weights_are_those_of_the_ridge_regression(example):
     at=st.tuples(st.floats(-50, 0), st.floats(0, 1)),
     more=st.floats(0, 5),
 )
-def test_confidence_is_a_probability_that_rises_with_what_speaks_for_a_reply(
-    example, weights, at, more
-):
+def test_confidence_rises_with_score_and_similarity(example, weights, at, more):
     bias, of_score, of_similarity = weights
     abstention = Abstention(bias, abs(of_score), abs(of_similarity), 0.5)
     score, similarity = at
@@ -113,7 +111,7 @@ def test_replies_of_one_score_stand_or_fall_together():
     assert abstention.confidence(0.0, 0.0) < abstention.threshold
 
 
-def test_noise_is_of_the_same_characters_and_lengths_and_always_the_same():
+def test_noise_is_fixed_and_keeps_characters_and_lengths():
     texts = ["커피 주세요", "네", "몇 시에 열어요?"]
     noise = noise_questions(texts, 200)
     assert noise == noise_questions(texts, 200)

@@ -68,7 +68,7 @@ def test_a_known_text_is_nearest_to_itself(known):
             assert match.similarity == 0
 
 
-def test_of_equals_it_is_the_first_and_case_and_punctuation_count_nothing():
+def test_ties_go_to_the_first_and_case_is_ignored():
     baseline = RetrievalBaseline(["영업시간 알려 주세요", "Is it open?", "is it OPEN"])
     assert baseline("IS IT OPEN!!") == (1, pytest.approx(1))
     assert baseline("영업시간, 알려 주세요.").index == 0

@@ -74,7 +74,7 @@ def test_every_answer_of_the_intent_is_right_wherever_it_stands():
     assert is_right.dtype == bool and is_right.tolist() == [True, False, True]
 
 
-def test_blanks_punctuation_and_case_are_not_what_is_right_or_wrong():
+def test_right_replies_ignore_blanks_punctuation_and_case():
     answers = answers_by_intent([TRAIN, TEST])
     is_right = right_replies(["네 돼요", "네,돼 요?!", "8시요"], TEST, answers)
     assert is_right.tolist() == [True, True, False]

@@ -64,7 +64,7 @@ def test_without_keys_or_step_it_is_teacher_forcing():
     assert np.abs(run(batch, 3) - forced(batch)).max() > 0.1
 
 
-def test_at_probability_1_only_the_first_input_is_the_right_answers():
+def test_at_probability_1_only_the_first_target_is_read():
     *_, batch, run = prepared("constant(probability=1.0)")
     want = run(batch, 0)
     others = batch["target"].at[:, 1:].set(7)

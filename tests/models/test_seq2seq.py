@@ -211,7 +211,7 @@ def read_by_encoder(rate, source, keys):
     return caught.value.args[0]
 
 
-def test_token_dropout_reads_a_share_of_source_tokens_as_unknown():
+def test_token_dropout_replaces_source_tokens_by_unknown():
     source = jnp.asarray(np.random.default_rng(0).integers(4, V, (200, 30), np.int32))
     keys = row_keys(jax.random.key(1), 200)
     read = read_by_encoder(0.3, source, keys)

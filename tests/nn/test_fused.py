@@ -115,7 +115,7 @@ def test_what_stands_in_the_padding_changes_nothing(padding):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("spec", CELLS)
-def test_a_row_of_length_zero_keeps_its_state_and_teaches_nothing(spec, reverse):
+def test_an_empty_row_keeps_its_state_and_has_no_gradient(spec, reverse):
     cell, params, state, xs = random_problem(spec, T, B, I, H)
     mask = jnp.asarray(MASKS["lengths"])
 

@@ -97,7 +97,7 @@ def test_the_last_output_of_a_bidirectional_top_reads_both_ends():
     assert_same(run.last[:, 5:], run.sequence[:, 0, 5:])
 
 
-def test_padding_behind_a_backward_layer_is_where_its_outputs_put_it():
+def test_above_a_backward_layer_padding_comes_first():
     """Outputs of `go_backwards` are reversed, so the layer above must mask their first steps."""
 
     def two(rngs):
@@ -242,7 +242,7 @@ def test_each_direction_has_its_own_state_dropout():
     assert_unlike(sequence[..., :WIDTH], sequence[..., WIDTH:])
 
 
-def test_rows_with_dropout_do_not_depend_on_padding_or_batch_mates():
+def test_dropout_of_a_row_ignores_padding_and_batch_mates():
     params, call = make_layer(
         lambda rngs: Stack([Recurrent("gru", I, 5, rngs=rngs)], **dict.fromkeys(KINDS, 0.4))
     )
@@ -295,7 +295,7 @@ def test_a_rate_built_as_zero_stays_zero():
 # The functions of dropout.
 
 
-def test_row_keys_are_told_apart_by_their_place_in_the_whole_batch():
+def test_row_keys_are_indexed_by_position_in_the_batch():
     key = jax.random.key(5)
     keys = jax.random.key_data(row_keys(key, 4))
     assert len(np.unique(keys, axis=0)) == 4

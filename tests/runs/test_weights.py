@@ -143,7 +143,7 @@ def test_another_version_is_refused(runs, tmp_path, monkeypatch):
 # There and back
 
 
-def test_an_imported_run_is_as_good_as_the_one_that_was_exported(runs, tmp_path):
+def test_an_imported_run_equals_the_exported_one(runs, tmp_path):
     workdir = tmp_path / "new" / "run"
     import_run(runs / "texts.safetensors", workdir, data_of(runs))
     names = {"config.json", "vocabulary.json", "abstention.json", WEIGHTS_FILE}
@@ -159,7 +159,7 @@ def test_an_imported_run_is_as_good_as_the_one_that_was_exported(runs, tmp_path)
     assert answers[0] == answers[1]
 
 
-def test_weights_are_the_same_to_the_last_bit_through_any_number_of_hands(runs, tmp_path):
+def test_weights_stay_bit_identical_over_many_exports(runs, tmp_path):
     first = read_weights(runs / "toy.safetensors")
     import_run(runs / "toy.safetensors", tmp_path / "run", {})
     export_run(tmp_path / "run", tmp_path / "again")

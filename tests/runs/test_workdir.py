@@ -99,7 +99,7 @@ def hold_elsewhere(workdir: Path) -> subprocess.Popen:
     return process
 
 
-def test_a_directory_in_use_is_refused_and_a_dead_processs_is_taken_over(tmp_path):
+def test_a_locked_directory_is_refused_until_its_owner_dies(tmp_path):
     with hold_elsewhere(tmp_path) as other:
         with pytest.raises(UserError) as caught, lock_workdir(tmp_path):
             pass

@@ -198,7 +198,7 @@ def test_digits_are_read_as_the_same(run, monkeypatch):
 
 
 @pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru", "gru(reset_after=False)"])
-def test_stacks_of_both_directions_with_any_weights_read_any_lengths(cell, tmp_path):
+def test_bidirectional_stacks_are_read_at_any_length(cell, tmp_path):
     config = base_config("any")
     config.model.update(cell=cell, hidden_size=5, num_layers=2, bidirectional=True)
     sizes = {"input_size": 4, "num_classes": 3}

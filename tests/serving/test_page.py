@@ -86,7 +86,7 @@ def contents(messages):
     return [message["content"] for message in messages]
 
 
-def test_a_reply_that_may_be_withheld_comes_whole_and_any_other_grows():
+def test_only_replies_without_abstention_are_streamed():
     (whole,) = map(contents, reply_messages(Parrot(), " ab ", True))
     *growing, last = map(contents, reply_messages(Parrot(), " ab ", False))
     assert growing == [["A"], ["AB"]]
@@ -133,7 +133,7 @@ def test_a_blank_text_is_no_question():
     assert translate(Parrot(), " \n") == ([], None)
 
 
-def test_translations_have_scores_and_a_picture_of_attention_if_there_is_one(tmp_path):
+def test_translations_have_scores_and_an_attention_picture(tmp_path):
     rows, picture = translate(Parrot(), "abcd")
     assert rows == [["ABCD", "-1.50"], ["ABC", "-1.50"], ["AB", "-1.50"]]
     picture.save(tmp_path / "attention.png")
@@ -142,7 +142,7 @@ def test_translations_have_scores_and_a_picture_of_attention_if_there_is_one(tmp
 
 
 @pytest.mark.parametrize(("scale", "corner"), [(10, (0, 0)), (7, (50, 80))])
-def test_a_digit_of_mnist_drawn_large_and_anywhere_comes_back_as_it_was(scale, corner):
+def test_a_digit_drawn_at_any_size_and_place_is_recovered(scale, corner):
     for digit in load_mnist()["x_test"][:20]:
         canvas = np.zeros((280, 280), np.uint8)
         canvas[tuple(slice(start, start + 28 * scale) for start in corner)] = np.kron(
@@ -197,7 +197,7 @@ def test_a_row_of_a_table_is_a_row_of_the_image():
     assert ">0<" not in text.replace("<th>0<", "")
 
 
-def test_after_a_row_the_model_says_what_it_says_of_an_image_that_ends_there(monkeypatch):
+def test_predictions_after_a_row_equal_those_of_a_cut_image(monkeypatch):
     monkeypatch.setattr(images, "load_mnist", few_digits)
     config = tiny_config("mnist_rows")
     task = make_task(config)

@@ -221,7 +221,7 @@ def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path, assert_as_alone):
     assert_as_alone(trials[2])
 
 
-def test_a_dropped_member_is_trained_to_its_epoch_wherever_the_group_begins(tmp_path, monkeypatch):
+def test_a_dropped_member_ends_at_its_epoch_after_any_start(tmp_path, monkeypatch):
     """From nothing, or from a checkpoint as early as one can be."""
     config = linear_config(num_epochs=6)
     trials = make_trials(tmp_path / "trials", config, *SEEDS)
@@ -236,7 +236,7 @@ def test_a_dropped_member_is_trained_to_its_epoch_wherever_the_group_begins(tmp_
     assert read_json(again[0].directory / "result.json")["num_epochs"] == 2
 
 
-def test_the_estimate_of_memory_grows_with_members_and_is_of_one_device(tmp_path):
+def test_memory_estimates_are_per_device_and_linear(tmp_path):
     config = linear_config()
 
     def estimate(num_trials):

@@ -60,7 +60,7 @@ def test_one_vocabulary_or_two():
     assert (two.source.size, two.target.size) == (4 + 4, 4 + 4)
 
 
-def test_lengths_are_those_of_the_longest_training_text_or_as_given():
+def test_lengths_come_from_training_texts_or_the_config():
     text = make_pairs().text
     assert (text.max_source_length, text.max_target_length) == (6, 4 + 2)
     text = make_pairs(data={"max_source_length": 9, "max_target_length": 5}).text

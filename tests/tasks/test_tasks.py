@@ -162,7 +162,7 @@ def test_mnist_has_55000_5000_and_10000_images_as_shipped():
     assert splits["train"]["label"].dtype == np.int32
 
 
-def test_validation_images_are_disjoint_and_chosen_by_the_seed_alone(few_images):
+def test_validation_images_depend_on_the_seed_alone(few_images):
     source = few_digits()
     valid = []
     for seed in (0, 0, 1):
@@ -197,7 +197,7 @@ def test_an_unknown_image_set_is_refused():
         load_images(name="mnits")
 
 
-def test_tfds_sets_become_rows_of_pixels_with_all_their_channels(monkeypatch):
+def test_tfds_images_become_rows_with_all_channels(monkeypatch):
     image = np.arange(6 * 4 * 5 * 3, dtype=np.uint8).reshape(6, 4, 5, 3)
     rows = {"image": image, "label": np.arange(6) % 2}
     sets = images.ImageSets({"train": rows, "test": rows}, ["cat", "dog"])
@@ -381,7 +381,7 @@ def test_unknown_words_are_zero_vectors_and_known_ones_one_hot(seen_inputs):
 
 
 @given(seed=st.integers(0, 5))
-def test_ids_are_of_training_words_only_and_tags_can_be_read_back(seed):
+def test_sentence_splits_are_disjoint_and_complete(seed):
     sentences = tagging_task.load_split_sentences(
         name="everyday",
         held_out="tutorial",
@@ -435,7 +435,7 @@ def test_a_field_of_another_type_is_named(name):
             make_task(ConfigDict(config))
 
 
-def test_more_than_the_memory_holds_is_refused_before_it_is_made():
+def test_data_larger_than_memory_is_refused_at_once():
     config = tiny_config("recall").to_dict()
     config["data"]["num_sequences"] = 10**12
     with pytest.raises(UserError, match="this machine has .* GB: lower data.num_sequences or "):

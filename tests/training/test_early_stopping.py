@@ -44,7 +44,7 @@ def test_the_best_is_the_first_of_the_highest(values):
     values=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=9),
     patience=st.integers(1, 3),
 )
-def test_patience_is_at_its_end_after_so_many_evaluations_without_a_better_one(values, patience):
+def test_patience_counts_evaluations_without_improvement(values, patience):
     for i, step in enumerate(run_of_values(values, patience=patience)):
         split = max(0, i + 1 - patience)
         old, last = values[:split], values[split : i + 1]

@@ -57,7 +57,7 @@ def test_metrics_and_predictions_are_those_by_hand(num_rows, batch_size, num_dev
     np.testing.assert_allclose(predicted, logits, rtol=1e-5, atol=1e-6)
 
 
-def test_two_evaluations_are_bitwise_equal_and_a_key_brings_dropout_to_life():
+def test_evaluations_are_bit_identical_and_keys_add_dropout():
     evaluator = make_evaluator(5, 2)
     first, again = (evaluator.metrics(params(), ROWS) for _ in range(2))
     assert first == again

@@ -126,7 +126,7 @@ def test_the_result_is_nested_by_split(finished):
     assert result["num_parameters"] == 21
 
 
-def test_a_finished_run_launched_again_changes_nothing_and_says_so(finished, capsys):
+def test_launching_a_finished_run_changes_nothing(finished, capsys):
     before = contents(finished)
     assert fit(TASK, linear_config(), finished) == read_json(finished / "result.json")
     assert "finished run of this config; nothing to do" in capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_a_killed_run_launched_again_ends_as_if_never_stopped(
 
 
 @pytest.mark.parametrize("steps_per_call", [0, 1, 3])
-def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(
+def test_a_run_stopped_in_mid_epoch_resumes_exactly(
     steps_per_call, finished, tmp_path, monkeypatch, capsys
 ):
     """At step 13 of 24, one step into the fourth epoch, with calls of other sizes before."""
@@ -310,9 +310,7 @@ def test_other_data_is_refused_and_recorded_if_allowed(finished, tmp_path):
 # What a task adds
 
 
-def test_what_was_fitted_is_saved_before_the_first_step_and_not_by_a_finished_run(
-    tmp_path, monkeypatch, capsys
-):
+def test_fitted_files_are_saved_once_before_the_first_step(tmp_path, monkeypatch, capsys):
     calls = []
 
     def save(directory: Path) -> list[Path]:
@@ -339,7 +337,7 @@ def test_what_was_fitted_is_saved_before_the_first_step_and_not_by_a_finished_ru
         evaluate(task, config, workdir)
 
 
-def test_figures_of_whole_outputs_stand_beside_each_splits_means(tmp_path, capsys):
+def test_corpus_metrics_are_added_to_each_splits_metrics(tmp_path, capsys):
     def score(predict, split, means):
         return {"rows": float(len(predict(split))), "twice": 2 * means["loss"]}
 
@@ -547,7 +545,7 @@ def test_tensorboard_holds_the_records_scalars(finished):
 # Evaluation afterwards
 
 
-def test_evaluating_a_run_gives_its_result_and_changes_none_of_its_files(finished, capsys):
+def test_evaluate_returns_the_result_and_changes_no_file(finished, capsys):
     before = contents(finished)
     result = evaluate(TASK, linear_config(), finished)
     printed = capsys.readouterr().out
@@ -582,14 +580,14 @@ def test_evaluating_no_run_makes_no_directory(tmp_path):
         (dict(num_devices=-1), "train.num_devices=-1: this machine has 8"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_one_line_and_writes_nothing(train, message, tmp_path):
+def test_an_unusable_setting_is_one_line_and_writes_nothing(train, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         fit(TASK, linear_config(**train), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_validation_split_its_metrics_cannot_be_monitored(tmp_path):
+def test_monitoring_a_missing_validation_split_is_refused(tmp_path):
     task = linear_task({"train": 9})
     with pytest.raises(UserError, match=r"unknown train.monitor 'valid.loss'.*train.loss"):
         fit(task, linear_config(), tmp_path / "run")

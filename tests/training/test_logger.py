@@ -40,7 +40,7 @@ def test_records_are_there_as_soon_as_they_are_added(tmp_path):
         assert read_records(tmp_path / "metrics.jsonl") == [make_record(1), make_record(2)]
 
 
-def test_events_that_a_killed_run_did_not_write_are_written_by_the_resumed_one(tmp_path):
+def test_a_resumed_run_writes_the_events_that_are_missing(tmp_path):
     write_records(tmp_path, 1, 2, 3)
     (events,) = tmp_path.glob("events.out.*")
     events.unlink()  # they are written in the background, up to minutes later
@@ -49,7 +49,7 @@ def test_events_that_a_killed_run_did_not_write_are_written_by_the_resumed_one(t
 
 
 @pytest.mark.parametrize("torn", ["", '{"epoch": 5, "st', '{"epoch": 5}', "\0\0\0", "\n\n", None])
-def test_a_resumed_run_has_its_checkpoints_records_whatever_the_file_held(torn, tmp_path):
+def test_a_resumed_run_restores_metrics_from_the_checkpoint(torn, tmp_path):
     write_records(tmp_path, 1, 2, 3, 4)
     path = tmp_path / "metrics.jsonl"
     with path.open("w" if torn is None else "a", encoding="utf-8") as file:

@@ -188,7 +188,7 @@ def test_any_number_of_devices_gives_the_same_run(num_devices):
     assert_close(wide_state.params, state.params)
 
 
-def test_every_step_of_an_epoch_is_recorded_and_every_row_weighs_one():
+def test_every_step_is_logged_with_the_weight_of_its_rows():
     _, metrics = run("epoch", 2)
     for average in metrics.values():
         assert average.total.shape == (12,)
@@ -196,7 +196,7 @@ def test_every_step_of_an_epoch_is_recorded_and_every_row_weighs_one():
 
 
 @pytest.mark.parametrize(("kind", "num_devices"), [("epoch", 1), ("epoch", 8), ("step", 2)])
-def test_a_loop_reads_every_row_once_an_epoch_and_in_another_order(kind, num_devices):
+def test_a_loop_reads_each_row_once_an_epoch_and_shuffles(kind, num_devices):
     """Row i adds 2**i to the loss, so each step's loss shows which rows it read."""
     rows = {"power": 2.0 ** np.arange(NUM_ROWS, dtype=np.float32)}
 
@@ -235,11 +235,11 @@ def test_going_on_from_numpy_arrays_is_exact(kind):
 
 @pytest.mark.parametrize(("kind", "num_devices"), [("epoch", 1), ("epoch", 2), ("step", 1)])
 @pytest.mark.parametrize("calls", [(12,), (1, 5, 6), (3, 3, 3, 3), (1,) * 12])
-def test_the_bits_do_not_depend_on_how_steps_are_divided_into_calls(kind, num_devices, calls):
+def test_results_do_not_depend_on_the_steps_per_call(kind, num_devices, calls):
     assert_same(run(kind, num_devices, calls=calls), run(kind, num_devices))
 
 
-def test_the_same_call_twice_is_bitwise_equal_and_another_seed_is_not():
+def test_equal_seeds_are_bit_identical_and_others_differ():
     first, again, other = (run("epoch", 8, seed=seed) for seed in (0, 0, 1))
     assert_same(again, first)
     assert not np.array_equal(other[1]["loss"].total, first[1]["loss"].total)

@@ -80,7 +80,7 @@ MODEL_WEAKNESSES = [
         "dropout is alive at the test",
         proved(
             "training/test_evaluator",
-            "two_evaluations_are_bitwise_equal_and_a_key_brings_dropout_to_life",
+            "evaluations_are_bit_identical_and_keys_add_dropout",
         ),
         compared(COMPLETION_FAITHFUL, "train.loss_dropout", "train.loss", gt),
     ),

@@ -90,7 +90,7 @@ def test_what_has_no_better_side_is_never_bettered(faithful, printed):
     assert alike(printed, faithful, []) == (MET if inside else OUTSIDE)
 
 
-def test_a_default_that_is_better_does_not_hide_a_faithful_that_is_worse():
+def test_a_better_default_does_not_hide_a_worse_faithful():
     assert higher(0.9, [0.8, 0.81], [0.99]) == OUTSIDE
     assert higher(0.9, [0.8, 0.95], [0.99]) == BETTERED
     assert higher(0.9, [0.8, 0.95], [0.91, 0.85]) == MET
@@ -246,7 +246,7 @@ def test_six_right_tags_are_lucky_only_with_another_loss(losses, is_true):
 
 
 @pytest.mark.parametrize(("shared", "is_true"), [(0, True), (4, True), (5, False), (16, False)])
-def test_dialogues_are_of_another_corpus_only_if_ours_has_few_of_them(shared, is_true):
+def test_dialogues_of_another_corpus_are_rare_in_ours(shared, is_true):
     questions, answers, _ = zip(*cafe.DIALOGUES, strict=True)
     part = SimpleNamespace(sources=[*questions[:shared]], targets=[f"{x} !" for x in answers[:2]])
     study = FakeStudy({})
@@ -274,11 +274,11 @@ def test_padding_explains_the_cafes_accuracy_only_if_it_does(off, is_true):
     assert cafe.accuracy_is_inflated(study).is_true == is_true
 
 
-def test_the_printed_accuracies_are_of_399_rows_and_of_no_others():
+def test_the_printed_accuracies_imply_399_rows():
     assert [n for n in range(300, 500) if cafe.rows_of(n)] == [399]
 
 
-def test_an_answer_is_arbitrary_only_if_no_other_is_that_of_half_of_the_seeds():
+def test_an_answer_is_arbitrary_if_less_than_half_agree():
     told, is_true, _ = arbitrary(lambda study: ["a", "b", "a", "c", "d"])(FakeStudy({}))
     assert is_true and told == "5 seeds give 4 different answers, the most frequent 2 times"
     assert not arbitrary(lambda study: ["a", "b", "a", "c"])(FakeStudy({})).is_true
@@ -421,7 +421,7 @@ def test_markdown_shows_symbols_as_they_stand():
     assert row in text
 
 
-def test_a_part_says_that_it_is_one_and_leaves_no_curves_of_others(tmp_path):
+def test_a_partial_ledger_says_so_and_removes_old_curves(tmp_path):
     (tmp_path / "ledger.png").touch()
     study = TrialSet(get_config, tmp_path)
     study.flags = " --only=layers"
