@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from absl import flags
 from support.processes import different_bits
 from support.toys import linear_config, linear_task
 
@@ -73,6 +74,7 @@ def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
         patch.setattr(sys, "argv", ["train"])  # `launch` would read pytest's own
+        patch.setattr(flags, "FLAGS", flags.FlagValues())  # and other tests' flags
         yield
 
 
