@@ -51,7 +51,7 @@ class _Beams(NamedTuple):
         return jax.tree.map(lambda x: x[rows, index], self)
 
     def best(self, count: int) -> "_Beams":
-        """The hypotheses of the highest ranks in descending order; of equal ones the first."""
+        """Returns the hypotheses of the highest ranks in descending order, in ties the first."""
         return self.take(jax.lax.top_k(self.ranks, count)[1])
 
     def followed_by(self, other: "_Beams") -> "_Beams":
@@ -67,7 +67,7 @@ def beam_search(
     n_best: int = 1,
     length_penalty: LengthPenalty = 0.6,
 ) -> Hypotheses:
-    """The `n_best` sequences `[B, N, T]` of each row, found with a beam of `beam_size`.
+    """Returns the `n_best` sequences `[B, N, T]` of each row, found with a beam of `beam_size`.
 
     `state` is a pytree of arrays `[B, ...]`; `decode_step` sees each row `beam_size` times, with a
     state of its own for each hypothesis. Hypotheses are ranked by their summed log-probability,
@@ -147,7 +147,7 @@ def _log_probs(
     tokens: Int[Array, "R T"],
     step: Int[Array, ""],
 ) -> tuple[Float[Array, "R V"], Float[Array, "R V"]]:
-    """The model's log-probabilities, and penalized ones to rank by, -inf for banned tokens.
+    """Returns the model's log-probabilities, and penalized ones to rank by, -inf for banned tokens.
 
     The probability of banned tokens is not redistributed among the others: otherwise a forced
     token would cost nothing.
@@ -159,7 +159,7 @@ def _log_probs(
 
 
 def _divisor(length_penalty: LengthPenalty, length: Int[Array, "*dims"] | int) -> Array:
-    """The number that divides the summed log-probability of a sequence of this length."""
+    """Returns the number that divides the summed log-probability of a sequence of this length."""
     length = jnp.asarray(length, jnp.float32)
     return length if isinstance(length_penalty, str) else ((5 + length) / 6) ** length_penalty
 

@@ -60,7 +60,7 @@ class DecodeOptions:
 
 
 def leading_size(state: PyTree) -> int:
-    """The size of the first axis, which all arrays of a decoder's state must share.
+    """Returns the size of the first axis, which all arrays of a decoder's state must share.
 
     Raises UserError if they do not.
     """
@@ -72,7 +72,7 @@ def leading_size(state: PyTree) -> int:
 
 
 def finite_logits(options: DecodeOptions, logits: Float[Array, "R V"]) -> Float[Array, "R V"]:
-    """Logits in float32, clipped to [-LARGEST, LARGEST].
+    """Returns logits in float32, clipped to [-LARGEST, LARGEST].
 
     Raises UserError if V is too small for the special ids.
     """
@@ -86,7 +86,7 @@ def finite_logits(options: DecodeOptions, logits: Float[Array, "R V"]) -> Float[
 def penalize_repeats(
     options: DecodeOptions, logits: Float[Array, "R V"], tokens: Int[Array, "R T"]
 ) -> Float[Array, "R V"]:
-    """Logits with the repetition penalty applied to every id in `tokens`."""
+    """Returns logits with the repetition penalty applied to every id in `tokens`."""
     penalty, vocab_size = options.repetition_penalty, logits.shape[-1]
     if penalty == 1.0:
         return logits
@@ -100,7 +100,7 @@ def allowed_tokens(
     tokens: Int[Array, "R T"],
     step: Int[Array, ""],
 ) -> Bool[Array, "R V"]:
-    """True for each id that may follow the first `step` tokens; every row has at least one."""
+    """Returns True for each id that may follow the first `step` tokens: at least one a row."""
     vocabulary = jnp.arange(logits.shape[-1])
     is_end = vocabulary == options.ids.eos_id
     not_banned = ~jnp.isin(vocabulary, jnp.array(options.banned_ids))
@@ -113,7 +113,7 @@ def allowed_tokens(
 def _repeats(
     tokens: Int[Array, "R T"], step: Int[Array, ""], ngram: int, vocab_size: int
 ) -> Bool[Array, "R V"]:
-    """True for each id that would complete an n-gram which its row already contains."""
+    """Returns True for each id that would complete an n-gram which its row already contains."""
     num_windows = tokens.shape[1] - ngram + 1
     # Before step n - 1 the slice is clamped and holds wrong tokens, but no window is complete yet.
     context = jax.lax.dynamic_slice_in_dim(tokens, step - ngram + 1, ngram - 1, axis=1)
@@ -124,7 +124,7 @@ def _repeats(
 
 
 def _mark(ids: Int[Array, "R N"], vocab_size: int) -> Bool[Array, "R V"]:
-    """True at the ids of each row; an id equal to `vocab_size` marks nothing."""
+    """Returns True at the ids of each row; an id equal to `vocab_size` marks nothing."""
     rows = jnp.arange(ids.shape[0])[:, None]
     blank = jnp.zeros((ids.shape[0], vocab_size), bool)
     return blank.at[rows, ids].set(True, mode="drop")

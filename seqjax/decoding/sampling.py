@@ -53,7 +53,7 @@ Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
 
 
 def greedy(decode_step: DecodeStep, state: PyTree, options: DecodeOptions) -> Sequences:
-    """Tokens `[B, T]`: at every step the most probable one that is allowed.
+    """Returns tokens `[B, T]`: at every step the most probable one that is allowed.
 
     `state` is a pytree of arrays `[B, ...]`. Raises UserError if they do not share one B.
     """
@@ -70,7 +70,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | Float[Array, ""] | None = None,
 ) -> Sequences:
-    """Tokens `[B, T]`, each row drawn with its own key from `keys [B]`.
+    """Returns tokens `[B, T]`, each row drawn with its own key from `keys [B]`.
 
     - `temperature` divides the logits; 0 is greedy decoding.
     - `top_k` keeps only the k most probable tokens; of tied tokens, those with the lowest ids.
@@ -124,7 +124,7 @@ def _nucleus(
     temperature: float | Float[Array, ""],
     top_p: float | Float[Array, ""],
 ) -> Bool[Array, "B N"]:
-    """True for the smallest set of most probable ids that reaches `top_p`, ties included."""
+    """Returns the smallest set of most probable ids that reaches `top_p`, ties included."""
     scale = jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
     probabilities = jax.nn.softmax(shifted / scale, axis=-1)
@@ -135,7 +135,7 @@ def _nucleus(
 
 
 def start_decoding(state: PyTree, options: DecodeOptions) -> Decoding:
-    """The `Decoding` before the first token of each row.
+    """Returns the `Decoding` before the first token of each row.
 
     Raises UserError if the arrays of the state do not share one leading size.
     """
@@ -151,14 +151,14 @@ def start_decoding(state: PyTree, options: DecodeOptions) -> Decoding:
 
 
 def _most_probable(logits: Float[Array, "B V"], step: Int[Array, ""]) -> Int[Array, " B"]:
-    """The choice of greedy decoding."""
+    """Returns the choice of greedy decoding."""
     return argmax(logits)
 
 
 def decode_token(
     decode_step: DecodeStep, options: DecodeOptions, now: Decoding, choose: Choose = _most_probable
 ) -> Decoding:
-    """The `Decoding` after one more token of each row, by default the most probable one.
+    """Returns the `Decoding` after one more token of each row, by default the most probable one.
 
     `choose` gets logits that are -inf where a token is not allowed. `greedy` and `sample` are loops
     of this function; called step by step, it shows a reply as it grows.
@@ -180,7 +180,7 @@ def decode_token(
 def _decode(
     decode_step: DecodeStep, state: PyTree, options: DecodeOptions, choose: Choose
 ) -> Sequences:
-    """Sequences decoded until every row has ended or the bound is reached."""
+    """Returns sequences decoded until every row has ended or the bound is reached."""
 
     def unfinished(now):
         return (now.step < options.max_length) & ~jnp.all(now.finished)

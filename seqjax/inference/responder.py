@@ -68,15 +68,15 @@ class Responder:
         self._run = _Compiled(text)
 
     def answer(self, question: str) -> Answer:
-        """The reply of the config's decoder."""
+        """Returns the reply of the config's decoder."""
         return self._first(question, self._run.reply(self.params, self._encode([question])))
 
     def greedy(self, question: str) -> Answer:
-        """The greedy reply, whatever the config's decoder is: sampling at temperature 0."""
+        """Returns the greedy reply, whatever the config's decoder is: sampling at temperature 0."""
         return self.sample(question, 0.0, 0)
 
     def beam(self, question: str, beam_size: int, n_best: int) -> list[Answer]:
-        """The best replies of a beam, the best first; fewer if there are fewer than `n_best`."""
+        """Returns the best replies of a beam in descending order, at most `n_best`."""
         best = self._run.beam(self.params, self._encode([question]), beam_size, n_best)
         rows = zip(best.tokens[0], best.scores[0], best.finished[0], strict=True)
         return [self._answer(question, *row) for row in rows if np.isfinite(row[1])]
@@ -89,7 +89,7 @@ class Responder:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> Answer:
-        """A reply drawn at random; the same arguments give the same reply.
+        """Returns a reply drawn at random; the same arguments give the same reply.
 
         Raises UserError for a number out of its range.
         """
@@ -99,7 +99,7 @@ class Responder:
         return self._first(question, drawn)
 
     def stream(self, question: str) -> Iterator[str]:
-        """The greedy reply as it grows: its text after each token."""
+        """Yields the greedy reply as it grows: its text after each token."""
         text = self.text
         now = self._run.start(self.params, self._encode([question]))
         for step in range(text.options.max_length):
@@ -109,7 +109,7 @@ class Responder:
                 break
 
     def explain(self, question: str) -> AttentionMap | None:
-        """The attention of `answer`'s reply to the question, or None for a model without it."""
+        """Returns the attention map of `answer`'s reply, or None for a model without attention."""
         text = self.text
         source = self._encode([question])
         tokens = self._run.reply(self.params, source).tokens
@@ -125,7 +125,7 @@ class Responder:
         )
 
     def calibrate(self, part: Split, replies: Replies) -> Abstention:
-        """The abstention fitted to the replies to a split's sources and to as many of noise.
+        """Returns the abstention fitted to replies to a split's sources and to as many of noise.
 
         The responder uses it from now on. A reply to noise counts as wrong. Without labels the
         right replies are unknown, so all replies to real sources count as right: confidence then
@@ -149,7 +149,7 @@ class Responder:
         return self.text.encode_sources(questions)
 
     def _first(self, question: str, rows: Any) -> Answer:
-        """The answer in the first row of what a decoder returned."""
+        """Returns the answer in the first row of what a decoder returned."""
         return self._answer(question, rows.tokens[0], rows.scores[0], rows.finished[0])
 
     def _answer(self, question: str, tokens: Any, score: Any, finished: Any) -> Answer:

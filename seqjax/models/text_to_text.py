@@ -175,7 +175,7 @@ Decoder = Callable[[TextToText, Params, Batch], Replies]
 
 
 def greedy_decoder() -> Decoder:
-    """A decoder that emits the most probable token at every step."""
+    """Returns a decoder that emits the most probable token at every step."""
 
     def decode(text: TextToText, params: Params, batch: Batch) -> Replies:
         state = text.encode(text.bind(params), batch["source"])
@@ -186,7 +186,7 @@ def greedy_decoder() -> Decoder:
 
 
 def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
-    """A decoder that returns the best sequence of a beam.
+    """Returns a decoder that returns the best sequence of a beam.
 
     Raises UserError for a number out of its range.
     """
@@ -210,7 +210,7 @@ def beam_decoder(beam_size: int = 4, length_penalty: float = 0.6) -> Decoder:
 def sampling_decoder(
     temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0
 ) -> Decoder:
-    """A decoder that draws tokens at random, with a key for each row made of its source and `seed`.
+    """Returns a decoder that draws tokens with a key for each row, made of its source and `seed`.
 
     So a source gets the same reply in every batch, in evaluation and in a chat; equal sources get
     equal replies. Raises UserError for a number out of its range.
@@ -235,7 +235,7 @@ def sampling_decoder(
 
 
 def padding_fed_decoder() -> Decoder:
-    """The decoder of the tutorial R3, which never feeds back its own tokens.
+    """Returns the decoder of the tutorial R3, which never feeds back its own tokens.
 
     Its inputs are the start token and then padding, one for each column of the source, all in one
     pass. It emits the most probable token at each step, up to the first end token.
@@ -253,7 +253,7 @@ def padding_fed_decoder() -> Decoder:
 
 
 def gold_fed_decoder() -> Decoder:
-    """A decoder for models without start and end tokens, such as the tutorial R4's.
+    """Returns a decoder for models without start and end tokens, such as the tutorial R4's.
 
     It generates nothing: it returns the first token of the target as it is, and then the most
     probable token after each token of the target.
@@ -291,7 +291,7 @@ def _source_keys(seed: int, source: Int[Array, "B S"], pad_id: int) -> RowKeys:
 
 
 def _most_probable(text: TextToText, logits: Logits, real: Bool[Array, "B T"]) -> Replies:
-    """The most probable token of each step up to the first end token; only real steps score."""
+    """Returns the most probable tokens up to the first end token, scored over real steps only."""
     logits = text.known(logits)
     tokens = argmax(logits) + text.first_id
     is_end = tokens == text.target.eos_id

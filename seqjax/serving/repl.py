@@ -82,7 +82,7 @@ class Chat:
             self._obey(command)
 
     def say(self, line: str) -> Iterator[str]:
-        """The response to a line, in pieces as they become known; the last piece ends a line."""
+        """Yields the response to a line, in pieces as they are known; the last one ends a line."""
         if line.startswith(":"):
             try:
                 yield self._obey(line) + "\n" * (not self.ended)
@@ -100,7 +100,7 @@ class Chat:
             yield f"{NO_TEXT}\n"
 
     def _complete(self, question: str) -> Iterator[str]:
-        """The replies, each on its own line, or one line that says that there is none."""
+        """Returns the replies, each on its own line, or one line that says that there is none."""
         answers = self._answers(question)
         if self._abstains(question, answers[0]):
             yield f"{self._unsure}{self._figures(answers[0])}\n"
@@ -110,7 +110,7 @@ class Chat:
             yield f"{rank}{one_line(answer.text) or NO_REPLY}{self._figures(answer)}\n"
 
     def _answers(self, question: str) -> list[Answer]:
-        """The replies of the chosen decoder, at least one."""
+        """Returns the replies of the chosen decoder, at least one."""
         if self._decoder == "beam":
             return self.responder.beam(question, self._beam_size, self._n_best)
         if self._decoder == "sample":
@@ -119,7 +119,7 @@ class Chat:
         return [self.responder.greedy(question)]
 
     def _abstains(self, question: str, best: Answer) -> bool:
-        """True if the reply is withheld: never without abstention, always if no word is known."""
+        """Returns whether a reply is withheld: never if not calibrated, always if no word is known."""
         if self.responder.abstention is None:
             return False
         text = self.responder.text
@@ -166,7 +166,7 @@ class Chat:
         return "the most probable token at each step"
 
     def _why(self) -> str:
-        """The training question nearest to the last question, and where attention looked."""
+        """Returns the training question most similar to the last question, and its attention."""
         if not self._question:
             return "nothing was asked yet"
         answer = self.responder.answer(self._question)
@@ -216,7 +216,7 @@ def talk(chat: Chat, lines: Iterable[str], output: IO[str]) -> None:
 
 
 def prompted_lines(ask: Callable[[str], str], output: IO[str]) -> Iterator[str]:
-    """The lines that a person types, without empty ones; Ctrl-C drops a line, Ctrl-D ends."""
+    """Yields the lines that are typed, without empty ones; Ctrl-C drops a line, Ctrl-D ends."""
     with contextlib.suppress(ImportError):  # not available on every system
         import readline  # noqa: F401  (gives `input` line editing and a history in memory)
     print(HINT, file=output)
@@ -232,13 +232,13 @@ def prompted_lines(ask: Callable[[str], str], output: IO[str]) -> Iterator[str]:
 
 
 def piped_lines(lines: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a UTF-8 stream; bytes that are not UTF-8 are read as U+FFFD."""
+    """Yields the lines of a UTF-8 stream; bytes that are not UTF-8 are read as U+FFFD."""
     for line in lines:
         yield line.decode("utf-8", "replace").removeprefix("\ufeff")
 
 
 def whole_words(texts: Iterable[str]) -> Iterator[str]:
-    """The part that each text of a growing reply adds to it; joined, they are the last text.
+    """Yields what each text of a growing reply adds to it; joined, these are the last text.
 
     With every vocabulary the next token may still change the last word, but nothing before it.
     """
@@ -257,7 +257,7 @@ def language(texts: Iterable[str]) -> str:
 
 
 def _read_options(command: str, words: list[str]) -> dict[str, Any]:
-    """The values of a command's options by name, defaults where none is given.
+    """Returns the values of a command's options by name, defaults where none is given.
 
     Raises UserError for a word that is not an option or whose value is not legal.
     """

@@ -1,4 +1,4 @@
-"""Tasks by name. One file a task: its data, model, loss and what it shows a person."""
+"""The tasks by name. Each has a file: its data, model, loss, metrics and examples."""
 
 import tempfile
 from collections.abc import Callable
@@ -24,11 +24,11 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(config, directory: Path | None = None) -> Task:
-    """The task that a config names; raises UserError for an unknown one or unusable data.
+    """Returns the task that a config names; raises UserError for an unknown one or unusable data.
 
-    What was fitted to the training data, a vocabulary, is read from the run in `directory` if it
-    is there, and never fitted anew. Several processes must call it alike: they have what process 0
-    has read or fitted.
+    What was fitted to the training data, such as a vocabulary, is read from the run in `directory`
+    if it is there and is not fitted again. All processes of a run must call this function; they
+    share what process 0 has read or fitted.
     """
     if config.task not in TASKS:
         raise unknown_name("task", config.task, TASKS)
@@ -39,7 +39,7 @@ def make_task(config, directory: Path | None = None) -> Task:
 
 
 def _make_alike(make: Callable[..., Task], config, directory: Path | None) -> Task:
-    """The task in each of several processes: a vocabulary need not come out twice the same."""
+    """Returns the task in each of several processes, with the files that process 0 fitted."""
     with tempfile.TemporaryDirectory(prefix="seqjax-") as name:
         fitted = Path(name)
         task = make(config, directory) if is_main() else None

@@ -1,4 +1,4 @@
-"""Text pairs as a config describes them: the data by split and the model between the texts."""
+"""The data and the model of a sequence-to-sequence task, loaded as its config says."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ _PASSED_TO_MODEL = (
 
 
 class Seq2SeqData(NamedTuple):
-    """What chat and training need of a config alike."""
+    """The data and the model that training and chat share."""
 
     splits: dict[str, Split]
     answers: Answers  # by intent, of all splits; empty without labels
@@ -35,7 +35,7 @@ class Seq2SeqData(NamedTuple):
     ask: tuple[str, ...]  # questions without answers, to be tried at the end
 
     def save_fitted(self, directory: Path) -> list[Path]:
-        """Writes the vocabularies; where to."""
+        """Writes the vocabularies and returns their paths."""
         vocabularies = {directory / VOCABULARY: self.text.target}
         if self.text.source is not self.text.target:
             vocabularies[directory / SOURCE_VOCABULARY] = self.text.source
@@ -44,15 +44,15 @@ class Seq2SeqData(NamedTuple):
         return list(vocabularies)
 
     def responder(self, params: Params, abstention: Abstention | None = None) -> Responder:
-        """The model with these parameters, answering single texts."""
+        """Returns a responder, which answers single texts with these parameters."""
         return Responder(self.text, self.splits["train"], self.answers, params, abstention)
 
 
 def load_seq2seq_data(config, directory: Path | None = None) -> Seq2SeqData:
-    """The data and the model of a config; vocabularies come from the run in `directory`, if there.
+    """Returns the data and the model of a config.
 
-    Raises UserError for data that cannot be used, for a trained run without its vocabulary, and for
-    a config that has not the fields of text pairs.
+    Vocabularies are read from the run in `directory` if it has them. Raises UserError for data that
+    cannot be used, for a trained run without its vocabulary, and for missing or unknown fields.
     """
     passed = ("directory", "model", "decode", "loss")
     check_section(config, "data", keywords(_make_pairs, load_corpus, passed=passed))
@@ -106,7 +106,10 @@ def _make_pairs(
 
 
 def _length(side: str, wanted: int, longest: int, num_texts: int) -> int:
-    """To how many tokens texts are padded; raises UserError for no such number."""
+    """Returns the number of tokens to which texts are padded.
+
+    Raises UserError for a negative number and for more than fits into memory.
+    """
     field = f"data.max_{side}_length={wanted}"
     if wanted < 0:
         raise UserError(f"{field} must be at least 0, which is the longest of the training texts")
