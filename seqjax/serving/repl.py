@@ -100,7 +100,7 @@ class Chat:
             yield f"{NO_TEXT}\n"
 
     def _complete(self, question: str) -> Iterator[str]:
-        """Returns the replies, each on its own line, or one line that says that there is none."""
+        """Yields the replies, each on its own line, or one line that says that there is none."""
         answers = self._answers(question)
         if self._abstains(question, answers[0]):
             yield f"{self._unsure}{self._figures(answers[0])}\n"
@@ -119,7 +119,7 @@ class Chat:
         return [self.responder.greedy(question)]
 
     def _abstains(self, question: str, best: Answer) -> bool:
-        """Returns whether a reply is withheld: never if not calibrated, always if no word is known."""
+        """Returns whether a reply is withheld: never uncalibrated, always if no word is known."""
         if self.responder.abstention is None:
             return False
         text = self.responder.text
