@@ -291,7 +291,8 @@ class Group:
             self.now.progress[i] = advance(self.now.progress[i], records[-1], config.train)
             better[i] = self.now.progress[i].best_epoch == epoch
             self.watch(self.trials[i], records)
-        self.now.best_params = choose(better, params, self.now.best_params)
+        is_better = shard(better, self.members.mesh, SPLIT)
+        self.now.best_params = choose(is_better, params, self.now.best_params)
         self.now.epoch, self.now.logs = epoch, []
 
     def _fail(self, i: int, reason: str) -> None:

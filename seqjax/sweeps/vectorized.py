@@ -144,10 +144,13 @@ class Members:
 
         states, keys, steps = jax.tree.map(of_all, (state, jax.random.key(0), np.int32(0)))
         arguments = (states, self._rows, keys, steps, self._hparams)
-        self._train = program.lower(*arguments).compile()
-        memory: Any = self._train.memory_analysis()  # of one device
         weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
         best = COPIES * weights * size // self.mesh.size
+        if jax.config.jax_disable_jit:  # nothing can be compiled, and the memory is not known
+            self._train = program
+            return best
+        self._train = program.lower(*arguments).compile()
+        memory: Any = self._train.memory_analysis()  # of one device
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes + best
 
     def train(
