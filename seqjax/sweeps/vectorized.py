@@ -146,7 +146,8 @@ class Members:
         arguments = (states, self._rows, keys, steps, self._hparams)
         weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
         best = COPIES * weights * size // self.mesh.size
-        if jax.config.jax_disable_jit:  # nothing can be compiled, and the memory is not known
+        # Without jit nothing is compiled, and the memory is not known.
+        if jax.config.jax_disable_jit:  # ty: ignore[missing-attribute]
             self._train = program
             return best
         self._train = program.lower(*arguments).compile()

@@ -61,7 +61,8 @@ class Program:
 
         @wraps(function)
         def traced(*args: Any):
-            self.num_compiled += not jax.config.jax_disable_jit  # else every call comes here
+            # Without jit this function runs at every call.
+            self.num_compiled += not jax.config.jax_disable_jit  # ty: ignore[missing-attribute]
             return function(*args)
 
         self._call = jax.jit(traced, **options)
