@@ -1,7 +1,7 @@
 """The interface of a task: data, model, loss, metrics, and examples to show a person.
 
-`training/` knows this interface and no task; a task knows nothing of optimizers, devices or
-checkpoints.
+`training/` knows this interface and no task, except that `load_run` makes one by its name; a task
+knows nothing of optimizers, devices or checkpoints.
 """
 
 import inspect
