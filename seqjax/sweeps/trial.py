@@ -20,8 +20,7 @@ from seqjax.config import as_json
 from seqjax.errors import UserError
 from seqjax.files import read_json, write_json, write_text
 from seqjax.parameters import count_parameters, named_arrays
-from seqjax.runs.weights import WEIGHTS_FILE as WEIGHTS
-from seqjax.runs.weights import WeightsFile, write_weights
+from seqjax.runs.weights import WEIGHTS_FILE, WeightsFile, write_weights
 from seqjax.runs.workdir import CONFIG, ENVIRONMENT, RESULT, environment
 from seqjax.sweeps.vectorized import share_config
 from seqjax.tasks.registry import make_task
@@ -110,7 +109,7 @@ def save_result(
         for name, text in files.items():
             write_text(directory / name, text)
         weights = WeightsFile(config, progress._asdict(), dict(files), dict(named_arrays(params)))
-        write_weights(directory / WEIGHTS, weights)
+        write_weights(directory / WEIGHTS_FILE, weights)
         write_text(directory / RECORDS, "".join(json.dumps(r) + "\n" for r in records))
         write_json(directory / CONFIG, config)
         write_json(directory / ENVIRONMENT, environment())

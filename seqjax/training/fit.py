@@ -31,8 +31,7 @@ from seqjax.plots import draw_curves
 from seqjax.runs.checkpoint import Checkpoint, Checkpoints, NoCheckpoints, newest, set_aside_after
 from seqjax.runs.identity import Identity, differences, make_identity
 from seqjax.runs.signals import StopSignals, say
-from seqjax.runs.weights import WEIGHTS_FILE as WEIGHTS
-from seqjax.runs.weights import as_params, is_imported, read_weights
+from seqjax.runs.weights import WEIGHTS_FILE, as_params, is_imported, read_weights
 from seqjax.runs.workdir import (
     CHECKPOINTS,
     RESULT,
@@ -242,13 +241,6 @@ def summarize_splits(
     return result
 
 
-def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Returns the metrics of a run's best weights so far; UserError if it has no checkpoint."""
-    setup = make_setup(task, config)
-    params, progress = restore_best(setup, workdir)
-    return conclude(setup, params, progress, workdir)
-
-
 class LoadedRun(NamedTuple):
     """The best weights of a run, and what is needed to use them."""
 
@@ -275,7 +267,7 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     known = [saved, *earlier_identities(workdir)] if saved else []
     like = {"best_params": parameter_shapes(setup.task.init)}
     found = newest(workdir / CHECKPOINTS, like, _foreign_to(known), say)
-    if found is None and (workdir / WEIGHTS).exists():
+    if found is None and (workdir / WEIGHTS_FILE).exists():
         return _restore_weights(setup, workdir)
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
@@ -291,7 +283,7 @@ def _restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
 
     Raises UserError unless they are intact and belong to the config and the fitted files there.
     """
-    path = workdir / WEIGHTS
+    path = workdir / WEIGHTS_FILE
     weights, config = read_weights(path), as_json(setup.config)
     if changed := differences(Identity(weights.config, {}), Identity(config, {})):
         raise UserError(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import assert_one_line, run_command
 from support.texts import QUESTIONS
-from support.toys import read_json, tiny_config
+from support.toys import evaluate, read_json, tiny_config
 
 import seqjax.plots
 import seqjax.runs.weights
@@ -24,7 +24,7 @@ from seqjax.serving.export import export_run, import_run
 from seqjax.serving.repl import Chat, load_responder
 from seqjax.tasks.registry import make_task
 from seqjax.training.early_stopping import Progress
-from seqjax.training.fit import evaluate, fit, restore_best
+from seqjax.training.fit import fit, restore_best
 from seqjax.training.setup import make_setup
 
 

@@ -25,8 +25,8 @@ from seqjax.metrics import accuracy
 from seqjax.nn.dropout import dropout
 from seqjax.tasks.base import Task
 from seqjax.tasks.registry import TASKS, make_task
-from seqjax.training.fit import fit
-from seqjax.training.setup import Setup
+from seqjax.training.fit import conclude, fit, restore_best
+from seqjax.training.setup import Setup, make_setup
 from seqjax.training.train_step import make_train_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -92,6 +92,12 @@ def train_single_run(config: ConfigDict, directory: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         use_linear_task(patch)
         fit(make_task(config), config, directory)
+
+
+def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Returns the metrics of a run's best weights, as experiments/evaluate.py prints them."""
+    setup = make_setup(task, config)
+    return conclude(setup, *restore_best(setup, workdir), workdir)
 
 
 def trace_step(config: ConfigDict, setup: Setup) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from support.same_runs import assert_same_arrays, assert_same_records
 from support.toys import (
+    evaluate,
     linear_config,
     linear_task,
     read_json,
@@ -25,7 +26,7 @@ from seqjax.sweeps.space import apply
 from seqjax.sweeps.trial import Trial
 from seqjax.sweeps.vectorized import Members, group_key, share_config
 from seqjax.tasks.registry import TASKS, make_task
-from seqjax.training.fit import evaluate, fit, restore_best
+from seqjax.training.fit import fit, restore_best
 from seqjax.training.setup import make_setup
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from support.texts import PAIRS, QUESTIONS, make_pairs, random_params, run_config
-from support.toys import read_json
+from support.toys import evaluate, read_json
 
 import seqjax.data.parallel_text
 import seqjax.plots
@@ -22,7 +22,7 @@ from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import make_seq2seq_task, score_replies, token_counts
 from seqjax.tasks.seq2seq_data import load_seq2seq_data
 from seqjax.training.evaluator import Evaluator
-from seqjax.training.fit import evaluate, fit
+from seqjax.training.fit import fit
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from support.toys import (
     assert_picture,
+    evaluate,
     linear_config,
     linear_task,
     read_json,
@@ -26,7 +27,7 @@ from seqjax.files import sha256
 from seqjax.runs.checkpoint import newest, read_facts
 from seqjax.runs.signals import Stopped
 from seqjax.training.epoch import LOOPS
-from seqjax.training.fit import evaluate, fit, restore_best
+from seqjax.training.fit import fit, restore_best
 from seqjax.training.logger import MetricLogger, read_records
 from seqjax.training.setup import CPU_ROWS, make_setup
 from seqjax.training.train_step import init_train_state
