@@ -1,7 +1,7 @@
 """Configs: the fields that they share, how they are loaded, and the checks of their values.
 
-A config is a nested, locked ConfigDict of `seed, task, model, data, optim, train`. Sections are
-passed on as keyword arguments, so a field that nothing reads is an error. A choice that has options
+A config is a nested, locked ConfigDict of `seed, task, model, data, optim, train`, and `loss` and
+`decode` for text. Sections are passed on as keyword arguments, so an unread field is an error. A choice that has options
 of its own (a cell, an initialiser, an optimizer, a schedule) is a spec such as
 `gru(reset_after=False)`.
 """
@@ -101,7 +101,8 @@ def text_pairs_config(name: str) -> ConfigDict:
         decoder_output_dropout=(0.0,),
     )
     config.data = {
-        "name": name,  # cafe, wiki, words, sentences, tutorial_words, tutorial_sentences, or a file
+        # cafe, wiki, words, sentences, tutorial_words, tutorial_sentences, reversed, or a file
+        "name": name,
         "pairs": (),  # ((source, target), ...) to use instead of `name`
         "labels": "",  # a file with one intent per pair; "": the corpus's own, if it has any
         "form": "lines",  # form of the file: lines, csv, tsv

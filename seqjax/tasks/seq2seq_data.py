@@ -121,7 +121,7 @@ def _length(side: str, wanted: int, longest: int, num_texts: int) -> int:
 def _vocabularies(
     specs: tuple[str, str], train: Split, directory: Path | None
 ) -> tuple[Vocabulary, Vocabulary]:
-    """Source's and target's; one for both where the target's spec is ""."""
+    """Returns the vocabularies of the source and the target, twice the same if specs[1] is ""."""
     shared = not specs[1]
     if directory and (directory / VOCABULARY).exists():
         target = Vocabulary.load(directory / VOCABULARY)

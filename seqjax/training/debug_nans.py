@@ -26,7 +26,7 @@ def diagnose(
     operations: bool,
     hparams: HParams = HParams(),  # noqa: B008 - it is immutable
 ) -> str:
-    """Describes what was not finite in the step that led to `state` and left its parameters alone.
+    """Describes what was not finite in the last step before `state`, which was skipped.
 
     With `operations` the step is run again, one operation at a time, to find the first one with a
     non-finite result.
