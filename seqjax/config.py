@@ -1,9 +1,9 @@
 """Configs: the fields that they share, how they are loaded, and the checks of their values.
 
 A config is a nested, locked ConfigDict of `seed, task, model, data, optim, train`, and `loss` and
-`decode` for text. Sections are passed on as keyword arguments, so an unread field is an error. A choice that has options
-of its own (a cell, an initialiser, an optimizer, a schedule) is a spec such as
-`gru(reset_after=False)`.
+`decode` for text. Sections are passed on as keyword arguments, so an unread field is an error. A
+choice that has options of its own (a cell, an initializer, an optimizer, a schedule) is a spec such
+as `gru(reset_after=False)`.
 """
 
 import json

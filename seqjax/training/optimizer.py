@@ -176,7 +176,7 @@ SCHEDULES: dict[str, Callable] = {
 
 
 def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with the paper's "epsilon hat", as Keras and TF1 write it (Kingma and Ba, 2015, section 2).
+    """Returns Adam with the "epsilon hat" of Kingma and Ba (2015, section 2), as Keras writes it.
 
     Epsilon is added before the second moment's bias is corrected, so early in training it weighs
     up to 1 / sqrt(1 - b2) times more than in the paper's Algorithm 1.
