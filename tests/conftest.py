@@ -70,7 +70,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 NUMERIC = ("nn/", "models/test_seq2seq", "training/test_train_step", "sweeps/test_group")
 SMOKE = (
-    *("data/", "nn/test_cells", "nn/test_unroll", "nn/test_layers", "decoding/test_sampling"),
+    *(
+        "data/test_batching",
+        "data/test_vocabulary",
+        "data/test_parallel_text",
+        "nn/test_cells",
+        "nn/test_unroll",
+        "nn/test_layers",
+        "decoding/test_sampling",
+    ),
     *("runs/test_checkpoint", "runs/test_old_runs", "training/test_train_step", "tasks/"),
 )
 
