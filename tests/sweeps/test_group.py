@@ -105,6 +105,7 @@ def test_members_that_differ_in_numbers(tmp_path, assert_as_alone):
     assert len({tuple(weights_of(trial)) for trial in trials}) == len(trials)
 
 
+@pytest.mark.slow
 def test_members_of_text_pairs_with_smoothing_and_word_dropout(tmp_path, assert_as_alone):
     config = tiny_config("cafe_chatbot", num_epochs=2).unlock()
     config.loss.label_smoothing = 0.1
