@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from seqjax.errors import require
 from seqjax.hparams import HParams
@@ -84,7 +85,9 @@ def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
     )
 
 
-def token_metrics(text: TextToText, logits: Any, batch: Any, smoothing: float) -> dict[str, Any]:
+def token_metrics(
+    text: TextToText, logits: Any, batch: Any, smoothing: float | Float[Array, ""]
+) -> dict[str, Any]:
     """Returns the loss and accuracies over real tokens, as (sum, weight) by name.
 
     Where the config reads padding as text, as the tutorials do, "loss" counts padding, and the
