@@ -141,6 +141,22 @@ def single_run(train_once) -> Callable[[ConfigDict], Path]:
     return run
 
 
+@pytest.fixture
+def empty(tmp_path, monkeypatch) -> Path:
+    """The working directory, which holds nothing but the configs."""
+    from support.commands import enter_empty
+
+    return enter_empty(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def command(empty, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """`(name, *args)` runs an entry point there; returns (exit code, stdout, stderr)."""
+    from support.commands import run_command
+
+    return partial(run_command, monkeypatch, capsys)
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """Prints what tests recorded with `record_property("fault", "...")`, in order."""
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]

@@ -4,14 +4,13 @@ import os
 import subprocess
 import sys
 import traceback
-from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from support.commands import ROOT, assert_one_line, enter_empty, run_command
+from support.commands import ROOT, assert_one_line
 from support.toys import read_json
 
 import seqjax.cli
@@ -21,16 +20,6 @@ from seqjax.errors import UserError
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-
-@pytest.fixture
-def empty(tmp_path, monkeypatch) -> Path:
-    return enter_empty(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def command(empty, monkeypatch, capsys):
-    return partial(run_command, monkeypatch, capsys)
 
 
 WORDS = "--config=configs/word_completion.py"

@@ -149,7 +149,7 @@ class Responder:
         return self.text.encode_sources(questions)
 
     def _first(self, question: str, rows: Any) -> Answer:
-        """Returns the answer in the first row of what a decoder returned."""
+        """Returns the first of the decoded replies as an Answer."""
         return self._answer(question, rows.tokens[0], rows.scores[0], rows.finished[0])
 
     def _answer(self, question: str, tokens: Any, score: Any, finished: Any) -> Answer:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 from seqjax.errors import UserError, check_keywords, keywords
 from seqjax.metrics import Metrics
 from seqjax.nn.layers import functional
-from seqjax.nn.stack import make_stack
+from seqjax.nn.stack import DROPOUTS, make_stack
 from seqjax.typing import Batch, Params
 
 # Given a split's name, returns the outputs of `Task.predict` for its rows, in order: nested arrays
@@ -25,7 +25,7 @@ from seqjax.typing import Batch, Params
 Predict = Callable[[str], Any]
 
 # The dropout rates of a stack, for the `hparams` of a task whose loss passes `rates` on to one.
-STACK_RATES = ("model.input_dropout", "model.output_dropout", "model.state_dropout")
+STACK_RATES = tuple(f"model.{name}" for name in DROPOUTS)
 
 
 class Task(NamedTuple):

@@ -27,7 +27,7 @@ def make_mnist_rows(config, _directory=None) -> Task:
     def logits_of(params, batch, keys=None, rates=None):
         return bind(params)(brightness(batch["image"]), keys=keys, rates=rates)
 
-    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):
         logits, weight = logits_of(params, batch, keys, hparams.model), batch["weight"]
         return {
             "loss": cross_entropy(logits, batch["label"], weight),

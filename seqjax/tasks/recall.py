@@ -25,7 +25,7 @@ def make_recall(config, _directory=None) -> Task:
         xs = one_hot(batch["symbols"], num_symbols)
         return bind(params)(xs, keys=keys, rates=rates)
 
-    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):
         logits, labels = logits_of(params, batch, keys, hparams.model), batch["symbols"][:, 0]
         return {
             "loss": cross_entropy(logits, labels, batch["weight"]),

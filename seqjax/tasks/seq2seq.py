@@ -17,20 +17,14 @@ from seqjax.inference.retrieval import retrieval_baseline
 from seqjax.inference.text_metrics import exact_match, right_replies, signatures, text_metrics
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Average, accuracy, sequence_accuracy
+from seqjax.models.seq2seq import RATES
 from seqjax.models.text_to_text import Replies, TextToText
 from seqjax.plots import draw_attention, draw_lengths
 from seqjax.tasks.base import Predict, Task
 from seqjax.tasks.seq2seq_data import Seq2SeqData, load_seq2seq_data
 
 NUM_SHOWN = 6  # pairs of each split
-HPARAMS = (
-    "loss.label_smoothing",
-    "model.token_dropout",
-    "model.input_dropout",
-    "model.state_dropout",
-    "model.encoder_output_dropout",
-    "model.decoder_output_dropout",
-)
+HPARAMS = ("loss.label_smoothing", *(f"model.{name}" for name in RATES))
 
 
 def make_seq2seq(config, directory: Path | None = None) -> Task:
@@ -50,7 +44,7 @@ def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
         for split, part in pairs.splits.items()
     }
 
-    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):
         logits = text.logits(params, batch, keys, step, hparams.model)
         share = hparams.loss.get("label_smoothing", smoothing)
         return token_metrics(text, logits, batch, share if smoothing else 0.0)

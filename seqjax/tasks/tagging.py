@@ -34,7 +34,7 @@ def make_svo_tagging(config, _directory=None) -> Task:
         xs = one_hot(batch["word"] - 1, vocab_size)
         return bind(params)(xs, lengths=batch["length"], keys=keys, rates=rates)
 
-    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):
         logits, tags = logits_of(params, batch, keys, hparams.model), batch["tag"]
         weight = batch["weight"][:, None] * length_mask(batch["length"], tags.shape[1])
         return {

@@ -23,7 +23,7 @@ def make_word_completion(config, _directory=None) -> Task:
     splits = load_data(load_split_words, config)
     init, bind = build_model(Classifier, config, input_size=len(LETTERS), num_classes=len(LETTERS))
 
-    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):  # noqa: B008
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):
         letters, target, weight = batch["letters"], batch["target"], batch["weight"]
         logits = bind(params)(one_hot(letters, len(LETTERS)), keys=keys, rates=hparams.model)
         return {

@@ -24,7 +24,7 @@ def diagnose(
     key: Key[Array, ""],
     num_devices: int,
     operations: bool,
-    hparams: HParams = HParams(),  # noqa: B008 - it is immutable
+    hparams: HParams = HParams(),
 ) -> str:
     """Describes what was not finite in the last step before `state`, which was skipped.
 

@@ -116,7 +116,7 @@ def make_steps(
         rows: Rows,
         key: Key[Array, ""],
         num_steps: Int[Array, ""],
-        hparams: HParams = HParams(),  # noqa: B008 - it is immutable
+        hparams: HParams = HParams(),
     ):
         order_key, step_key = jax.random.split(key)
         first = state.step

@@ -119,7 +119,7 @@ def make_train_step(
         batch: Batch,
         key: Key[Array, ""],
         bucket: Any = 0,
-        hparams: HParams = HParams(),  # noqa: B008 - it is immutable
+        hparams: HParams = HParams(),
     ):
         params, opt_state, step = state
         keys = batch_keys(jax.random.fold_in(key, step), batch, axis)

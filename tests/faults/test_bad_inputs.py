@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.errors import JaxRuntimeError
-from support.commands import ROOT, assert_one_line, enter_empty, launch_quietly, run_command
+from support.commands import ROOT, assert_one_line, launch_quietly, run_command
 from support.fuzz import (
     GOOD,
     HOSTILE,
@@ -56,11 +56,6 @@ from seqjax.training.setup import make_setup
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-
-@pytest.fixture
-def empty(tmp_path, monkeypatch) -> Path:
-    return enter_empty(tmp_path, monkeypatch)
 
 
 @pytest.fixture

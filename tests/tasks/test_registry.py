@@ -1,12 +1,11 @@
 """Tasks of users: their own errors keep the traceback, mistakes of their configs are one line."""
 
 import traceback
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import assert_one_line, enter_empty, run_command
+from support.commands import assert_one_line
 
 import seqjax.training.fit
 from seqjax.losses import cross_entropy
@@ -18,16 +17,6 @@ from seqjax.tasks.registry import TASKS
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-
-@pytest.fixture
-def empty(tmp_path, monkeypatch) -> Path:
-    return enter_empty(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def command(empty, monkeypatch, capsys):
-    return partial(run_command, monkeypatch, capsys)
 
 
 def make_mine(config, directory=None) -> Task:
