@@ -1,7 +1,7 @@
 """A web page on this machine for trained runs: chat, translation, digits.
 
-Only this file imports gradio, and only when a page is made. Plain functions compute what a tab shows
-from the text or the drawing that it is given.
+Only this file imports gradio, and only when a page is made. Plain functions compute what a tab
+shows from the text or the drawing that it is given.
 """
 
 import html
