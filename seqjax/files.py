@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from seqjax.errors import UserError
 
@@ -77,9 +79,24 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON, with null for NaN and infinities, for which JSON has no numbers."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Returns the value with None for NaN and infinities, and with Python's numbers for NumPy's."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, completely or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a value as JSON, completely or not at all; NaN and infinities become null."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def sha256(content: Path | Iterable[bytes | memoryview]) -> str:

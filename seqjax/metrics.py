@@ -42,9 +42,15 @@ def accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Float[Array, "
 
 
 def top_k_accuracy(logits: Logits, labels: Int[Array, "*dims"], weight: Array, k: int) -> Average:
-    """Returns the share of the weight for which the label is among the `k` most probable."""
-    of_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)
-    hits = jnp.sum(~(logits <= of_label), axis=-1) < k  # `~(<=)`, because a NaN is never a hit
+    """Returns the share of the weight for which the label is among the `k` most probable.
+
+    Of equally probable classes the first count, as `jax.lax.top_k` orders them.
+    """
+    labels = labels[..., None]
+    of_label = jnp.take_along_axis(logits, labels, axis=-1)
+    tied_before = (logits == of_label) & (jnp.arange(logits.shape[-1]) < labels)
+    above = ~(logits <= of_label)  # not `>`: a label whose logit is NaN is below all classes
+    hits = jnp.sum(above | tied_before, axis=-1) < k
     return Average(jnp.sum(hits * weight), jnp.sum(weight))
 
 

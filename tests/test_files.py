@@ -2,9 +2,11 @@
 
 import ast
 import json
+import math
 import os
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from seqjax.errors import UserError
 from seqjax.files import (
     MAX_LINE,
     check_line,
+    json_text,
     read_bounded,
     read_json,
     read_text_file,
@@ -81,6 +84,33 @@ def test_json_comes_back(value, tmp_path_factory):
     write_json(path, value)
     assert read_json(path) == json.loads(json.dumps(value))
     assert [file.name for file in path.parent.iterdir()] == ["any.json"]
+
+
+def refuse(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    value = {
+        "loss": math.nan,
+        "valid": {"perplexity": math.inf, "accuracy": 0.5},
+        "list": [1, -math.inf, (np.float32(np.nan), np.float32(0.25))],
+        "numpy": [np.float64(np.inf), np.int32(7), np.bool_(True)],
+        "NaN": "NaN",
+    }
+    expected = {
+        "loss": None,
+        "valid": {"perplexity": None, "accuracy": 0.5},
+        "list": [1, None, [None, 0.25]],
+        "numpy": [None, 7, True],
+        "NaN": "NaN",
+    }
+    assert json.loads(json_text(value), parse_constant=refuse) == expected
+    assert "\n" not in json_text(value)  # a line of metrics.jsonl
+    write_json(tmp_path / "any.json", value)
+    text = (tmp_path / "any.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=refuse) == expected
+    assert text.startswith('{\n  "loss": null,\n')
 
 
 @pytest.mark.parametrize(

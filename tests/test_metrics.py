@@ -1,5 +1,6 @@
 """Metrics as sums and weights: counted by hand, added up in parts, divided once."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,10 +54,21 @@ def test_top_k_counts_labels_among_the_k_largest(k):
         assert average.total == average.weight
 
 
-def test_ties_for_the_last_place_are_all_in():
-    logits = jnp.tile(jnp.array([3.0, 1.0, 1.0, 0.0]), (4, 1))
-    hits = [top_k_accuracy(logits, jnp.arange(4), jnp.ones(4), k).total for k in (1, 2, 3, 4)]
-    assert hits == [1, 3, 3, 4]
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+def test_of_tied_classes_the_first_are_in(k):
+    rng = np.random.default_rng(k)
+    logits = rng.integers(-1, 2, size=(500, 12)).astype(np.float32)  # each value four times a row
+    labels = rng.integers(12, size=500)
+    ranked = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(jax.lax.top_k(logits, k)[1], ranked)
+    hits = np.any(ranked == labels[:, None], axis=-1)
+    each = jax.vmap(lambda *row: top_k_accuracy(*row, k).total)
+    np.testing.assert_array_equal(each(logits, labels, np.ones(500, np.float32)), hits)
+
+
+def test_a_model_that_tells_no_classes_apart_is_right_k_times_in_all():
+    average = top_k_accuracy(jnp.zeros((26, 26)), jnp.arange(26), jnp.ones(26), k=5)
+    assert average == (5, 26)
 
 
 def test_a_model_that_says_nan_is_never_right():

@@ -170,6 +170,7 @@ def lstm(
     kernel_init: str = "glorot_uniform",
     recurrent_init: str = "orthogonal",
     bias_init: str = "zeros",
+    set_forget_bias: bool = False,
 ) -> Cell:
     """Long short-term memory with a forget gate (Gers, Schmidhuber and Cummins, 2000).
 
@@ -180,13 +181,17 @@ def lstm(
     c' = f c + i g
     h' = o tanh(c')
 
-    `forget_bias` is added to the initial `b_f` that `bias_init` gives. Keras' `unit_forget_bias`
-    sets `b_f` to 1 instead, which differs for a `bias_init` other than zeros.
+    `forget_bias` is added to the initial `b_f` that `bias_init` gives. With `set_forget_bias` it
+    replaces that `b_f`, as Keras' `unit_forget_bias` does; the two are equal where `bias_init` is
+    zeros.
     """
 
     def init(key, input_size, hidden_size):
         w_x, w_h, b = _init(key, input_size, hidden_size, 4, kernel_init, recurrent_init, bias_init)
-        return LSTMParams(w_x, w_h, b.at[hidden_size : 2 * hidden_size].add(forget_bias))
+        b_f = b.at[hidden_size : 2 * hidden_size]
+        return LSTMParams(
+            w_x, w_h, b_f.set(forget_bias) if set_forget_bias else b_f.add(forget_bias)
+        )
 
     def gate(a, state):
         size = a.shape[-1] // 4

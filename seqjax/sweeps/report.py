@@ -148,7 +148,7 @@ class LiveTable:
         told, ended = outcome.reason, sum(self._ended.values())
         if outcome.status == "finished":
             name, epoch = objective(outcome.entry.trial.config).name, outcome.result["best_epoch"]
-            told = f"{name} {_shown(outcome.value)} at epoch {epoch}"
+            told = f"{name} {_shown(outcome.value) or 'not a number'} at epoch {epoch}"
         line = f"trial {outcome.entry.name} {outcome.status}: {brief(told, LONGEST_REASON)}"
         return f"{line} ({ended} of {ended + len(self._open)})"
 
@@ -244,8 +244,8 @@ def save_report(entries: Sequence[Entry], directory: Path) -> list[Path]:
 
 
 def _draw(outcomes: Sequence[Outcome], best: Outcome, by: Objective, path: Path) -> None:
-    """Draws the trials whose objective is a finite number."""
-    drawn = [one for one in outcomes if one.value is not None and math.isfinite(one.value)]
+    """Draws the trials whose objective is a number."""
+    drawn = [one for one in outcomes if one.value is not None]
     fields = [name for name in varied([one.entry for one in outcomes]) if name != "seed"]
     draw_sweep(
         {name: [value_in(one.entry, name) for one in drawn] for name in fields},

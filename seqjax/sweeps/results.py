@@ -1,6 +1,7 @@
 """Results of a sweep's trials, which of them is the best, and the files that hold them.
 
-Trials are compared by what their config monitors, at their best epoch; never by a test split.
+Trials are compared by what their config monitors, as result.json has it of the weights that are
+kept; never by a test split. A figure that is no finite number is None.
 """
 
 import csv
@@ -21,10 +22,9 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json
 from seqjax.errors import UserError, one_line
-from seqjax.files import read_json
+from seqjax.files import json_text, read_json
 from seqjax.runs.workdir import RESULT
-from seqjax.sweeps.trial import RECORDS, Trial
-from seqjax.training.logger import read_records
+from seqjax.sweeps.trial import Trial
 
 STATUSES = ("finished", "failed", "unfinished")
 STATISTICS: Mapping[str, Callable[[Any], Any]] = {
@@ -72,11 +72,11 @@ class Outcome(NamedTuple):
     entry: Entry
     status: str  # one of STATUSES
     reason: str = ""  # of a failure
-    value: float | None = None  # of the objective
+    value: float | None = None  # of the objective; None also if it is no number
     result: Mapping[str, Any] = MappingProxyType({})  # result.json
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float | None]:
         """The result's figures as SPLIT.METRIC."""
         splits = {split: part for split, part in self.result.items() if isinstance(part, Mapping)}
         return {f"{s}.{metric}": x for s, part in splits.items() for metric, x in part.items()}
@@ -110,7 +110,7 @@ def read_outcome(entry: Entry) -> Outcome:
     """What came of a trial so far; raises UserError for a damaged file."""
     trial = entry.trial
     if (trial.directory / RESULT).exists():
-        result = read_json(trial.directory / RESULT)
+        result = json.loads(json_text(read_json(trial.directory / RESULT)))  # NaN of old versions
         return Outcome(entry, "finished", "", _read_value(trial, result), result)
     return Outcome(entry, "failed" if trial.has_ended else "unfinished", trial.failure())
 
@@ -118,9 +118,8 @@ def read_outcome(entry: Entry) -> Outcome:
 def best_of(outcomes: Iterable[Outcome], by: Objective) -> Outcome | None:
     """The best trial of the seeds with the best median; None if no value is a finite number."""
     for combination in combine(outcomes, by):
-        first = combination[0]
-        if first.value is not None and math.isfinite(first.value):
-            return first
+        if combination[0].value is not None:
+            return combination[0]
     return None
 
 
@@ -135,14 +134,14 @@ def combine(outcomes: Iterable[Outcome], by: Objective) -> list[list[Outcome]]:
 
 
 def values_of(outcomes: Iterable[Outcome]) -> list[float]:
-    """The objective of those that finished."""
+    """The objective of those that finished with a number."""
     return [outcome.value for outcome in outcomes if outcome.value is not None]
 
 
 def statistics(values: Sequence[float]) -> dict[str, float | None]:
-    """STATISTICS of values: 5 and 95 % percentiles, the sample's standard deviation, None where
-    there are too few; NaN of a NaN, and between a number and an infinity."""
-    with np.errstate(invalid="ignore", over="ignore"):
+    """STATISTICS of finite values: 5 and 95 % percentiles, the sample's standard deviation, None
+    where there are too few."""
+    with np.errstate(invalid="ignore", over="ignore"):  # of values such as 1e308
         found = {name: of(values) if len(values) else None for name, of in STATISTICS.items()}
     return {name: None if x is None else float(x) for name, x in found.items()}
 
@@ -184,16 +183,14 @@ def value_in(entry: Entry, name: str) -> Any:
         return None
 
 
-def _read_value(trial: Trial, result: Mapping[str, Any]) -> float:
-    by, path = objective(trial.config), trial.directory / RECORDS
+def _read_value(trial: Trial, result: Any) -> float | None:
+    by = objective(trial.config)
     try:
-        records = read_records(path)
-        if trial.config.train.monitor != "epoch":
-            records = [record for record in records if record["epoch"] == result["best_epoch"]]
-        return float(records[-1][by.split][by.metric])
-    except (OSError, ValueError, TypeError, LookupError):
+        value = result[by.split][by.metric]
+        return None if value is None else float(value)
+    except (ValueError, TypeError, LookupError):
         raise UserError(
-            f"{path} does not say what {by.name} was at the best epoch: restore it from a copy"
+            f"{trial.directory / RESULT} does not say what {by.name} is: restore it from a copy"
         ) from None
 
 
@@ -214,8 +211,7 @@ def get_config():
 
 
 def trials_jsonl(outcomes: Iterable[Outcome], by: Objective) -> str:
-    """A JSON object a trial, on a line of its own. A number that JSON has not is a string: "NaN",
-    "Infinity", "-Infinity", which `float` reads."""
+    """A JSON object a trial, on a line of its own."""
     lines = [
         {
             "name": outcome.entry.name,
@@ -229,7 +225,7 @@ def trials_jsonl(outcomes: Iterable[Outcome], by: Objective) -> str:
         }
         for outcome in outcomes
     ]
-    return "".join(json.dumps(_strict(line)) + "\n" for line in lines)
+    return "".join(json_text(line) + "\n" for line in lines)
 
 
 def trials_csv(outcomes: Sequence[Outcome]) -> str:
@@ -258,7 +254,7 @@ def summary_csv(outcomes: Sequence[Outcome], by: Objective) -> str:
     for members in combine(outcomes, by):
         columns = [values_of(members)]
         for name in metrics:
-            columns.append([one.metrics[name] for one in members if name in one.metrics])
+            columns.append([x for one in members if (x := one.metrics.get(name)) is not None])
         shared = [value_in(members[0].entry, name) for name in fields]
         figures = [x for values in columns for x in statistics(values).values()]
         rows.append([*shared, len(members), *count_statuses(members).values(), *figures])
@@ -304,15 +300,6 @@ def _in_docstring(text: str) -> str:
 def _metrics(outcomes: Iterable[Outcome]) -> list[str]:
     """All figures, sorted, so that columns do not depend on which trial has finished first."""
     return sorted({name for outcome in outcomes for name in outcome.metrics})
-
-
-def _strict(value: Any) -> Any:
-    """The value with strings for numbers that are none in JSON."""
-    if isinstance(value, Mapping):
-        return {name: _strict(field) for name, field in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

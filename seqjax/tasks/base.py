@@ -11,13 +11,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Key
 
 from seqjax.errors import UserError, check_keywords, keywords
-from seqjax.metrics import Metrics
+from seqjax.hparams import HParams
+from seqjax.metrics import Average, Metrics
 from seqjax.nn.layers import functional
 from seqjax.nn.stack import DROPOUTS, make_stack
+from seqjax.parameters import parameter_shapes
 from seqjax.typing import Batch, Params
 
 # Given a split's name, returns the outputs of `Task.predict` for its rows, in order: nested arrays
@@ -37,7 +40,9 @@ class Task(NamedTuple):
     init: Callable[[Key[Array, ""]], Params]
     # (params, batch, keys=None, step=None, hparams=HParams()) -> (sum, weight) by metric; "loss" is
     # minimised. Dropout is on where keys are given. `step`, the number of steps made before, is
-    # given in training only. Numbers in `hparams` replace the config's own.
+    # given in training only; without it the loss has no label smoothing and no scheduled sampling,
+    # so that losses of different configs can be compared. Numbers in `hparams` replace the
+    # config's own.
     loss_and_metrics: Callable[..., Metrics]
     # (params, batch) -> one output for each row
     predict: Callable[[Params, Batch], Any]
@@ -57,6 +62,45 @@ class Task(NamedTuple):
     hparams: tuple[str, ...] = ()
     # what the task was made from, for code that knows the task; for text pairs a Seq2SeqData
     data: Any = None
+
+
+def add_metric(task: Task, name: str, metric: Callable[[Any, Batch], Average]) -> Task:
+    """Returns the task with one more metric, `metric(outputs, batch)` of `task.predict`'s outputs.
+
+    The metric must give the rows that fill up a batch no weight: their `batch["weight"]` is 0. It
+    is computed in evaluations without dropout only, so training costs no more. It is in the "valid"
+    of records and in result.json, and `train.monitor` can name it. Raises UserError for a name that
+    the task has already; that of a corpus metric is noticed only at the end of a run.
+    """
+
+    def check_new(names: Mapping[str, Any]) -> None:
+        if name in names:
+            raise UserError(f"the task has a metric {name!r} already: give another name")
+
+    def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):
+        metrics = task.loss_and_metrics(params, batch, keys, step=step, hparams=hparams)
+        if step is not None or keys is not None:
+            return metrics
+        return {**metrics, name: metric(task.predict(params, batch), batch)}
+
+    def corpus_metrics(predict: Predict, split: str, means: Mapping[str, float]):
+        metrics = task.corpus_metrics(predict, split, means)
+        check_new(metrics)
+        return metrics
+
+    check_new(metric_shapes(task))
+    return task._replace(loss_and_metrics=loss_and_metrics, corpus_metrics=corpus_metrics)
+
+
+def metric_shapes(task: Task, step: Any = None) -> Metrics:
+    """Returns what an evaluation measures, or a training step of that number, as shapes."""
+    row = {name: x[:1] for name, x in task.splits["train"].items()}
+    row["weight"] = np.ones(1, np.float32)
+
+    def measure(params, batch):
+        return dict(task.loss_and_metrics(params, batch, step=step))
+
+    return jax.eval_shape(measure, parameter_shapes(task.init), row)
 
 
 def fitted_files(task: Task) -> dict[str, str]:

@@ -47,7 +47,8 @@ def make_seq2seq_task(pairs: Seq2SeqData, config) -> Task:
     def loss_and_metrics(params, batch, keys=None, step=None, hparams=HParams()):
         logits = text.logits(params, batch, keys, step, hparams.model)
         share = hparams.loss.get("label_smoothing", smoothing)
-        return token_metrics(text, logits, batch, share if smoothing else 0.0)
+        is_smoothed = smoothing and step is not None  # else losses could not be compared
+        return token_metrics(text, logits, batch, share if is_smoothed else 0.0)
 
     def corpus_metrics(
         predict: Predict, split: str, means: Mapping[str, float]

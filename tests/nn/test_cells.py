@@ -18,10 +18,12 @@ from support.oracles import (
 )
 from support.shapes import B, H, I, T
 
+from seqjax.config import base_config
 from seqjax.errors import UserError
 from seqjax.nn.cells import lstm, make_cell, pre_activations, simple_rnn
 from seqjax.nn.initializers import make_initializer
 from seqjax.nn.unroll import unroll
+from seqjax.tasks.registry import make_task
 
 SIZES = (30, 50)  # input size and hidden size of new cells
 
@@ -135,6 +137,7 @@ def test_equal_options_give_the_same_cell():
     assert make_cell("lstm", kernel_init="zeros") is lstm(kernel_init="zeros")
     assert make_cell("gru") is not make_cell("gru(reset_after=False)")
     assert lstm(forget_bias=0.0) is not lstm()
+    assert make_cell("lstm(set_forget_bias=True)") is lstm(set_forget_bias=True) is not lstm()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,7 @@ def test_equal_options_give_the_same_cell():
         ("ltsm", "unknown cell 'ltsm': did you mean 'lstm'"),
         ("gru(reset_afetr=False)", "reset_afetr.*options of gru: reset_after, "),
         ("lstm(forget_bias=1", "cannot read"),
+        ("lstm(set_forget_bias=1)", "set_forget_bias=1 must be of type bool"),
         ("simple_rnn(forget_bias=1.0)", "forget_bias.*options of simple_rnn: kernel_init"),
     ],
 )
@@ -194,6 +198,24 @@ def test_the_forget_bias_is_an_initial_value_only():
     assert_same(plain[:2], high[:2])
     state, z = lstm().initial_state(1, 3, jnp.float32), jnp.ones((1, 12))
     assert_same(*(lstm(forget_bias=f).step(plain, state, z) for f in (0.0, 2.5)))
+
+
+@pytest.mark.parametrize(
+    ("option", "forget_bias"), [("set_forget_bias=True", 1.0), ("set_forget_bias=False", 1.03)]
+)
+def test_keras_sets_the_forget_bias_and_adds_nothing_to_it(option, forget_bias):
+    config = base_config("recall")
+    config.data = {"num_symbols": 2, "num_distractors": 1, "num_sequences": 5, "split_seed": 0}
+    config.model.update(hidden_size=H, cell=f"lstm({option}, bias_init='constant(0.03)')")
+    params = jax.jit(make_task(config).init)(jax.random.key(0))
+    [bias] = [x for x in jax.tree.leaves(params) if x.shape == (4 * H,)]
+    # One addition in float32, whose epsilon is 1e-7.
+    np.testing.assert_allclose(bias, np.repeat([0.03, forget_bias, 0.03, 0.03], H), rtol=1e-6)
+    constant = {"class_name": "Constant", "config": {"value": 0.03}}
+    layer = keras_layer("lstm", I, H, bias_initializer=constant)
+    layer.build((None, None, I))
+    of_keras = layer.trainable_variables[2].value
+    assert np.array_equal(bias, of_keras) == (forget_bias == 1)
 
 
 def test_joined_glorot_takes_the_fans_of_one_matrix():

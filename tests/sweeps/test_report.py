@@ -26,11 +26,12 @@ import seqjax.sweeps.plots
 import seqjax.sweeps.report
 from seqjax.config import base_config
 from seqjax.errors import UserError, one_line
+from seqjax.files import write_json
 from seqjax.runs.workdir import RESULT
 from seqjax.sweeps.plots import draw_sweep, make_scale
 from seqjax.sweeps.report import LiveTable, save_report, show_table
 from seqjax.sweeps.results import Entry, objective
-from seqjax.sweeps.trial import FAILURE, RECORDS, Trial
+from seqjax.sweeps.trial import FAILURE, Trial
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -55,7 +56,7 @@ def make_entry(
     mode: str = "max",
     **overrides: Any,
 ) -> Entry:
-    """A trial that ended with that objective at the best of 3 epochs, failed, or goes on."""
+    """A trial that ended with that objective after 3 epochs, failed, or goes on."""
     config = base_config("recall")
     config.train.update(monitor=monitor, monitor_mode=mode, num_epochs=3)
     overrides = {name.replace("__", "."): x for name, x in overrides.items()}
@@ -65,18 +66,17 @@ def make_entry(
     if value is not None or reason:
         trial.directory.mkdir(parents=True)
     if reason:
-        (trial.directory / FAILURE).write_text(json.dumps({"reason": reason}))
+        write_json(trial.directory / FAILURE, {"reason": reason})
     elif value is not None:
-        result = {"test": metrics or {"loss": 0.5, "accuracy": 0.25}, "best_epoch": best_epoch}
-        result |= {"valid": {"loss": 1.0}, "num_epochs": 3, "num_parameters": 17}
-        (trial.directory / RESULT).write_text(json.dumps(result))
-        lines = map(json.dumps, make_records(value, best_epoch))
-        (trial.directory / RECORDS).write_text("".join(f"{line}\n" for line in lines))
+        split, _, metric = monitor.replace("epoch", "train.loss").partition(".")
+        result = {"test": metrics or {"loss": 0.5, "accuracy": 0.25}, split: {metric: value}}
+        result |= {"best_epoch": best_epoch, "num_epochs": 3, "num_parameters": 17}
+        write_json(trial.directory / RESULT, result)
     return Entry(name, overrides, trial)
 
 
-def make_records(value: float, best_epoch: int = 2) -> list[dict]:
-    """Of three epochs; all metrics have the value at the best one."""
+def make_records(value: float | None, best_epoch: int = 2) -> list[dict]:
+    """The records of three epochs; all metrics have the value at the best one."""
     return [
         {
             "epoch": epoch,
@@ -148,8 +148,7 @@ def test_trials_are_compared_by_what_they_monitor(no_picture, monitor, mode, exp
     save_report([entry], tmp_path)
     [line] = read_jsonl(tmp_path / "trials.jsonl")
     assert line["objective_name"] == ".".join(expected[:2])
-    # at the best epoch, 2; where the last weights are kept that of the last epoch, 3
-    assert line["objective"] == (0.1875 if monitor == "epoch" else 0.75)
+    assert line["objective"] == 0.75
 
 
 def test_no_trial_is_compared_by_a_test_split(tmp_path):
@@ -167,12 +166,14 @@ def test_trials_with_different_monitors_cannot_be_compared(call, tmp_path):
         call(entries, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"epoch": 1}\n', '{"epoch": 2, "valid": {}}\n', None])
-def test_a_damaged_trial_is_named(text, tmp_path):
+@pytest.mark.parametrize(
+    "result", [[], {"best_epoch": 1}, {"valid": 3}, {"valid": {}}, {"valid": {"accuracy": "high"}}]
+)
+def test_a_damaged_trial_is_named(result, tmp_path):
     entry = make_entry(tmp_path, 0, 0.5)
-    path = entry.trial.directory / RECORDS
-    path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(UserError, match=f"{path} does not say what valid.accuracy was"):
+    path = entry.trial.directory / RESULT
+    write_json(path, result)
+    with pytest.raises(UserError, match=f"{path} does not say what valid.accuracy is: restore it"):
         save_report([entry], tmp_path)
 
 
@@ -209,9 +210,8 @@ def test_every_trial_is_there_once_whatever_came_of_it(cases, mode):
             assert line["reason"] == (x if status == "failed" else "")
             shown = one_line(line["reason"])
             assert row["reason"] in (shown, f"'{shown}")
-            if status == "finished":
-                for told in (line["objective"], row["objective"]):
-                    assert float(told) == x or math.isnan(x + float(told))
+            if status == "finished" and math.isfinite(x):
+                assert line["objective"] == float(row["objective"]) == x
             else:
                 assert line["objective"] is None and row["objective"] == ""
         summary = read_csv(root / "summary.csv")
@@ -230,32 +230,49 @@ def test_the_columns_are_those_of_the_fields_and_figures(no_picture, tmp_path):
     ]
     save_report(entries, tmp_path)
     [failed, row, other] = read_csv(tmp_path / "trials.csv")
-    figures = ["test.accuracy", "test.bleu", "test.loss", "valid.loss"]
+    figures = ["test.accuracy", "test.bleu", "test.loss", "valid.accuracy"]
     assert list(row) == [
         *("name", "seed", RATE, DROPOUT, "status", "reason", "objective"),
         *("best_epoch", "num_epochs", "num_parameters", *figures),
     ]
     # what a trial does not override is as its config has it
     assert (row[RATE], row[DROPOUT], failed[DROPOUT]) == ("0.001", "(0.5, 0.25)", "(0.0,)")
-    assert [row[name] for name in figures] == ["0.25", "", "0.5", "1.0"]
-    assert [other[name] for name in figures] == ["", "9.0", "2.0", "1.0"]
+    assert [row[name] for name in figures] == ["0.25", "", "0.5", "0.75"]
+    assert [other[name] for name in figures] == ["", "9.0", "2.0", "0.5"]
     assert (row["num_parameters"], failed["num_parameters"]) == ("17", "")
     line = read_jsonl(tmp_path / "trials.jsonl")[1]
-    assert line["metrics"] == {"test": {"loss": 0.5, "accuracy": 0.25}, "valid": {"loss": 1.0}}
+    assert line["metrics"] == {"test": {"loss": 0.5, "accuracy": 0.25}, "valid": {"accuracy": 0.75}}
     assert line["overrides"] == {"seed": 1, DROPOUT: [0.5, 0.25]}
     assert (line["best_epoch"], line["num_epochs"], line["num_parameters"]) == (2, 3, 17)
 
 
-def test_numbers_that_are_none_are_legible(no_picture, tmp_path):
-    odd = {"a": math.nan, "b": math.inf, "c": -math.inf}
-    entries = [make_entry(tmp_path, i, 0.5, seed=i, metrics=odd) for i in (0, 1)]
+def test_what_is_no_number_is_null_and_an_empty_cell(no_picture, tmp_path, capsys):
+    odd = {"accuracy": math.nan, "b": math.inf, "c": -math.inf, "d": 0.25}
+    entries = [make_entry(tmp_path, 0, 0.5, seed=0, metrics=odd)]
+    entries.append(make_entry(tmp_path, 1, math.nan, seed=1, metrics=odd | {"b": 4.0}))
     save_report(entries, tmp_path)
-    row = read_csv(tmp_path / "trials.csv")[0]
-    assert [row[f"test.{name}"] for name in odd] == ["nan", "inf", "-inf"]
-    told = read_jsonl(tmp_path / "trials.jsonl")[0]["metrics"]["test"]
-    assert told == {"a": "NaN", "b": "Infinity", "c": "-Infinity"}
+    row, other = read_csv(tmp_path / "trials.csv")
+    assert [row[f"test.{name}"] for name in odd] == ["", "", "", "0.25"]
+    assert (row["objective"], other["objective"], other["test.b"]) == ("0.5", "", "4.0")
+    told, other = read_jsonl(tmp_path / "trials.jsonl")
+    assert told["metrics"]["test"] == {"accuracy": None, "b": None, "c": None, "d": 0.25}
+    assert (other["status"], other["objective"]) == ("finished", None)
     [row] = read_csv(tmp_path / "summary.csv")
-    assert [row[f"test.{name}.median"] for name in odd] == ["nan", "inf", "-inf"]
+    assert [row[f"test.{name}.median"] for name in odd] == ["", "4.0", "", "0.25"]
+    assert (row["finished"], row["objective.median"]) == ("2", "0.5")
+    shown = [line.split("│")[1:-1] for line in show(entries, capsys).splitlines() if "│" in line]
+    shown = [[cell.strip() for cell in cells] for cells in shown]
+    assert shown[:2] == [["1", "0000", "0", "0.5", "2", ""], ["2", "0001", "1", "", "2", ""]]
+
+
+def test_results_of_earlier_versions_say_nan(no_picture, tmp_path):
+    entries = [make_entry(tmp_path, i, x, metrics={"b": x}) for i, x in enumerate([0.5, math.nan])]
+    names = [path.name for path in save_report(entries, tmp_path)][:3]
+    before = [(tmp_path / name).read_bytes() for name in names]
+    path = entries[1].trial.directory / RESULT
+    path.write_text(path.read_text(encoding="utf-8").replace("null", "NaN"), encoding="utf-8")
+    save_report(entries, tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -460,6 +477,15 @@ def test_where_nobody_looks_on_every_end_is_a_line(tmp_path, capsys, monkeypatch
     assert capsys.readouterr().out.startswith("trial 0003 finished: valid.accuracy 0.25")
 
 
+def test_an_end_without_a_number_is_told(tmp_path, capsys, monkeypatch):
+    look_always(monkeypatch)
+    trial = make_entry(tmp_path, 0).trial
+    with LiveTable([trial]):
+        make_entry(tmp_path, 0, math.nan)
+    told = "trial 0000 finished: valid.accuracy not a number at epoch 2 (1 of 1)\n"
+    assert capsys.readouterr().out == told
+
+
 def test_a_terminal_shows_the_best_that_are_trained(tmp_path, capsys, monkeypatch):
     be_terminal(monkeypatch)
     look_always(monkeypatch)
@@ -478,6 +504,21 @@ def test_a_terminal_shows_the_best_that_are_trained(tmp_path, capsys, monkeypatc
     assert [row[0] for row in rows] == [f"{i:04}" for i in range(19, 4, -1)]
     assert "18 training, 1 finished, 1 failed, 2 waiting" in out
     assert "0000" not in out and "trial 0000 finished" not in capsys.readouterr().out
+
+
+def test_a_terminal_shows_trials_without_a_number_last(tmp_path, capsys, monkeypatch):
+    be_terminal(monkeypatch)
+    look_always(monkeypatch)
+    trials = [make_entry(tmp_path, i).trial for i in range(2)]
+    with LiveTable(trials) as table:
+        table.watch(trials[0], make_records(None)[:2])
+        capsys.readouterr()
+        table.watch(trials[1], make_records(0.5)[:2])
+        out = capsys.readouterr().out
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if "│" in line]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    assert rows[0] == ["0001", "2/3", "0.5", "0.5", "0.5"]
+    assert rows[1] == ["0000", "2/3", "", "", ""]
 
 
 def test_a_terminal_is_drawn_at_most_four_times_a_second(tmp_path, capsys, monkeypatch):

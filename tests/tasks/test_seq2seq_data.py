@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.texts import PAIRS, QUESTIONS, make_pairs, random_params, run_config
+from support.oracles import assert_same
+from support.texts import PAIRS, QUESTIONS, batch_of, make_pairs, random_params, run_config
 from support.toys import evaluate, read_json
 
 import seqjax.data.parallel_text
@@ -17,7 +19,9 @@ from seqjax.config import text_pairs_config
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError
+from seqjax.hparams import HParams
 from seqjax.models.text_to_text import Replies
+from seqjax.nn.dropout import row_keys
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import make_seq2seq_task, score_replies, token_counts
 from seqjax.tasks.seq2seq_data import load_seq2seq_data
@@ -215,6 +219,29 @@ def test_token_counts_are_of_all_splits():
     sources, targets = token_counts(pairs)
     assert sorted(sources) == sorted(len(source) for source, _ in PAIRS)
     assert sorted(targets) == sorted(len(target) for _, target in PAIRS)
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_labels_are_smoothed_in_training_only(mask_padding):
+    """A sweep over smoothing would compare losses that do not measure the same."""
+    pairs = make_pairs(loss={"mask_padding": mask_padding})
+    params, batch = random_params(pairs.text), batch_of(pairs.text)
+    keys, step = row_keys(jax.random.key(1), len(PAIRS)), jnp.int32(0)
+
+    def metrics(smoothing, *args):
+        config = text_pairs_config("")
+        config.loss.label_smoothing = smoothing
+        task, hparams = (
+            make_seq2seq_task(pairs, config),
+            HParams({}, {"label_smoothing": jnp.float32(smoothing)}),
+        )
+        return jax.jit(lambda: dict(task.loss_and_metrics(params, batch, *args, hparams=hparams)))()
+
+    for evaluation in ((), (keys,)):  # without dropout and with it
+        assert_same(metrics(0.3, *evaluation), metrics(0.0, *evaluation))
+    plain, smoothed = metrics(0.0, keys, step), metrics(0.3, keys, step)
+    changed = {name for name in plain if plain[name].total != smoothed[name].total}
+    assert changed == ({"loss"} if mask_padding else {"loss", "loss_padded"})
 
 
 @pytest.mark.parametrize("smoothing", [1.0, -0.1])

@@ -105,11 +105,11 @@ def test_hparams_replace_the_numbers_of_the_config(name, few_images):
 
     some, other = task_with(0.2), task_with(0.5)
     params, batch = fresh_params(some), full_batch(some, "train", 2)
-    keys = row_keys(jax.random.key(1), 2)
+    keys, step = row_keys(jax.random.key(1), 2), jnp.int32(0)
 
     @jax.jit
     def loss(hparams):
-        return some.loss_and_metrics(params, batch, keys, hparams=hparams)["loss"].total
+        return some.loss_and_metrics(params, batch, keys, step, hparams)["loss"].total
 
     def hparams(values: dict[str, float]) -> HParams:
         arrays = HParams({}, {})
@@ -119,7 +119,7 @@ def test_hparams_replace_the_numbers_of_the_config(name, few_images):
         return arrays
 
     before = dict.fromkeys(some.hparams, 0.2)
-    expected = jax.jit(lambda: other.loss_and_metrics(params, batch, keys)["loss"].total)()
+    expected = jax.jit(lambda: other.loss_and_metrics(params, batch, keys, step)["loss"].total)()
     replaced = loss(hparams(dict.fromkeys(some.hparams, 0.5)))
     np.testing.assert_allclose(replaced, expected, rtol=1e-6)  # float32, two programs
     for field in some.hparams:
