@@ -10,6 +10,7 @@ python -m experiments.train --config=configs/mnist_rows.py --coordinator_address
 srun python -m experiments.train --config=configs/mnist_rows.py --distributed
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ml_collections import config_flags
 from seqjax.cli import default_workdir, launch
 from seqjax.distributed.devices import start_jax
 from seqjax.distributed.processes import start_processes
+from seqjax.errors import UserError
 from seqjax.parameters import check_parameters
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
@@ -35,6 +37,11 @@ _RESUME = flags.DEFINE_enum(
 )
 _DEBUG_NANS = flags.DEFINE_bool(
     "debug_nans", False, "find the operation whose result is not finite"
+)
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    "",
+    "START:STEPS, the steps to trace into WORKDIR/profile, for xprof and Perfetto",
 )
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT on which process 0 listens")
 _NUM_PROCESSES = flags.DEFINE_integer(
@@ -70,7 +77,17 @@ def main() -> None:
         workdir,
         allow_changes=_RESUME.value == "allow_changes",
         debug_nans=_DEBUG_NANS.value,
+        profile=_read_profile(_PROFILE.value),
     )
+
+
+def _read_profile(text: str) -> tuple[int, int]:
+    """Returns the first step and the number of steps to trace; 0 steps trace nothing."""
+    if not text:
+        return 0, 0
+    if not (found := re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)):
+        raise UserError(f"--profile={text!r} must be START:STEPS, such as 100:20")
+    return int(found[1]), int(found[2])
 
 
 if __name__ == "__main__":

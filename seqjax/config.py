@@ -22,7 +22,7 @@ from seqjax.hparams import LARGEST_INT, check_number
 LARGEST_SEED = 2**32 - 1
 # The fields that configs of earlier versions lack, by full name, each with the value that keeps the
 # behaviour of those versions: {"train.log_every_steps": 0}. Names are added and never removed.
-LATER_FIELDS: dict[str, Any] = {}
+LATER_FIELDS: dict[str, Any] = {"train.log_every_steps": 0, "train.trial_mapping": "auto"}
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -63,7 +63,8 @@ def base_config(task: str) -> ConfigDict:
         "eval_every_epochs": 1,  # also the largest number of epochs in one compiled call
         "checkpoint_every_epochs": 5,  # checkpoints are written at evaluations and at the end
         "checkpoint_every_minutes": 10.0,  # also in the middle of an epoch; 0 = off
-        "monitor": "valid.loss",  # SPLIT.METRIC that selects the weights; "epoch" keeps the last
+        # SPLIT.METRIC of the weights after an epoch that selects the best; "epoch" keeps the last
+        "monitor": "valid.loss",
         "monitor_mode": "min",  # min or max
         "patience": 0,  # evaluations without improvement before training stops; 0 = never stop
         "min_delta": 0.0,  # smallest change that counts as an improvement
@@ -74,9 +75,11 @@ def base_config(task: str) -> ConfigDict:
         "max_skipped_steps": 0,  # steps with a NaN or infinity to skip; one more ends the run
         "steps_per_call": 0,  # steps per call of the program; 0 = about two seconds per call
         "log_every_epochs": 0,  # epochs per line without a terminal; 0 = about 20 lines in all
+        "log_every_steps": 0,  # steps per line of steps.jsonl, with norms of gradients; 0 = off
         "loop": "epoch",  # epoch: one program per epoch; step: for data larger than a device
         "num_devices": 0,  # devices over all processes; 0 = all (CPU cores count as devices)
-        "backend": "auto",  # scan, fused or cudnn; auto chooses by device
+        "trial_mapping": "auto",  # trials on one device of a sweep: map, vmap; auto: by device
+        "backend": "auto",  # scan, fused, xla (either of the two) or cudnn; auto: by device
         "remat": False,  # True recomputes steps in the backward pass: memory O(sqrt(T)), not O(T)
         "compilation_cache_dir": "auto",  # auto: a folder in the user's cache; "" = off
     }
@@ -124,7 +127,7 @@ def text_pairs_config(name: str) -> ConfigDict:
         "ask": (),  # sources without targets, which are answered at the end
     }
     config.loss = {
-        "label_smoothing": 0.0,
+        "label_smoothing": 0.0,  # in training only
         "scheduled_sampling": "off",  # constant(probability=), linear(final=, num_steps=), ...
         "mask_padding": True,  # False reads padding and counts it in the loss, as tutorials do
     }

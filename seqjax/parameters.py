@@ -2,6 +2,8 @@
 
 import math
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -38,6 +40,14 @@ def memory_bytes() -> int:
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     stats = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
     return max(host, stats.get("bytes_limit", 0))
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory in use so far: of the first device, or of this process on a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return stats.get("peak_bytes_in_use", on_host)
 
 
 # What training holds of each parameter: weight, gradient, Adam's two moments, best weight.

@@ -29,8 +29,8 @@ def find_unroll(backend: str = "auto", remat: bool = False) -> Unroll:
 
 
 def unroll_auto(cell, params, state, xs, *, state_scale=None, **options):
-    """Runs on cuDNN if it can, else on `fused`, or on `scan` for a cell that has only a step."""
-    run = unroll_fused if cell.recurrent_matmuls else unroll
+    """Runs on cuDNN if it can, else as `unroll_xla`."""
+    run = unroll_xla
     if has_cudnn():
         if reason := why_not_cudnn(params, state_scale):
             _print_once(f"not on cuDNN: {reason}")
@@ -39,8 +39,15 @@ def unroll_auto(cell, params, state, xs, *, state_scale=None, **options):
     return run(cell, params, state, xs, state_scale=state_scale, **options)
 
 
+def unroll_xla(cell, params, state, xs, **options):
+    """Runs on `fused`, or on `scan` for a cell that has only a step; can be vmapped."""
+    run = unroll_fused if cell.recurrent_matmuls else unroll
+    return run(cell, params, state, xs, **options)
+
+
 BACKENDS: dict[str, Unroll] = {
     "auto": unroll_auto,
+    "xla": unroll_xla,
     "scan": unroll,
     "fused": unroll_fused,
     "cudnn": unroll_cudnn,

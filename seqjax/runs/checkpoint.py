@@ -22,7 +22,7 @@ import numpy as np
 
 from seqjax.distributed.packing import layout, pack, unpack
 from seqjax.errors import UserError
-from seqjax.files import read_json, sha256, write_json
+from seqjax.files import json_text, read_json, sha256, write_json
 
 NUM_LATEST = 2  # kept beside the best one
 DIGESTS, ARRAYS, FACTS = "digests.json", "arrays", "facts"
@@ -83,7 +83,7 @@ class Checkpoints:
         arrays = jax.device_get(arrays)
         buffer = pack(arrays)
         # With its step, so that no directory can pass for another.
-        whole = json.loads(json.dumps({"step": step, "layout": layout(arrays), **facts}))
+        whole = json.loads(json_text({"step": step, "layout": layout(arrays), **facts}))
         items = {ARRAYS: args.StandardSave({"bytes": buffer}), FACTS: args.JsonSave(whole)}
 
         def save() -> None:

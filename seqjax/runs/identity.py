@@ -23,6 +23,8 @@ FREE_FIELDS = {
     "train": (
         "steps_per_call",
         "log_every_epochs",
+        "log_every_steps",
+        "trial_mapping",
         "checkpoint_every_epochs",
         "checkpoint_every_minutes",
         "compilation_cache_dir",
@@ -41,15 +43,15 @@ class Identity(NamedTuple):
 def make_identity(
     config: ConfigDict,
     splits: Mapping[str, Mapping[str, np.ndarray]],
-    mesh: jax.sharding.Mesh,
+    num_devices: int,
     files: Iterable[Path],
 ) -> Identity:
-    """The identity of a run on these splits and devices that has fitted these files."""
-    kinds = {device.device_kind for device in mesh.devices.flat}
+    """The identity of a run on these splits and so many devices that has fitted these files."""
+    kinds = {device.device_kind for device in jax.devices()}
     count = num_processes()  # who adds up first what its own devices found, then with the others
     fingerprint = {
         "data": {split: arrays_digest(rows) for split, rows in splits.items()},
-        "devices": f"{mesh.size} x {', '.join(sorted(kinds))}"
+        "devices": f"{num_devices} x {', '.join(sorted(kinds))}"
         + (f" in {count} processes" if count > 1 else ""),
         "files": {path.name: sha256(path) if path.is_file() else "" for path in files},
     }

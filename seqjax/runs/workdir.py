@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from seqjax.config import differing_fields, load_config, make_config
 from seqjax.errors import TRACEBACK_HINT, UserError, is_from_user_code
-from seqjax.files import MAX_JSON_MEGABYTES, read_bounded, read_json, write_json
+from seqjax.files import MAX_JSON_MEGABYTES, json_text, read_bounded, read_json, write_json
 from seqjax.runs.checkpoint import newest_facts, steps_in
 from seqjax.runs.identity import Identity, is_identity
 
@@ -139,7 +139,7 @@ def record_change(workdir: Path, step: int, changed: list[str], old: Identity) -
     result = read_json(workdir / RESULT) if (workdir / RESULT).exists() else None
     entry = {"step": step, "changed": changed, **old._asdict(), "result": result}
     with (workdir / CHANGES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json_text(entry) + "\n")
     (workdir / RESULT).unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ what resuming needs, until all trials have ended; and at the end the report.
 """
 
 import json
+import math
 import runpy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -164,11 +165,9 @@ def _values(entries: Sequence[Entry], directory: Path) -> Mapping[str, float]:
     ended = {entry.name for entry in entries if entry.trial.has_ended}
     values = {}
     for path in (directory / GROUPS).rglob(PROGRESS):
-        for name, records in read_json(path).items():
-            if name in ended:
-                continue
-            seen = [by.sign * r[by.split][by.metric] for r in records if by.split in r]
-            values[name] = max(seen)
+        for name, value in read_json(path).items():
+            if name not in ended:
+                values[name] = -math.inf if value is None else by.sign * value
     return values
 
 

@@ -1,15 +1,14 @@
 """A trial of a sweep: a config, and the run directory that it ends in.
 
-The directory appears at once, when the trial has ended: with its best weights, config, records and
-result, as an imported run has them (`experiments.evaluate` and `chat` take it), or with the reason
-why it failed.
+The directory appears at once, when the trial has ended: as that of a finished run, which can be
+evaluated, exported, talked to and trained on, or with the reason why the trial failed.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import closing, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +17,19 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json
 from seqjax.errors import UserError
-from seqjax.files import read_json, write_json, write_text
-from seqjax.parameters import count_parameters, named_arrays
-from seqjax.runs.weights import WEIGHTS_FILE, WeightsFile, write_weights
-from seqjax.runs.workdir import CONFIG, ENVIRONMENT, RESULT, environment
-from seqjax.sweeps.vectorized import share_config
+from seqjax.files import read_json, sha256, write_json, write_text
+from seqjax.runs.checkpoint import Checkpoints
+from seqjax.runs.identity import Identity, make_identity
+from seqjax.runs.workdir import CHECKPOINTS, CONFIG, RESULT, save_identity
+from seqjax.tasks.base import fitted_files
 from seqjax.tasks.registry import make_task
-from seqjax.training.early_stopping import Progress
-from seqjax.training.fit import summarize_splits
-from seqjax.training.logger import Record
+from seqjax.training.fit import summarize
+from seqjax.training.logger import Record, write_log
+from seqjax.training.position import Position, to_facts
 from seqjax.training.setup import Setup, make_setup
-from seqjax.typing import Params
+from seqjax.training.trainer import Trainer
 
-FAILURE, RECORDS = "failure.json", "metrics.jsonl"
-Means = Mapping[str, Mapping[str, float]]  # by split
+FAILURE = "failure.json"
 
 
 class Trial(NamedTuple):
@@ -50,8 +48,11 @@ class Trial(NamedTuple):
         return read_json(path)["reason"] if path.exists() else ""
 
 
-def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Callable]]:
-    """The trials that can be begun, with their `init`; the others end as failures."""
+SoundTrial = tuple[Trial, Callable]  # a trial that can be begun, and its `init`
+
+
+def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[SoundTrial]:
+    """Returns the trials that can be begun; the others end as failures."""
     sound, made = [], {}
     for trial in trials:
         kind = json.dumps(as_json(trial.config) | {"seed": 0, "optim": {}})  # which no task reads
@@ -61,29 +62,11 @@ def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[tuple[Trial, Ca
                 task.save_fitted(workdir)  # what the first one fits to the data, the others read
                 made[kind] = task, jax.jit(task.init)
             task, init = made[kind]
-            make_setup(task, share_config([trial.config]).config)  # for its complaints
+            make_setup(task, trial.config)  # for its errors
             sound.append((trial, init))
         except UserError as error:
             save_failure(trial, str(error))
     return sound
-
-
-def summarize(
-    setup: Setup, params: Params, progress: Progress, means: Means, alive: Means
-) -> dict[str, Any]:
-    """What result.json holds of a member; `means` are those of its metrics by split, and `alive`
-    those under dropout where the config asks for them."""
-    splits = setup.task.splits
-    predict = cache(lambda split: setup.evaluator.predict(params, splits[split]))
-
-    def measure(split: str, dropout_alive: bool) -> dict[str, float]:
-        return dict((alive if dropout_alive else means)[split])
-
-    return summarize_splits(setup, measure, predict) | {
-        "best_epoch": progress.best_epoch,
-        "num_epochs": progress.epoch,
-        "num_parameters": count_parameters(params),
-    }
 
 
 def save_failure(trial: Trial, reason: str) -> None:
@@ -95,30 +78,78 @@ def save_failure(trial: Trial, reason: str) -> None:
         write_json(directory / FAILURE, {"reason": reason})
 
 
-def save_result(
+def save_trials(
+    trainer: Trainer, trials: Sequence[Trial], step_lines: Sequence[Sequence[Record]]
+) -> None:
+    """Ends every trial of a group that has not ended yet, as a finished run of its own."""
+    program, now = trainer.program, trainer.now
+    setup, files = program.setup, fitted_files(program.setup.task)
+    splits, train = setup.task.splits, setup.config.train
+    # What is measured by the program for all trials together: with and without dropout, by split.
+    modes = (False, True) if train.dropout_at_test else (False,)
+    measure = partial(program.metrics, now.best_params)
+    means = {(split, mode): measure(splits[split], mode) for split in splits for mode in modes}
+    costs = trainer.costs()
+    fingerprint = make_identity(setup.config, splits, program.num_devices, ()).fingerprint
+    fingerprint["files"] = {name: sha256([text.encode()]) for name, text in files.items()}
+    for i, trial in enumerate(trials):
+        if trial.has_ended:
+            continue
+        own = _position_of(trainer, i)
+        params, progress = own.best_params, own.trials[0].progress
+        predict = cache(lambda split, p=params: setup.evaluator.predict(p, splits[split]))
+        result = summarize(
+            setup,
+            params,
+            progress,
+            lambda split, dropout, i=i: dict(means[split, dropout][i]),
+            predict,
+        )
+        identity = Identity(as_json(trial.config), fingerprint)
+        _save_run(trial, identity, own, setup, files, step_lines[i], result | costs)
+
+
+def _position_of(trainer: Trainer, i: int) -> Position:
+    """Returns the position of one trial as that of a run of its own."""
+    program, now = trainer.program, trainer.now
+    trial = now.trials[i]
+    return Position(
+        program.get(now.state, i),
+        program.get(now.best_params, i),
+        [trial],
+        epoch=trial.progress.epoch,
+        step=trial.records[-1]["step"],
+        evaluated=trial.progress.epoch,
+        seconds=now.seconds,
+        compile_seconds=now.compile_seconds,
+    )
+
+
+def _save_run(
     trial: Trial,
-    params: Params,
-    progress: Progress,
-    records: Sequence[Record],
+    identity: Identity,
+    now: Position,
+    setup: Setup,
     files: Mapping[str, str],
+    step_lines: Sequence[Record],
     result: dict[str, Any],
 ) -> None:
-    """Ends a trial with its best weights; `files` are what was fitted to the training data."""
+    """Writes the directory of a finished run; `files` were fitted to the training data."""
     with _appearing(trial.directory) as directory:
-        config = as_json(trial.config)
         for name, text in files.items():
             write_text(directory / name, text)
-        weights = WeightsFile(config, progress._asdict(), dict(files), dict(named_arrays(params)))
-        write_weights(directory / WEIGHTS_FILE, weights)
-        write_text(directory / RECORDS, "".join(json.dumps(r) + "\n" for r in records))
-        write_json(directory / CONFIG, config)
-        write_json(directory / ENVIRONMENT, environment())
+        save_identity(directory, identity)
+        facts = to_facts(now, setup) | identity._asdict()
+        arrays = {"state": now.state, "best_params": now.best_params}
+        with closing(Checkpoints(directory / CHECKPOINTS)) as checkpoints:
+            checkpoints.prepare(now.step, arrays, facts, now.step)()
+        write_log(directory, now.trials[0].records, step_lines, identity.config, result)
         write_json(directory / RESULT, result)
 
 
 @contextmanager
 def _appearing(directory: Path) -> Generator[Path]:
-    """A directory to fill, which then gets the name of this one."""
+    """Yields a directory to fill, which then gets the name of this one."""
     beside = directory.with_name(f"{directory.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -7,45 +7,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
 
 from seqjax.data.batching import take_rows
 from seqjax.errors import is_library
 from seqjax.hparams import HParams
 from seqjax.parameters import named_arrays
-from seqjax.training.epoch import TrainData
-from seqjax.training.train_step import LossAndMetrics, TrainState, batch_keys, make_objective
+from seqjax.training.epoch import Place, TrainData
+from seqjax.training.train_step import (
+    LossAndMetrics,
+    RunKeys,
+    TrainState,
+    batch_keys,
+    make_objective,
+)
 
 
 def diagnose(
     loss_and_metrics: LossAndMetrics,
     data: TrainData,
     state: TrainState,
-    key: Key[Array, ""],
+    keys: RunKeys,
+    place: Place,
     num_devices: int,
     operations: bool,
     hparams: HParams = HParams(),
 ) -> str:
     """Describes what was not finite in the last step before `state`, which was skipped.
 
-    With `operations` the step is run again, one operation at a time, to find the first one with a
-    non-finite result.
+    `place` is that of the step. With `operations` the step is run again, one operation at a time,
+    to find the first one with a non-finite result.
     """
-    order_key, step_key = jax.random.split(key)
     step = int(state.step) - 1
-    epoch, place = divmod(step, data.steps_per_epoch)
-    index, weight, bucket = (x[place] for x in data.order(order_key, epoch, num_devices))
+    order = data.order(keys.data, place.epoch, num_devices)
+    index, weight, bucket = (x[place.step] for x in order)
     batch = take_rows(data.rows, np.asarray(index), np.asarray(weight))
-    keys = batch_keys(jax.random.fold_in(step_key, step), batch, None)
+    row_keys = batch_keys(jax.random.fold_in(keys.dropout, step), batch, None)
     if data.buckets:
         batch = data.buckets.crop(batch, int(bucket))
-    arguments = (jax.device_get(state.params), batch, keys, jnp.int32(step), hparams)
+    arguments = (jax.device_get(state.params), batch, row_keys, jnp.int32(step), hparams)
     loss_and_gradient = jax.value_and_grad(make_objective(loss_and_metrics), has_aux=True)
     (loss, _), gradient = jax.jit(loss_and_gradient)(*arguments)
     causes = [] if np.isfinite(loss) else [f"the loss is {float(loss)}"]
     causes += first_bad(arguments[0], "the parameter") or first_bad(gradient, "the gradient of")
     what = " and ".join(causes) or "a sum over the devices is not finite"
-    message = f"at step {step + 1} (epoch {epoch + 1}, batch {place + 1}) {what}"
+    message = f"at step {step + 1} (epoch {place.epoch + 1}, batch {place.step + 1}) {what}"
     return f"{message}; {_operation(loss_and_gradient, arguments)}" if operations else message
 
 

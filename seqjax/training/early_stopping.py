@@ -1,26 +1,25 @@
-"""Early stopping: the best evaluation so far and the patience; steps per call.
+"""Early stopping: the best evaluation so far, and the patience after it."""
 
-All of it is computed on the host.
-"""
-
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, unknown_name
-from seqjax.parameters import parameter_shapes
-from seqjax.tasks.base import Task
+from seqjax.tasks.base import Task, metric_shapes
+from seqjax.training.optimizer import Plateau
+
+TRAIN_EVAL = "train_eval"  # the training rows, measured with the weights after an epoch
 
 
 class Progress(NamedTuple):
-    """The epoch and the best evaluation so far, as checkpoints store them."""
+    """The epoch and the best evaluation so far."""
 
     epoch: int = 0
-    best_value: float | None = None
+    best_value: float | None = None  # None as long as there was no finite value
     best_epoch: int = 0
     bad_evaluations: int = 0  # number of evaluations since the best one
     stopped: bool = False
@@ -33,61 +32,85 @@ def read_progress(path: Path, fields: Mapping[str, Any]) -> Progress:
     return Progress(**fields)
 
 
+def monitored_value(record: Mapping[str, Any], monitor: str) -> float | None:
+    """Returns the value of `SPLIT.METRIC` in a record, or None if it has no finite one.
+
+    The training rows count with the weights after the epoch (`train_eval`), not with the mean over
+    the epoch, which is of earlier weights and may carry dropout and label smoothing.
+    """
+    if monitor == "epoch":
+        return float(record["epoch"])
+    split, _, metric = monitor.partition(".")
+    value = record.get(TRAIN_EVAL if split == "train" else split, {}).get(metric)
+    return value if value is not None and math.isfinite(value) else None
+
+
 def advance(progress: Progress, record: Mapping[str, Any], train: ConfigDict) -> Progress:
     """Returns the progress after an evaluation.
 
     An evaluation whose monitored metric improves by more than `train.min_delta` is the best so far.
-    After `train.patience` evaluations in a row without one the run stops; 0 turns that off.
+    After `train.patience` evaluations in a row without one the run stops; 0 turns that off. Until
+    there is a finite value, the newest weights count as the best.
     """
-    epoch = record["epoch"]
-    if train.monitor == "epoch":
-        return Progress(epoch, float(epoch), epoch)
-    split, _, metric = train.monitor.partition(".")
-    value = record[split][metric]
-    sign = 1 if train.monitor_mode == "max" else -1
-    best = progress.best_value
-    if best is None or sign * value > sign * best + train.min_delta:
+    epoch, value = record["epoch"], monitored_value(record, train.monitor)
+    if train.monitor == "epoch" or progress.best_value is None:
+        return Progress(epoch, value, epoch)
+    if improves(value, progress.best_value, train):
         return Progress(epoch, value, epoch)
     bad_evaluations = progress.bad_evaluations + 1
     stopped = 0 < train.patience <= bad_evaluations
-    return Progress(epoch, best, progress.best_epoch, bad_evaluations, stopped)
+    return progress._replace(epoch=epoch, bad_evaluations=bad_evaluations, stopped=stopped)
 
 
-def check_monitor(task: Task, monitor: str) -> None:
-    """Raises UserError unless the records of evaluations will hold the monitored metric."""
-    row = {name: x[:1] for name, x in task.splits["train"].items()}
-    row["weight"] = np.ones(1, np.float32)
-    params = parameter_shapes(task.init)
-    metrics = jax.eval_shape(
-        lambda p, batch: dict(task.loss_and_metrics(p, batch, None)), params, row
-    )
-    splits = [split for split in ("train", "valid") if split in task.splits]
-    known = ["epoch", *(f"{split}.{metric}" for split in splits for metric in metrics)]
-    if monitor not in known:
-        raise unknown_name("train.monitor", monitor, known)
+def improves(value: float | None, best: float, train: ConfigDict) -> bool:
+    """Returns whether a value is better than the best one by more than `train.min_delta`."""
+    sign = 1 if train.monitor_mode == "max" else -1
+    return value is not None and sign * value > sign * best + train.min_delta
 
 
-class Pace:
-    """Chooses how many steps each call of the compiled program runs.
+def derive_progress(
+    records: Sequence[Mapping[str, Any]],
+    best_epoch: int,
+    epoch: int,
+    train: ConfigDict,
+    patient_from: int = 0,
+) -> Progress:
+    """Returns the progress of a run that goes on, from its records and the present config.
 
-    A call takes about two seconds: a run can be saved and stopped between two calls, and the calls
-    themselves add no noticeable time. `steps_per_call` fixes the number; 0 adapts it.
+    `best_epoch` is the epoch whose weights were kept and `epoch` that of the last evaluation;
+    evaluations up to the epoch `patient_from` are not held against the run. Nothing that the config
+    decides is stored, so a run that stopped early goes on under a longer patience. Evaluations
+    after the best one count as bad until one of them is better than those before it, which happens
+    only under another monitor: its weights were not kept.
     """
+    if not best_epoch:
+        return Progress(epoch)
+    kept = monitored_value(records[best_epoch - 1], train.monitor)
+    bad_evaluations, best = 0, kept
+    for record in records[best_epoch:epoch]:
+        value = monitored_value(record, train.monitor)
+        if best is None or improves(value, best, train):
+            bad_evaluations, best = 0, value
+        elif record["epoch"] > patient_from:
+            bad_evaluations += train.monitor != "epoch" and _was_evaluated(record, train.monitor)
+    stopped = 0 < train.patience <= bad_evaluations
+    return Progress(epoch, kept, best_epoch, bad_evaluations, stopped)
 
-    SECONDS = 2.0  # the time that a call should take
-    GROWTH = 16  # largest factor between two calls, as the first times are not precise
 
-    def __init__(self, steps_per_call: int):
-        self._steps, self._fixed, self._compiled = steps_per_call or 1, bool(steps_per_call), False
+def _was_evaluated(record: Mapping[str, Any], monitor: str) -> bool:
+    split, _, metric = monitor.partition(".")
+    return metric in record.get(TRAIN_EVAL if split == "train" else split, {})
 
-    def num_steps(self, left: int) -> int:
-        """Returns how many of the `left` steps to run in the next call; calls are of equal size."""
-        calls = -(-left // self._steps)
-        return min(left, self._steps) if self._fixed else -(-left // calls)
 
-    def took(self, seconds: float, num_steps: int) -> None:
-        """Adapts the number of steps to the time of a call, except the first, which compiles."""
-        if self._compiled and not self._fixed:
-            fit = int(num_steps * self.SECONDS / max(seconds, 1e-9))
-            self._steps = max(1, min(fit, self.GROWTH * num_steps))
-        self._compiled = True
+def check_monitors(task: Task, train: ConfigDict, plateau: Plateau | None) -> None:
+    """Raises UserError unless the records will hold what the config and its schedule monitor."""
+    evaluated = metric_shapes(task)
+    splits = [split for split in ("train", "valid") if split in task.splits]
+    known = ["epoch", *(f"{split}.{metric}" for split in splits for metric in evaluated)]
+    if train.monitor not in known:
+        raise unknown_name("train.monitor", train.monitor, known)
+    if plateau:
+        trained = [f"train.{metric}" for metric in metric_shapes(task, np.int32(0))]
+        known = trained + [name for name in known if name.startswith("valid.")]
+        if plateau.monitor not in known:
+            raise unknown_name("optim.schedule: monitor", plateau.monitor, known)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -45,11 +44,14 @@ from seqjax.runs.workdir import (
 )
 from seqjax.tasks.base import Predict, Task, fitted_files
 from seqjax.tasks.registry import make_task
-from seqjax.training.early_stopping import Progress, read_progress
-from seqjax.training.logger import MetricLogger
+from seqjax.training.early_stopping import Progress, derive_progress, read_progress
+from seqjax.training.epoch import Profile
+from seqjax.training.logger import EXAMPLES, METRICS, MetricLogger, add_examples, read_records
+from seqjax.training.position import FORMAT, begin, begins_again, resume, with_schedule
+from seqjax.training.programs import DataParallel, evaluation_key
 from seqjax.training.setup import Setup, make_setup
-from seqjax.training.train_step import init_train_state
-from seqjax.training.trainer import Position, Training, log_from_json
+from seqjax.training.train_step import make_keys
+from seqjax.training.trainer import Listeners, Trainer
 from seqjax.typing import Params
 
 
@@ -60,16 +62,19 @@ def fit(
     *,
     allow_changes: bool = False,
     debug_nans: bool = False,
+    profile: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
     """Trains or resumes the run in `workdir`, and returns the contents of result.json.
 
     The result is that of the best weights by `train.monitor`. With `allow_changes` a run continues
     with another config or other data, which is recorded in changes.jsonl. With `debug_nans` a
-    non-finite value is traced to its operation. Raises UserError for a config or a directory that
-    cannot be used and for a non-finite loss or gradient, and Stopped after a signal. All processes
-    of a run must call it with the same arguments; only process 0 uses the directory.
+    non-finite value is traced to its operation. `profile` is the first step and the number of steps
+    to trace; 0 steps trace nothing. Raises UserError for a config or a directory that cannot be
+    used and for a non-finite loss or gradient, and Stopped after a signal. All processes of a run
+    must call it with the same arguments; only process 0 uses the directory.
     """
     setup = make_setup(task, config)
+    check_profile(setup, *profile)
     if is_imported(workdir):
         raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
     with process_directory(workdir) as workdir, lock_workdir(workdir), StopSignals() as signals:
@@ -79,7 +84,7 @@ def fit(
             if old
             else task.save_fitted(workdir)
         )
-        identity = make_identity(config, task.splits, setup.mesh, files)
+        identity = make_identity(config, task.splits, setup.mesh.size, files)
         _check_same_everywhere(identity)
         changed = differences(old, identity) if old else []
         if changed and not allow_changes:
@@ -90,20 +95,27 @@ def fit(
         if result := broadcast(None if changed else _finished(workdir)):
             print(f"{workdir} holds the finished run of this config; nothing to do")
             return result
-        position = _position(setup, workdir, identity, old)
-        step = int(position.state.step)
+        found = _find_checkpoint(setup, workdir, identity, old)
+        step = found.step if found else 0
         changed += other_packages(workdir)
         if changed:
             print(one_line(f"changed from step {step} on: {'; '.join(changed)}"))
             record_change(workdir, step, changed, old or identity)
         save_identity(workdir, identity)
         set_aside_after(workdir / CHECKPOINTS, step)
-        best_params, progress = _train(setup, identity, position, workdir, signals, debug_nans)
-        draw_curves(position.records, ("loss", task.main_metric), workdir / "curves.png")
-        result = conclude(setup, best_params, progress, workdir)
+        trainer = _train(setup, identity, found, workdir, signals, debug_nans, profile)
+        best_params, trial = trainer.now.best_params, trainer.now.trials[0]
+        result = conclude(trainer.setup, best_params, trial.progress, workdir) | trainer.costs()
         write_json(workdir / RESULT, result)
         print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
     return result
+
+
+def check_profile(setup: Setup, start: int, num_steps: int) -> None:
+    """Raises UserError for steps to trace that the run does not have."""
+    total = setup.data.steps_per_epoch * setup.config.train.num_epochs
+    if not (start >= 0 and num_steps >= 0 and start + num_steps <= total):
+        raise UserError(f"--profile={start}:{num_steps}: the run has the steps 0 to {total}")
 
 
 def _check_same_everywhere(identity: Identity) -> None:
@@ -127,22 +139,26 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _position(setup: Setup, workdir: Path, identity: Identity, old: Identity | None) -> Position:
-    """Returns the position of the newest intact checkpoint, or that before the first step."""
+def _find_checkpoint(
+    setup: Setup, workdir: Path, identity: Identity, old: Identity | None
+) -> Checkpoint | None:
+    """Returns the newest intact checkpoint of the run, or None if there is none."""
     known = [identity, *([old] if old else []), *earlier_identities(workdir)]
     like = setup.arrays_like()
     found = _of_main(newest(workdir / CHECKPOINTS, like, _foreign_to(known), say), like)
-    if found:
-        facts, arrays = found.facts, shard(found.arrays, setup.mesh, WHOLE)
-        epoch = found.step / setup.data.steps_per_epoch
-        print(f"resuming at step {found.step} (epoch {epoch:.4g})")
-        logs = [log_from_json(log) for log in facts["logs"]]
-        progress, records = Progress(**facts["progress"]), facts["records"]
-        return Position(**arrays, progress=progress, records=records, logs=logs)
-    params = shard(jax.jit(setup.task.init)(jax.random.key(setup.config.seed)), setup.mesh, WHOLE)
-    state = shard(init_train_state(params, setup.optimizer), setup.mesh, WHOLE)
-    # The loop donates the state's buffers, so the best parameters are a copy.
-    return Position(state, jax.tree.map(jnp.copy, params), Progress(), [], [])
+    if found is None:
+        return None
+    if found.facts.get("format") != FORMAT:
+        raise UserError(
+            f"{workdir} was begun by another version of seqjax, which alone can resume it: train "
+            "in a new --workdir"
+        )
+    where = found.facts["epoch"] + found.facts["place"] / found.facts["steps_per_epoch"]
+    print(f"resuming at step {found.step} (epoch {where:.4g})")
+    if begins_again(setup, found):
+        epoch = found.facts["epoch"] + 1
+        print(f"epoch {epoch} begins again: its batches are not those of before")
+    return found
 
 
 def _of_main(found: Checkpoint | None, like: Any) -> Checkpoint | None:
@@ -164,31 +180,67 @@ def _of_main(found: Checkpoint | None, like: Any) -> Checkpoint | None:
 def _train(
     setup: Setup,
     identity: Identity,
-    position: Position,
+    found: Checkpoint | None,
     workdir: Path,
     signals: StopSignals,
     debug_nans: bool,
-) -> tuple[Params, Progress]:
-    """Trains from a position to the end and saves the last checkpoint."""
+    profile: tuple[int, int],
+) -> Trainer:
+    """Trains from a checkpoint, or from the beginning, to the end; returns the trainer."""
     train, started = setup.config.train, time.perf_counter()
+    if found:
+        setup = with_schedule(setup, found)
+    program = DataParallel(setup)
+    params = jax.jit(setup.task.init)(make_keys(setup.config.seed).init)
+    now = begin(program, [params], [setup.optimizer])
+    if found:
+        now = resume(program, now, found)
+    [trial] = now.trials
     checkpoints = Checkpoints(workdir / CHECKPOINTS) if is_main() else NoCheckpoints()
-    report = MetricLogger(
+    logger = MetricLogger(
         workdir,
-        records=position.records,
+        records=trial.records[: now.evaluated],
+        step=now.step,
         num_epochs=train.num_epochs,
         rows_per_epoch=count_rows(setup.data.rows),
         main_metric=setup.task.main_metric,
         log_every_epochs=train.log_every_epochs,
     )
-    with closing(checkpoints), report:
-        report.say(parameter_table(position.state.params))
+
+    def give_up(trial: int, reason: str) -> None:
+        step = trainer.saved_step
+        kept = f"the checkpoint of step {step} stays" if step else "nothing was saved yet"
+        raise UserError(
+            f"{reason}; {kept}: lower optim.learning_rate, set optim.clip_norm, or allow "
+            "train.max_skipped_steps"
+        )
+
+    trainer = Trainer(
+        program,
+        now,
+        checkpoints,
+        identity._asdict(),
+        Listeners(
+            lambda _, records: logger.add(records),
+            lambda _, lines: logger.add_steps(lines),
+            give_up,
+        ),
+        signals,
+        debug_nans=debug_nans,
+        profile=Profile(*profile, workdir / "profile"),
+    )
+    with closing(checkpoints), logger:
+        logger.say(parameter_table(now.state.params))
         if setup.data.buckets:
-            report.say(setup.data.buckets.describe(setup.task.lengths))
-        training = Training(setup, identity, position, checkpoints, report, signals, debug_nans)
-        best_params, progress = training.run()
-        report.say(f"trained to epoch {progress.epoch} in {time.perf_counter() - started:.1f} s")
+            logger.say(setup.data.buckets.describe(setup.task.lengths))
+        trainer.run()
+        if trial.progress.stopped:
+            best = trial.progress.best_epoch
+            logger.say(f"stopped early: {train.monitor} was best at epoch {best}")
+        seconds = time.perf_counter() - started
+        logger.say(f"trained to epoch {trial.progress.epoch} in {seconds:.1f} s")
     signals.unsaved = False
-    return best_params, progress
+    return trainer
 
 
 def _foreign_to(known: list[Identity]) -> Callable[[dict[str, Any]], str]:
@@ -203,31 +255,38 @@ def _foreign_to(known: list[Identity]) -> Callable[[dict[str, Any]], str]:
 
 
 def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> dict[str, Any]:
-    """Returns the metrics of every split; prints them and the task's examples."""
+    """Returns the metrics of every split; prints them and the task's examples, draws pictures."""
     task, evaluator = setup.task, setup.evaluator
     predict = cache(lambda split: evaluator.predict(params, task.splits[split]))
 
     def mean_metrics(split: str, dropout: bool) -> dict[str, float]:
-        key = jax.random.key(setup.config.seed) if dropout else None
+        key = evaluation_key(make_keys(setup.config.seed)) if dropout else None
         return evaluator.metrics(params, task.splits[split], key)
 
-    result: dict[str, Any] = summarize_splits(setup, mean_metrics, predict) | {
-        "best_epoch": progress.best_epoch,
-        "num_epochs": progress.epoch,
-        "num_parameters": count_parameters(params),
-    }
-    for line in task.show_examples(params, predict, workdir):
-        print(one_line(line))
+    result = summarize(setup, params, progress, mean_metrics, predict)
+    records = read_records(workdir / METRICS) if (workdir / METRICS).exists() else []
+    if records:
+        draw_curves(records, ("loss", task.main_metric), workdir / "curves.png")
+    lines = [one_line(line) for line in task.show_examples(params, predict, workdir)]
+    if not any(workdir.glob(f"events.out.*{EXAMPLES}")):  # evaluating a run again adds nothing
+        step = records[progress.best_epoch - 1]["step"] if records and progress.best_epoch else 0
+        add_examples(workdir, lines, sorted(workdir.glob("*.png")), step)
+    for line in lines:
+        print(line)
     for split in task.splits:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())
         print(f"{split} (epoch {progress.best_epoch}): {numbers}")
     return result
 
 
-def summarize_splits(
-    setup: Setup, mean_metrics: Callable[[str, bool], dict[str, float]], predict: Predict
+def summarize(
+    setup: Setup,
+    params: Params,
+    progress: Progress,
+    mean_metrics: Callable[[str, bool], dict[str, float]],
+    predict: Predict,
 ) -> dict[str, Any]:
-    """Returns the metrics of every split.
+    """Returns the metrics of every split and what result.json holds beside them.
 
     `mean_metrics` returns those of a split without or with dropout; `predict` the task's outputs.
     """
@@ -238,7 +297,11 @@ def summarize_splits(
             with_dropout = mean_metrics(split, True)
             result[split] |= {f"{name}_dropout": value for name, value in with_dropout.items()}
         result[split] |= setup.task.corpus_metrics(predict, split, result[split])
-    return result
+    return result | {
+        "best_epoch": progress.best_epoch,
+        "num_epochs": progress.epoch,
+        "num_parameters": count_parameters(params),
+    }
 
 
 class LoadedRun(NamedTuple):
@@ -275,7 +338,16 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
         if not (workdir / name).is_file() or sha256(workdir / name) != digest:
             raise UserError(f"{workdir / name} is not the one of this run: restore it from a copy")
     params = shard(found.arrays["best_params"], setup.mesh, WHOLE)
-    return params, Progress(**found.facts["progress"])
+    return params, _progress_in(found.facts, setup)
+
+
+def _progress_in(facts: dict[str, Any], setup: Setup) -> Progress:
+    """Returns the progress of a run from a checkpoint, also from one of version 0.1."""
+    if "progress" in facts:
+        return Progress(**facts["progress"])
+    [trial] = facts["trials"]
+    train = setup.config.train
+    return derive_progress(trial["records"], trial["best_epoch"], facts["evaluated"], train)
 
 
 def _restore_weights(setup: Setup, workdir: Path) -> tuple[Params, Progress]:

@@ -10,15 +10,17 @@ from seqjax.data.batching import check_batch_size, count_rows
 from seqjax.data.bucketing import Buckets, find_buckets
 from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError, check_keywords, keywords, require, unknown_name
+from seqjax.hparams import LARGEST_INT
 from seqjax.parameters import parameter_shapes
 from seqjax.tasks.base import Task
-from seqjax.training.early_stopping import check_monitor
-from seqjax.training.epoch import LOOPS, TrainData
+from seqjax.training.early_stopping import check_monitors
+from seqjax.training.epoch import LOOPS, START, Place, TrainData
 from seqjax.training.evaluator import Evaluator
 from seqjax.training.optimizer import Optimizer, make_optimizer
 from seqjax.training.train_step import init_train_state
 
 CPU_ROWS = 32  # the residuals of so many rows stay in a core's cache during the backward pass
+MAPPINGS = ("auto", "map", "vmap")  # train.trial_mapping
 AT_LEAST = {  # the smallest value of each field of `train`
     "num_epochs": 1,
     "num_buckets": 1,
@@ -28,6 +30,7 @@ AT_LEAST = {  # the smallest value of each field of `train`
     "checkpoint_every_minutes": 0,
     "max_skipped_steps": 0,
     "steps_per_call": 0,
+    "log_every_steps": 0,
     "log_every_epochs": 0,
     "patience": 0,
     "min_delta": 0,
@@ -35,7 +38,7 @@ AT_LEAST = {  # the smallest value of each field of `train`
 
 
 class Setup(NamedTuple):
-    """The parts of a run."""
+    """The parts of a run, or of several trials that share a program."""
 
     task: Task
     config: ConfigDict
@@ -44,6 +47,7 @@ class Setup(NamedTuple):
     mesh: jax.sharding.Mesh
     evaluator: Evaluator
     microbatch_size: int  # rows per device whose gradients are computed at once; 0 = all
+    num_updates: int  # of the whole run: the length of the schedule
 
     def arrays_like(self) -> dict[str, Any]:
         """Returns the shapes and dtypes of the arrays that a checkpoint holds."""
@@ -53,10 +57,13 @@ class Setup(NamedTuple):
 
 
 def make_setup(task: Task, config: ConfigDict) -> Setup:
-    """Returns the parts of a run; raises UserError for a setting that cannot be used."""
+    """Returns the parts of a run.
+
+    Raises UserError for a setting that cannot be used.
+    """
     train, rows = config.train, task.splits["train"]
     check_keywords("train", train, dict.fromkeys(base_config("").train, True), "training")
-    in_optim = keywords(make_optimizer, passed=("steps_per_epoch", "num_epochs"))
+    in_optim = keywords(make_optimizer, passed=("steps_per_epoch", "num_updates"))
     check_keywords("optim", config.optim, in_optim, "the optimizer")
     check_batch_size(train.batch_size, count_rows(rows))
     for field, least in AT_LEAST.items():
@@ -66,17 +73,42 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
     if train.loop not in LOOPS:
         raise unknown_name("train.loop", train.loop, LOOPS)
     require("seed", config.seed, 0 <= config.seed < 2**32, f"between 0 and {2**32 - 1}")
-    check_monitor(task, train.monitor)
+    find_mapping(train)  # for its errors
     mesh = make_mesh(train.num_devices)
     buckets = _find_buckets(task, train) if train.num_buckets != 1 else None
     data = TrainData(rows, train.batch_size, train.drop_remainder, buckets)
-    optimizer = make_optimizer(
-        **config.optim, steps_per_epoch=data.steps_per_epoch, num_epochs=train.num_epochs
-    )
+    num_updates = count_updates(config, data)
+    optimizer = setup_optimizer(config, data, num_updates)
+    check_monitors(task, train, optimizer.plateau)
     evaluator = Evaluator(task.loss_and_metrics, task.predict, train.batch_size, mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     microbatch_size = train.microbatch_size or (CPU_ROWS if on_cpu else 0)
-    return Setup(task, config, optimizer, data, mesh, evaluator, microbatch_size)
+    parts = (task, config, optimizer, data, mesh, evaluator, microbatch_size, num_updates)
+    return Setup(*parts)
+
+
+def setup_optimizer(config: ConfigDict, data: TrainData, num_updates: int) -> Optimizer:
+    """Returns the optimizer of a run that makes so many updates."""
+    lengths = {"steps_per_epoch": data.steps_per_epoch, "num_updates": num_updates}
+    return make_optimizer(**config.optim, **lengths)
+
+
+def count_updates(
+    config: ConfigDict, data: TrainData, place: Place = START, num_waiting: int = 0
+) -> int:
+    """Returns the number of updates that a run makes from a place on to its end.
+
+    `num_waiting` is the number of steps before, whose gradients were not applied yet. Raises
+    UserError for too many steps, and where all steps of a run are less than one update.
+    """
+    num_steps = data.steps_per_epoch * config.train.num_epochs
+    steps, epochs = config.optim.accumulate_steps, config.train.num_epochs
+    if num_steps > LARGEST_INT:
+        raise UserError(f"train.num_epochs={epochs} makes {num_steps} steps, above {LARGEST_INT}")
+    expected = f"at least 1 and at most {num_steps}, the number of steps of the run"
+    require("optim.accumulate_steps", steps, 1 <= steps <= num_steps, expected)
+    left = num_steps - place.epoch * data.steps_per_epoch - place.step
+    return -(-(num_waiting + max(0, left)) // steps)
 
 
 def _find_buckets(task: Task, train: ConfigDict) -> Buckets:
@@ -87,3 +119,22 @@ def _find_buckets(task: Task, train: ConfigDict) -> Buckets:
     if train.drop_remainder:
         raise UserError(f"{field} needs train.drop_remainder=False: each bucket has a remainder")
     return find_buckets(task.lengths, train.num_buckets, train.batch_size)
+
+
+def find_mapping(train: ConfigDict) -> str:
+    """Returns how the trials of one device are mapped, "map" or "vmap".
+
+    On a CPU they run one after the other, because a trial's arrays then stay in a core's cache. A
+    small model fills an accelerator only side by side with others. Raises UserError for an unknown
+    name, and for a backend that cannot be vmapped.
+    """
+    if train.trial_mapping not in MAPPINGS:
+        raise unknown_name("train.trial_mapping", train.trial_mapping, MAPPINGS)
+    by_device = "map" if jax.default_backend() == "cpu" else "vmap"
+    mapping = by_device if train.trial_mapping == "auto" else train.trial_mapping
+    if mapping == "vmap" and train.backend == "cudnn":
+        raise UserError(
+            "train.backend='cudnn' cannot be vmapped over trials: set train.backend to 'auto', or "
+            "train.trial_mapping to 'map'"
+        )
+    return mapping

@@ -5,7 +5,7 @@ over devices, and mapped over the trials of a sweep. The dropout key of a step i
 step's number, so a resumed run draws what an uninterrupted run draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,8 +38,22 @@ class StepLog(NamedTuple):
     """What is logged of one step, or of many with a leading `[steps]`."""
 
     metrics: Metrics
-    learning_rate: Float[Array, "*steps"]  # of the last update
+    learning_rate: Float[Array, "*steps"]  # of the update that the step makes or takes part in
     skipped: Int[Array, "*steps"]  # 1 if the step was skipped: loss or gradient was not finite
+    norms: Mapping[str, Float[Array, "*steps"]]  # empty unless they are asked for
+
+
+class RunKeys(NamedTuple):
+    """The random keys of a run, one for each purpose."""
+
+    init: Key[Array, "*trials"]  # initial parameters
+    data: Key[Array, "*trials"]  # the order of the rows
+    dropout: Key[Array, "*trials"]
+
+
+def make_keys(seed: Any) -> RunKeys:
+    """Returns the keys of a run. The seed is an int or an array, so it can be mapped over."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
 
 
 def init_train_state(params: Params, optimizer: Optimizer) -> TrainState:
@@ -105,12 +119,15 @@ def make_train_step(
     *,
     microbatch_size: int = 0,
     buckets: Buckets | None = None,
+    log_norms: bool = False,
 ) -> Callable:
-    """Returns `(state, batch, key, bucket=0, hparams=HParams()) -> (state, StepLog)`.
+    """Returns the step `(state, batch, key, bucket=0, hparams=HParams(), is_last=False)`, which
+    returns `(state, StepLog)`.
 
-    The step makes one update by the gradient of the mean loss. With the name of a mesh axis it is
-    for use inside `mesh.sharded`: gradients and metrics are summed over the devices once. With
-    `buckets` the program has a branch for each bucket and takes the one numbered `bucket`.
+    `key` is the run's dropout key; `is_last` says that the run makes no further step. With the name
+    of a mesh axis the step is for use inside `mesh.sharded`: gradients and metrics are summed over
+    the devices once. With `buckets` the program has a branch for each bucket and takes the one
+    numbered `bucket`. With `log_norms` the log has the norms that `global_norms` returns.
     """
     gradient = make_gradient(loss_and_metrics, microbatch_size)
 
@@ -120,6 +137,7 @@ def make_train_step(
         key: Key[Array, ""],
         bucket: Any = 0,
         hparams: HParams = HParams(),
+        is_last: Any = False,
     ):
         params, opt_state, step = state
         keys = batch_keys(jax.random.fold_in(key, step), batch, axis)
@@ -131,15 +149,30 @@ def make_train_step(
         num_branches = buckets.num_buckets if buckets else 1
         branches = [partial(cropped_gradient, k) for k in range(num_branches)]
         grads, metrics = psum_tree(jax.lax.switch(bucket, branches, batch), axis)
-        weight = jnp.maximum(metrics["loss"].weight, 1)
-        loss = metrics["loss"].total / weight
-        # The optimizer skips non-finite gradients; a non-finite loss must count as one.
-        scale = jnp.where(jnp.isfinite(loss), 1 / weight, jnp.nan)
-        grads = jax.tree.map(lambda g: scale * g, grads)
-        updates, new_opt_state = optimizer.update(grads, opt_state, params, value=loss)
-        skipped = optimizer.num_skipped(new_opt_state) - optimizer.num_skipped(opt_state)
+        # The optimizer skips non-finite gradients and weights; a non-finite loss must count as one.
+        total, weight = metrics["loss"]
+        checked = jnp.where(jnp.isfinite(total), weight, jnp.nan)
+        options = {"weight": checked, "is_last": is_last}
+        updates, new_opt_state = optimizer.update(grads, opt_state, params, **options)
         params = optax.apply_updates(params, updates)
-        log = StepLog(metrics, optimizer.learning_rate(new_opt_state), skipped)
+        log = StepLog(
+            metrics,
+            optimizer.learning_rate(opt_state),
+            optimizer.num_skipped(new_opt_state) - optimizer.num_skipped(opt_state),
+            global_norms(grads, weight, updates, params) if log_norms else {},
+        )
         return TrainState(params, new_opt_state, step + 1), log
 
     return train_step
+
+
+def global_norms(
+    gradients: Params, weight: Float[Array, ""], updates: Params, params: Params
+) -> dict[str, Float[Array, ""]]:
+    """Returns the L2 norms of a batch's mean gradient, of the update and of the new parameters."""
+    norm = optax.tree.norm(gradients)
+    return {
+        "gradient_norm": jnp.where(weight > 0, norm / weight, norm),
+        "update_norm": optax.tree.norm(updates),
+        "parameter_norm": optax.tree.norm(params),
+    }

@@ -1,163 +1,245 @@
-"""The one training loop of a run.
+"""The one training loop, of a run and of the trials of a sweep.
 
 Steps are made a call of the compiled program at a time. Between two calls, wherever in an epoch,
-a run may be saved and stopped; the numbers do not depend on where the calls end.
+training may be saved and stopped; the numbers do not depend on where the calls end.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from seqjax.data.batching import count_rows
 from seqjax.distributed.processes import gather
-from seqjax.errors import UserError
-from seqjax.metrics import Average, compute_means
+from seqjax.parameters import peak_memory_bytes
 from seqjax.runs.checkpoint import Checkpoints
-from seqjax.runs.identity import Identity
 from seqjax.runs.signals import Stopped, StopSignals
 from seqjax.training.debug_nans import diagnose, first_bad
-from seqjax.training.early_stopping import Pace, Progress, advance
-from seqjax.training.epoch import LOOPS
-from seqjax.training.logger import MetricLogger, Record
-from seqjax.training.setup import Setup
-from seqjax.training.train_step import StepLog, TrainState
-from seqjax.typing import Params
+from seqjax.training.early_stopping import TRAIN_EVAL, advance
+from seqjax.training.epoch import Pace, Place, Profile
+from seqjax.training.logger import Record
+from seqjax.training.position import Position, epoch_record, step_line, to_facts, with_plateau
+from seqjax.training.programs import DataParallel, TrialParallel
+from seqjax.training.train_step import StepLog
 
 
-class Position(NamedTuple):
-    """Where a run is: what its next step needs, and what it has found."""
+class Listeners(NamedTuple):
+    """What is told of each trial, by its number, while it trains."""
 
-    state: TrainState
-    best_params: Params
-    progress: Progress
-    records: list[Record]
-    logs: list[StepLog]  # of the steps since the last evaluation, on the host
+    add_records: Callable[[int, Sequence[Record]], None]  # new records, one an epoch
+    add_steps: Callable[[int, Sequence[Mapping[str, Any]]], None]  # new lines of steps.jsonl
+    fail: Callable[[int, str], None]  # why a trial cannot go on; may raise
 
 
-class Training:
-    """A run from a position on. `run` ends at the last epoch, an early stop, or an exception."""
+class Trainer:
+    """Trains N trials from a position on. `run` ends at the last epoch, when no trial goes on, or
+    with an exception.
+
+    `ends` are the epochs after which each trial ends at the latest. `identity` is added to the
+    facts of every checkpoint.
+    """
 
     def __init__(
         self,
-        setup: Setup,
-        identity: Identity,
+        program: DataParallel | TrialParallel,
         position: Position,
         checkpoints: Checkpoints,
-        report: MetricLogger,
+        identity: Mapping[str, Any],
+        listeners: Listeners,
         signals: StopSignals,
-        debug_nans: bool,
+        *,
+        ends: Sequence[int] = (),
+        debug_nans: bool = False,
+        profile: Profile | None = None,
     ):
-        self.setup, self.identity, self.checkpoints = setup, identity, checkpoints
-        self.report, self.signals, self.debug_nans = report, signals, debug_nans
-        self.state, self.best_params, self.progress, self.records, self.logs = position
-        self.step = self.saved_step = int(self.state.step)
+        self.program, self.setup, self.now = program, program.setup, position
+        self.checkpoints, self.identity, self.listeners = checkpoints, identity, listeners
+        self.signals, self.debug_nans, self.profile = signals, debug_nans, profile or Profile()
+        train = self.setup.config.train
+        self.ends = ends or [train.num_epochs] * program.num_trials
+        self.saved_step, self.saved_epoch = position.step, position.evaluated
         self._saved_at = time.monotonic()
+        self._clock, self._compiled = time.perf_counter(), program.compile_seconds
+        position.seconds += program.compile_seconds  # where it was compiled before
+        position.compile_seconds += program.compile_seconds
         self._prepared: Callable[[], None] | None = None
-        self._key = jax.random.key(setup.config.seed)
-        self._pace = Pace(setup.config.train.steps_per_call)
-        train = setup.config.train
-        self._loop = LOOPS[train.loop](
-            setup.task.loss_and_metrics,
-            setup.optimizer,
-            setup.data,
-            setup.mesh,
-            max_steps=train.eval_every_epochs * setup.data.steps_per_epoch,
-            max_skipped=train.max_skipped_steps,
-            microbatch_size=setup.microbatch_size,
-        )
+        self._pace = Pace(train.steps_per_call)
 
-    def run(self) -> tuple[Params, Progress]:
-        """Trains to the end; the best weights and where the run stands."""
-        train, per_epoch = self.setup.config.train, self.setup.data.steps_per_epoch
-        while self.progress.epoch < train.num_epochs and not self.progress.stopped:
-            epoch = min(self.progress.epoch + train.eval_every_epochs, train.num_epochs)
-            while (left := epoch * per_epoch - self.step) > 0:
+    def run(self, until: int | None = None) -> None:
+        """Trains to the end, or to the epoch `until`, and saves."""
+        train, now = self.setup.config.train, self.now
+        last = train.num_epochs if until is None else min(until, train.num_epochs)
+        while now.evaluated < last and self.active().any():
+            # A run that goes on with another interval may be past its end.
+            there = now.epoch + (now.place > 0)
+            epoch = min(max(now.evaluated + train.eval_every_epochs, there), train.num_epochs)
+            while (left := self._steps_to(epoch)) > 0:
                 self._call(left)
+                self._take_time()
                 # A step has one checkpoint: at the end of an interval that after the evaluation.
-                if self.step < epoch * per_epoch:
+                if self._steps_to(epoch) > 0:
                     minutes = (time.monotonic() - self._saved_at) / 60
                     if 0 < train.checkpoint_every_minutes <= minutes:
                         self._save()
                     self._stop_if_asked()
             self._evaluate()
-            ended = self.progress.stopped or self.progress.epoch == train.num_epochs
-            saved_epoch = self.saved_step // per_epoch
-            if ended or self.progress.epoch - saved_epoch >= train.checkpoint_every_epochs:
+            self._take_time()
+            ended = now.evaluated >= last or not self.active().any()
+            if ended or now.evaluated - self.saved_epoch >= train.checkpoint_every_epochs:
                 self._save()
             self._stop_if_asked()
         self._write_prepared()
-        if self.progress.stopped:
-            best = self.progress.best_epoch
-            self.report.say(f"stopped early: {train.monitor} was best at epoch {best}")
-        return self.best_params, self.progress
+        self.profile.stop()
+
+    def costs(self) -> dict[str, float]:
+        """Returns what training took of time and memory; all trials of a program share it."""
+        now, num_rows = self.now, count_rows(self.setup.data.rows)
+        trained = sum(len(trial.records) for trial in now.trials) * num_rows
+        return {
+            "wall_seconds": now.seconds,
+            "compile_seconds": now.compile_seconds,
+            "examples_per_second": trained / max(now.seconds - now.compile_seconds, 1e-9),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def _take_time(self) -> None:
+        time_now, compiled = time.perf_counter(), self.program.compile_seconds
+        self.now.seconds += time_now - self._clock
+        self.now.compile_seconds += compiled - self._compiled
+        self._clock, self._compiled = time_now, compiled
+
+    def active(self) -> np.ndarray:
+        """Returns which trials are still trained, `[N]`."""
+        return np.array(
+            [
+                not (trial.failure or trial.progress.stopped) and self.now.evaluated < end
+                for trial, end in zip(self.now.trials, self.ends, strict=True)
+            ]
+        )
+
+    def _steps_to(self, epoch: int) -> int:
+        return (epoch - self.now.epoch) * self.setup.data.steps_per_epoch - self.now.place
 
     def _call(self, steps_left: int) -> None:
-        """Some steps; raises UserError if too many of them had to be skipped."""
-        started = time.perf_counter()
-        num_steps = self._pace.num_steps(steps_left)
-        self.state, log = self._loop(self.state, self._key, num_steps)
+        """Runs some steps; trials of which too many have to be skipped fail."""
+        now, active, started = self.now, self.active(), time.perf_counter()
+        num_steps = self.profile.limit(now.step, self._pace.num_steps(steps_left))
+        place = Place(now.epoch, now.place)
+        now.state, log = self.program.train(now.state, place, num_steps, active)
         self._write_prepared()  # while the devices work
-        step = int(self.state.step)  # waits for the steps
-        log = jax.device_get(log)
-        if self._loop.program.num_compiled > 1:
-            raise RuntimeError("the training program was compiled again: a batch changed its shape")
+        log = self.program.log(log, num_steps)
         self._pace.took(gather(time.perf_counter() - started)[0], num_steps)
-        self.logs.append(jax.tree.map(lambda x: np.asarray(x)[: step - self.step], log))
-        self.step, self.signals.unsaved = step, True
-        skipped = int(self.setup.optimizer.num_skipped(self.state.opt_state))
-        if skipped > self.setup.config.train.max_skipped_steps:
-            setup = self.setup
-            told = diagnose(
-                setup.task.loss_and_metrics,
-                setup.data,
-                self.state,
-                self._key,
-                setup.mesh.size,
-                operations=self.debug_nans,
-            )
-            before = f" ({skipped - 1} steps were skipped before)" if skipped > 1 else ""
-            self._give_up(f"{told}{before}")
+        now.step += num_steps
+        self.signals.unsaved = True
+        skipped = self._of_each(self.setup.optimizer.num_skipped)
+        most = self.setup.config.train.max_skipped_steps
+        for i in np.flatnonzero(active & (skipped > most)).tolist():
+            self._fail(i, self._diagnose(i, place, now.step - num_steps, int(skipped[i])))
+        self._add_log(log)
+
+    def _of_each(self, read: Callable[[Any], Any]) -> np.ndarray:
+        """Returns a number that is read from each trial's optimizer state, `[N]`."""
+        return np.atleast_1d(np.asarray(read(self.now.state.opt_state)))[: self.program.num_trials]
+
+    def _diagnose(self, i: int, place: Place, first_step: int, skipped: int) -> str:
+        """Returns what went wrong in a trial's last step of a call that began at a place."""
+        setup, state = self.setup, self.program.get(self.now.state, i)
+        made = place.step + int(state.step) - 1 - first_step
+        epoch, step = divmod(made, setup.data.steps_per_epoch)
+        told = diagnose(
+            setup.task.loss_and_metrics,
+            setup.data,
+            state,
+            self.program.keys(i),
+            Place(place.epoch + epoch, step),
+            self.program.num_devices,
+            operations=self.debug_nans,
+            hparams=self.program.hparams(i),
+        )
+        return told + (f" ({skipped - 1} steps were skipped before)" if skipped > 1 else "")
+
+    def _add_log(self, log: StepLog) -> None:
+        """Adds the log of a call, and makes a record of every epoch that it completes."""
+        now, per_epoch = self.now, self.setup.data.steps_per_epoch
+        self._tell_steps(log)
+        log = log._replace(norms={})
+        if now.log is not None:
+            log = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), now.log, log)
+        active = np.flatnonzero(self.active()).tolist()
+        first, num_steps = now.step - log.skipped.shape[1], log.skipped.shape[1]
+        for end in range(per_epoch, num_steps + 1, per_epoch):
+            now.epoch += 1
+            for i in active:
+                part = jax.tree.map(lambda x, i=i, end=end: x[i, end - per_epoch : end], log)
+                record = epoch_record(part, now.epoch, first + end)
+                if record is None:
+                    self._fail(i, f"every step of epoch {now.epoch} had to be skipped")
+                else:
+                    now.trials[i].records.append(record)
+        now.place = num_steps % per_epoch
+        left = jax.tree.map(lambda x: x[:, num_steps - now.place :], log)
+        now.log = left if now.place else None
+
+    def _tell_steps(self, log: StepLog) -> None:
+        """Tells the listeners the lines of steps.jsonl that a call has made."""
+        every, num_steps = self.setup.config.train.log_every_steps, log.skipped.shape[1]
+        if not every:
+            return
+        first, now = self.now.step - num_steps, self.now
+        for i in np.flatnonzero(self.active()).tolist():
+            lines = []
+            for j in range(-(first + 1) % every, num_steps, every):
+                done = now.place + j
+                epoch = now.epoch + done // self.setup.data.steps_per_epoch + 1
+                part = jax.tree.map(lambda x, i=i, j=j: x[i, j], log)
+                lines.append(step_line(part, epoch, first + j + 1))
+            self.listeners.add_steps(i, lines)
 
     def _evaluate(self) -> None:
-        """Ends an interval: records, and what they mean for the best weights."""
-        setup = self.setup
-        params = setup.optimizer.eval_params(self.state.params, self.state.opt_state)
-        log = jax.tree.map(lambda *xs: np.concatenate(xs), *self.logs)
-        try:
-            records = epoch_records(log, setup.data.steps_per_epoch, self.progress.epoch)
-            self.logs = []
-        except UserError as error:
-            self._give_up(str(error))
-        epoch = records[-1]["epoch"]
-        if bad := first_bad(jax.device_get(params), "the parameter"):
-            self._give_up(f"after epoch {epoch} {bad[0]}")
+        """Ends an interval: what its last records mean for the best weights and the schedule."""
+        now, setup, train = self.now, self.setup, self.setup.config.train
+        active, first = np.flatnonzero(self.active()).tolist(), now.evaluated
+        now.evaluated = now.epoch
+        params = setup.optimizer.eval_params(now.state.params, now.state.opt_state)
+        measured = {}
         if "valid" in setup.task.splits:
-            valid = setup.evaluator.metrics(params, setup.task.splits["valid"])
-            records[-1]["valid"] = valid
-            if not np.isfinite(valid["loss"]):
-                self._give_up(f"after epoch {epoch} the validation loss is {valid['loss']}")
-        self.records += records
-        self.report.add(records)
-        self.progress = advance(self.progress, records[-1], setup.config.train)
-        if self.progress.best_epoch == epoch:
-            self.best_params = jax.tree.map(lambda x: x.copy(), params)  # the loop donates them
+            measured["valid"] = self.program.metrics(params, setup.task.splits["valid"])
+        if train.monitor.startswith("train."):
+            measured[TRAIN_EVAL] = self.program.metrics(params, setup.data.rows)
+        finite, better = self.program.all_finite(params), np.zeros(len(now.trials), bool)
+        for i in active:
+            trial, record = now.trials[i], now.trials[i].records[-1]
+            record |= {split: means[i] for split, means in measured.items()}
+            if not finite[i]:
+                [bad] = first_bad(self.program.get(params, i), "the parameter")
+                self._fail(i, f"after epoch {now.epoch} {bad}")
+            elif "valid" in record and not np.isfinite(loss := record["valid"]["loss"]):
+                self._fail(i, f"after epoch {now.epoch} the validation loss is {loss}")
+            else:
+                trial.progress = advance(trial.progress, record, train)
+                better[i] = trial.progress.best_epoch == now.epoch
+                self.listeners.add_records(i, trial.records[first:])
+        if better.any():
+            now.best_params = self.program.choose(better, params, now.best_params)
+        now.state = with_plateau(self.program, now)
+
+    def _fail(self, i: int, reason: str) -> None:
+        self.now.trials[i].failure = reason
+        self.listeners.fail(i, reason)
 
     def _save(self) -> None:
         """Prepares a checkpoint of the present position, unless there is one."""
-        if self.step == self.saved_step:
+        now = self.now
+        if now.step == self.saved_step:
             return
-        facts = {
-            "progress": self.progress._asdict(),
-            "records": self.records,
-            "logs": [log_to_json(log) for log in self.logs],
-            **self.identity._asdict(),
-        }
-        arrays = {"state": self.state, "best_params": self.best_params}
-        best_step = self.progress.best_epoch * self.setup.data.steps_per_epoch
-        self._prepared = self.checkpoints.prepare(self.step, arrays, facts, best_step)
-        self.saved_step, self._saved_at = self.step, time.monotonic()
+        arrays = {"state": now.state, "best_params": now.best_params}
+        arrays = {name: self.program.to_save(tree) for name, tree in arrays.items()}
+        facts = to_facts(now, self.setup) | self.identity
+        self._prepared = self.checkpoints.prepare(now.step, arrays, facts, now.best_step())
+        self.saved_step, self.saved_epoch = now.step, now.evaluated
+        self._saved_at = time.monotonic()
 
     def _write_prepared(self) -> None:
         if self._prepared:
@@ -170,49 +252,6 @@ class Training:
             self._save()
             self._write_prepared()
             self.checkpoints.close()
-            where = f"step {self.step} (epoch {self.step / self.setup.data.steps_per_epoch:.2f})"
+            epoch = self.now.epoch + self.now.place / self.setup.data.steps_per_epoch
+            where = f"step {self.now.step} (epoch {epoch:.2f})"
             raise Stopped(number, f"stopped and saved at {where}: the same command resumes there")
-
-    def _give_up(self, told: str) -> None:
-        kept = f"the checkpoint of step {self.saved_step} stays"
-        raise UserError(
-            f"{told}; {kept if self.saved_step else 'nothing was saved yet'}: "
-            "lower optim.learning_rate, set optim.clip_norm, or allow train.max_skipped_steps"
-        )
-
-
-def epoch_records(log: StepLog, per_epoch: int, first_epoch: int) -> list[dict[str, Any]]:
-    """One record an epoch from the log of the steps of whole epochs, `first_epoch` of them before.
-
-    Raises UserError for an epoch of which every step was skipped.
-    """
-    records = []
-    for i in range(len(log.skipped) // per_epoch):
-        part = jax.tree.map(lambda x, i=i: x[i * per_epoch : (i + 1) * per_epoch], log)
-        epoch, made = first_epoch + i + 1, part.skipped == 0
-        if not made.any():
-            raise UserError(f"every step of epoch {epoch} had to be skipped")
-        record = {
-            "epoch": epoch,
-            "step": epoch * per_epoch,
-            "learning_rate": float(part.learning_rate[-1]),
-            "train": compute_means(
-                {n: Average(x.total[made], x.weight[made]) for n, x in part.metrics.items()}
-            ),
-        }
-        skipped = {} if made.all() else {"skipped_steps": int((~made).sum())}
-        records.append(record | skipped)
-    return records
-
-
-def log_to_json(log: StepLog) -> dict[str, Any]:
-    """A log as nested dicts of lists."""
-    metrics = {name: average._asdict() for name, average in log.metrics.items()}
-    return jax.tree.map(np.ndarray.tolist, log._asdict() | {"metrics": metrics})
-
-
-def log_from_json(value: dict[str, Any]) -> StepLog:
-    """The log that `log_to_json` was given; a float32 is the same number as JSON's float64."""
-    arrays: Any = jax.tree.map(np.asarray, value, is_leaf=lambda x: isinstance(x, list))
-    metrics = {name: Average(**parts) for name, parts in arrays["metrics"].items()}
-    return StepLog(**arrays | {"metrics": metrics})

@@ -19,11 +19,11 @@ from seqjax.errors import UserError
 from seqjax.nn.dropout import row_keys
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import token_metrics
-from seqjax.training.epoch import LOOPS, TrainData
+from seqjax.training.epoch import LOOPS, LoopOptions, Place, TrainData
 from seqjax.training.fit import fit
 from seqjax.training.optimizer import make_optimizer
 from seqjax.training.setup import make_setup
-from seqjax.training.train_step import init_train_state
+from seqjax.training.train_step import init_train_state, make_keys
 
 both_lengths = st.lists(
     st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=40
@@ -149,12 +149,11 @@ def text_loop(kind: str, num_devices: int, is_cropped: bool = True):
     optimizer = make_optimizer(
         **{**config.optim, "name": "momentum", "learning_rate": 0.1},
         steps_per_epoch=5,
-        num_epochs=2,
+        num_updates=10,
     )
     data = setup.data._replace(buckets=buckets)
-    loop = LOOPS[kind](
-        setup.task.loss_and_metrics, optimizer, data, setup.mesh, max_steps=20, max_skipped=0
-    )
+    options = LoopOptions(max_steps=20, num_epochs=2)
+    loop = LOOPS[kind](setup.task.loss_and_metrics, optimizer, data, setup.mesh, options)
     params = jax.jit(setup.task.init)(jax.random.key(0))
     state = shard(init_train_state(params, optimizer), make_mesh(num_devices), WHOLE)
     return loop, state, data.steps_per_epoch
@@ -165,8 +164,8 @@ def trained(kind: str, num_devices: int, calls=(6,), is_cropped: bool = True):
     loop, state, per_epoch = text_loop(kind, num_devices, is_cropped)
     assert per_epoch == 3
     for num_steps in calls:
-        state, _ = loop(state, jax.random.key(0), num_steps)
-    assert loop.program.num_compiled == 1
+        place = Place(*divmod(int(state.step), per_epoch))
+        state, _ = loop(state, make_keys(0), place, num_steps)
     return jax.device_get(state.params)
 
 
@@ -195,26 +194,6 @@ def test_the_share_of_padding_is_that_of_the_rows():
         "2 length buckets of source + target: 2 + 3, 6 + 9; "
         "padding 8.0% of all positions, 48.9% in one bucket"
     )
-
-
-def test_a_second_compilation_ends_the_run(tmp_path, monkeypatch):
-    def make_loop(*args, **options):
-        loop = make_epoch_loop(*args, **options)
-
-        def run(state, key, num_steps):  # the second call has a step of another dtype
-            changed = loop.program.num_compiled > 0
-            return loop(
-                state._replace(step=state.step.astype(np.int16 if changed else np.int32)),
-                key,
-                num_steps,
-            )
-
-        return loop._replace(run=run)
-
-    make_epoch_loop = LOOPS["epoch"]
-    monkeypatch.setitem(LOOPS, "epoch", make_loop)
-    with pytest.raises(RuntimeError, match="compiled again: a batch changed its shape"):
-        fit(linear_task(), linear_config(steps_per_call=2), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

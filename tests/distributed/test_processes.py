@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.commands import ROOT, assert_one_line, enter_empty, run_command
 from support.distributed_runs import RUNS, STOPPED_AT
+from support.same_runs import read_result
 from support.toys import linear_config, read_json, tiny_config
 
 import seqjax.plots
@@ -81,8 +82,8 @@ def both(tmp_path_factory, cache) -> Path:
 
 
 def same_files(some: Path, other: Path) -> bool:
-    names = ("result.json", "metrics.jsonl")
-    return all((some / name).read_bytes() == (other / name).read_bytes() for name in names)
+    records = [(run / "metrics.jsonl").read_bytes() for run in (some, other)]
+    return records[0] == records[1] and read_result(some) == read_result(other)
 
 
 def losses(run: Path) -> list[float]:

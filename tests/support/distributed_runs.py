@@ -25,7 +25,7 @@ from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
-from seqjax.training.trainer import Training
+from seqjax.training.trainer import Trainer
 from support.toys import linear_config, linear_task, tiny_config
 
 TASK = linear_task()
@@ -39,18 +39,18 @@ STOPPED_AT = 13  # of 24 steps
 
 def stop_and_resume(config: ConfigDict, workdir: Path) -> str:
     """Trains a run that a signal to process 1 stops, and resumes it; returns the stop message."""
-    call = Training._call
+    call = Trainer._call
 
     def call_and_ask(self, steps_left):
         call(self, steps_left)
-        if self.step == STOPPED_AT and not is_main():
+        if self.now.step == STOPPED_AT and not is_main():
             os.kill(os.getpid(), signal.SIGTERM)
             while not self.signals.received:
                 time.sleep(0.01)
 
     config.train.steps_per_call = 1  # may differ between a run and its resumption
     try:
-        with mock.patch.object(Training, "_call", call_and_ask):
+        with mock.patch.object(Trainer, "_call", call_and_ask):
             fit(TASK, config, workdir)
     except Stopped as stopped:
         config.train.steps_per_call = 0

@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
+from seqjax.distributed.packing import unpack
+from seqjax.runs.checkpoint import read_facts
 from support.toys import read_json
 
 # Float32 rounds by 6e-8. The largest difference of weights seen was 2e-7, with and without AVX-512.
 # But where a gradient is nothing but the rounding error of a sum of 0, Adam magnifies it, and other
 # processors round differently. A wrong seed, learning rate or dropout differs by more than 1e-2.
 RTOL, ATOL = 1e-4, 1e-5
+COSTS = ("wall_seconds", "compile_seconds", "examples_per_second", "peak_memory_bytes")
 
 
 def assert_close(some: Any, other: Any, place: str = "") -> None:
@@ -41,8 +43,26 @@ def assert_close(some: Any, other: Any, place: str = "") -> None:
 def assert_same_records(some: Path, other: Path) -> None:
     """Asserts that two runs have equal configs, and equal records and results up to rounding."""
     assert (some / "config.json").read_bytes() == (other / "config.json").read_bytes()
-    assert_close(*(read_json(path / "result.json") for path in (some, other)))
+    assert_close(*(read_result(path) for path in (some, other)))
     assert_close(*(read_lines(path / "metrics.jsonl") for path in (some, other)))
+
+
+def read_result(workdir: Path) -> dict[str, Any]:
+    """Returns the contents of result.json without what was measured of time and memory."""
+    result = read_json(workdir / "result.json")
+    for name in COSTS:
+        assert result.pop(name) >= 0, name
+    return result
+
+
+def read_arrays(workdir: Path) -> dict[str, Any]:
+    """Returns the arrays of a run's newest checkpoint, by path."""
+    import orbax.checkpoint as ocp
+
+    [step] = sorted((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))[-1:]
+    stored = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore((step / "arrays").absolute())
+    like = {name: np.zeros(shape, dtype) for name, dtype, shape in read_facts(step)["layout"]}
+    return unpack(stored["bytes"], like)
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -61,4 +81,4 @@ def assert_same_trials(some: Path, other: Path) -> None:
     """Asserts that two trials' directories hold the same files, equal up to rounding."""
     assert sorted(p.name for p in some.iterdir()) == sorted(p.name for p in other.iterdir())
     assert_same_records(some, other)
-    assert_same_arrays(*(load_file(path / "weights.safetensors") for path in (some, other)))
+    assert_same_arrays(*(read_arrays(path) for path in (some, other)))

@@ -15,11 +15,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import seqjax.plots
-import seqjax.sweeps.group
 import seqjax.sweeps.plots
+import seqjax.sweeps.vectorized
 from seqjax.config import base_config
 from seqjax.data.batching import take_rows
-from seqjax.distributed.mesh import make_mesh
 from seqjax.losses import cross_entropy
 from seqjax.metrics import accuracy
 from seqjax.nn.dropout import dropout
@@ -37,7 +36,7 @@ SIZES = {"train": 22, "valid": 9, "test": 5}
 def use_linear_task(monkeypatch) -> None:
     """Registers the task `linear`, draws no pictures, and trains trials on two devices."""
     monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    monkeypatch.setattr(seqjax.sweeps.group, "make_mesh", lambda num_devices: make_mesh(2))
+    monkeypatch.setattr(seqjax.sweeps.vectorized, "NUM_DEVICES", 2)
     for module in (seqjax.plots, seqjax.sweeps.plots):
         monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
 
@@ -132,7 +131,8 @@ def read_scalars(workdir: Path) -> dict[tuple[str, int], float]:
             if event.HasField("session_log"):
                 scalars = {key: x for key, x in scalars.items() if key[1] < event.step}
             for value in event.summary.value:
-                scalars[value.tag, event.step] = value.simple_value
+                if value.HasField("simple_value"):
+                    scalars[value.tag, event.step] = value.simple_value
     return scalars
 
 

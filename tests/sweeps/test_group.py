@@ -4,29 +4,37 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from support.same_runs import assert_same_arrays, assert_same_records
+from support.same_runs import (
+    assert_same_arrays,
+    assert_same_records,
+    read_arrays,
+    read_lines,
+    read_result,
+)
 from support.toys import (
     evaluate,
     linear_config,
     linear_task,
     read_json,
+    read_scalars,
     tiny_config,
     use_linear_task,
 )
 
-from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError
+from seqjax.hparams import HParams
 from seqjax.runs.signals import Stopped, StopSignals
-from seqjax.runs.weights import read_weights
 from seqjax.runs.workdir import CHECKPOINTS
 from seqjax.sweeps.group import PROGRESS, train_group
 from seqjax.sweeps.space import apply
 from seqjax.sweeps.trial import Trial
-from seqjax.sweeps.vectorized import Members, group_key, share_config
+from seqjax.sweeps.vectorized import group_key
 from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.fit import fit, restore_best
+from seqjax.training.programs import TrialParallel
 from seqjax.training.setup import make_setup
 
 
@@ -53,23 +61,24 @@ def assert_as_alone(single_run) -> Callable[[Trial], None]:
     return check
 
 
-def contents(directory: Path, names=("metrics.jsonl", "result.json", "config.json")) -> list[bytes]:
-    return [(directory / name).read_bytes() for name in names]
+def contents(directory: Path) -> list:
+    """What two runs have in common that end with the same bits."""
+    names = ("metrics.jsonl", "config.json", "fingerprint.json")
+    return [read_result(directory), *((directory / name).read_bytes() for name in names)]
 
 
 def weights_of(trial: Trial) -> list[bytes]:
-    return flat(read_weights(trial.directory / "weights.safetensors").tensors)
-
-
-def flat(params) -> list[bytes]:
-    return [x.tobytes() for x in jax.tree.leaves(jax.device_get(params))]
+    arrays = read_arrays(trial.directory)
+    return [x.tobytes() for name, x in arrays.items() if name.startswith("best_params")]
 
 
 SEEDS = [{"seed": seed} for seed in (3, 0, 7)]
 
 
-def test_members_that_differ_in_seeds(tmp_path, assert_as_alone):
-    trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
+@pytest.mark.parametrize("mapping", ["map", "vmap"])
+def test_members_that_differ_in_seeds(mapping, tmp_path, assert_as_alone):
+    config = linear_config(trial_mapping=mapping)
+    trials = make_trials(tmp_path / "trials", config, *SEEDS)
     train_group(trials, tmp_path / "group")
     for trial in trials:
         assert_as_alone(trial)
@@ -90,8 +99,9 @@ NUMBERS = {
 INITIAL = {"model.kernel_init": "normal(0.2)", "model.output_bias_init": "ones", "seed": 5}
 
 
-def test_members_that_differ_in_numbers(tmp_path, assert_as_alone):
-    config = tiny_config("word_completion", num_epochs=3).unlock()
+@pytest.mark.parametrize("mapping", ["map", "vmap"])
+def test_members_that_differ_in_numbers(mapping, tmp_path, assert_as_alone):
+    config = tiny_config("word_completion", num_epochs=3, trial_mapping=mapping).unlock()
     config.model.update(input_dropout=(0.2,), output_dropout=(0.2, 0.1), state_dropout=(0.3,))
     config.optim.update(
         name="adamw(weight_decay=0.1)", clip_norm=1.0, clip_value=0.1, ema_decay=0.9
@@ -122,8 +132,8 @@ def test_members_of_text_pairs_with_smoothing_and_word_dropout(tmp_path, assert_
     train_group(trials, tmp_path / "group")
     for trial in trials:
         assert_as_alone(trial)
-    weights = read_weights(trials[0].directory / "weights.safetensors")
-    assert weights.files.keys() == {"vocabulary.json", "source_vocabulary.json"}
+    files = read_json(trials[0].directory / "fingerprint.json")["files"]
+    assert files.keys() == {"vocabulary.json", "source_vocabulary.json"}
 
 
 @pytest.mark.parametrize("loss", ["early", "plateau"])
@@ -173,12 +183,12 @@ def never(trial, records):
 
 
 @pytest.mark.parametrize("epoch", [1, 3, 5])
-def test_a_group_goes_on_where_it_was(epoch, tmp_path, monkeypatch):
-    config = linear_config(steps_per_call=3, patience=1, monitor="valid.loss", num_epochs=6)
+def test_a_group_goes_on_where_it_was(epoch, tmp_path):
+    saving = dict(steps_per_call=3, checkpoint_every_minutes=1e-9)  # in the midst of every epoch
+    config = linear_config(patience=1, monitor="valid.loss", num_epochs=6, **saving)
     whole = make_trials(tmp_path / "whole", config, *SEEDS)
     train_group(whole, tmp_path / "group")
     parts = make_trials(tmp_path / "parts", config, *SEEDS)
-    monkeypatch.setattr("seqjax.sweeps.group.SAVE_SECONDS", 0.0)
 
     def watch(trial, records):
         if trial == parts[-1] and records[-1]["epoch"] == epoch:
@@ -214,42 +224,40 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, assert_as_alone):
 def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path, assert_as_alone):
     config = linear_config(num_epochs=6)
     trials = make_trials(tmp_path / "trials", config, *SEEDS)
+    values = []
     for _ in range(2):  # the second time there is nothing to train
         train_group(trials, tmp_path / "group", until=2)
-        progress = read_json(tmp_path / "group" / PROGRESS)
-        assert [len(records) for records in progress.values()] == [2, 2, 2]
+        values.append(read_json(tmp_path / "group" / PROGRESS))
+    assert values[0] == values[1]
     train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
+    seen = [read_lines(trial.directory / "metrics.jsonl")[:2] for trial in trials]
+    best = [min(record["valid"]["loss"] for record in records) for records in seen]
+    assert values[0] == dict(zip("012", best, strict=True))
     assert read_json(trials[0].directory / "result.json")["num_epochs"] == 2
     assert_as_alone(trials[2])
 
 
-def test_a_dropped_member_ends_at_its_epoch_after_any_start(tmp_path, monkeypatch):
+def test_a_dropped_member_ends_at_its_epoch_after_any_start(tmp_path):
     """From nothing, or from a checkpoint as early as one can be."""
-    config = linear_config(num_epochs=6)
+    config = linear_config(num_epochs=6, checkpoint_every_epochs=1)
     trials = make_trials(tmp_path / "trials", config, *SEEDS)
-    monkeypatch.setattr("seqjax.sweeps.group.SAVE_SECONDS", 0.0)
     train_group(trials, tmp_path / "group", until=1)
     train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
     again = make_trials(tmp_path / "again", config, *SEEDS)
     train_group(again, tmp_path / "from nothing", dropped={again[0].directory: 2})
     for one, other in zip(trials, again, strict=True):
-        for name in ("metrics.jsonl", "result.json"):
-            assert (one.directory / name).read_bytes() == (other.directory / name).read_bytes()
+        assert contents(one.directory) == contents(other.directory)
     assert read_json(again[0].directory / "result.json")["num_epochs"] == 2
 
 
 def test_memory_estimates_are_per_device_and_linear(tmp_path):
-    config = linear_config()
+    config = linear_config(num_devices=2)
+    setup = make_setup(make_task(config, tmp_path), config)
 
     def estimate(num_trials):
-        configs = [apply(config, {"seed": seed}) for seed in range(num_trials)]
-        shared = share_config(configs)
-        setup = make_setup(make_task(shared.config, tmp_path), shared.config)
-        members = Members(setup, shared, make_mesh(0))
-        return members.compile(setup.arrays_like()["state"], num_trials)
+        return TrialParallel(setup, range(num_trials), HParams()).compile()
 
-    size = jax.device_count()
-    state = make_setup(make_task(config, tmp_path), config).arrays_like()["state"]
+    size, state = 2, setup.arrays_like()["state"]
     bytes_of = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     a, b, c = (estimate(size * n) for n in (1, 101, 201))
     assert 100 * bytes_of <= b - a <= 100 * 8 * bytes_of  # once, and copies
@@ -281,13 +289,27 @@ def test_another_group_is_not_gone_on_with(tmp_path):
         train_group(make_trials(tmp_path / "b", config, {"seed": 9}), tmp_path / "group")
 
 
-def test_a_trial_can_be_evaluated_and_not_trained_on(tmp_path):
-    [trial] = make_trials(tmp_path / "trials", linear_config(), {"seed": 4})
-    train_group([trial], tmp_path / "group")
-    result = evaluate(linear_task(), trial.config, trial.directory)
-    assert result == read_json(trial.directory / "result.json")
-    with pytest.raises(UserError, match="holds weights trained elsewhere"):
-        fit(linear_task(), trial.config, trial.directory)
+@pytest.mark.parametrize("seeds", [SEEDS[:1], SEEDS])
+def test_a_trial_is_a_run_that_can_be_evaluated_and_trained_on(seeds, tmp_path, assert_as_alone):
+    config = linear_config(num_epochs=4, log_every_steps=3)
+    trials = make_trials(tmp_path / "trials", config, *seeds)
+    train_group(trials, tmp_path / "group")
+    trial = trials[-1]
+    assert_as_alone(trial)
+    before = read_lines(trial.directory / "steps.jsonl")
+    assert [line["step"] for line in before] == [3, 6, 9, 12, 15]
+    scalars = read_scalars(trial.directory)
+    records = read_lines(trial.directory / "metrics.jsonl")
+    assert scalars["loss/valid", 16] == np.float32(records[-1]["valid"]["loss"])
+    result = read_result(trial.directory)
+    assert evaluate(linear_task(), trial.config, trial.directory) == result
+    assert (trial.directory / "curves.png").exists()
+    # The same command trains no more; with more epochs it ends as a run that had them all.
+    assert fit(linear_task(), trial.config, trial.directory)["best_epoch"] == result["best_epoch"]
+    longer = trial._replace(config=apply(trial.config, {"train.num_epochs": 6}))
+    fit(linear_task(), longer.config, trial.directory, allow_changes=True)
+    assert_as_alone(longer)
+    assert read_lines(trial.directory / "steps.jsonl")[:5] == before
 
 
 @pytest.mark.parametrize(

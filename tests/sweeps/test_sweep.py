@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.commands import ROOT, assert_one_line, enter_empty, run_command
-from support.same_runs import assert_close, read_lines
+from support.same_runs import assert_close, read_lines, read_result
 from support.toys import (
     CONFIGS,
     linear_config,
@@ -77,8 +77,9 @@ def test_halving_keeps_the_best(tmp_path):
     # The one that is left has been trained as without halving, and was the best at each rung.
     last = max(range(8), key=lambda i: results[i]["num_epochs"])
     alone = whole[last].trial.directory
-    for name in ("metrics.jsonl", "result.json"):
-        assert (entries[last].trial.directory / name).read_bytes() == (alone / name).read_bytes()
+    left = entries[last].trial.directory
+    assert (left / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
+    assert read_result(left) == read_result(alone)
     first = [read_records(entry)[0]["valid"]["loss"] for entry in whole]
     dropped = {int(name) for name in decided["1"]}
     assert max(first[i] for i in set(range(8)) - dropped) < min(first[i] for i in dropped)
@@ -87,10 +88,9 @@ def test_halving_keeps_the_best(tmp_path):
 @pytest.mark.parametrize(
     "rung", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(None, marks=pytest.mark.slow)]
 )
-def test_a_halved_sweep_goes_on_with_other_workers(rung, tmp_path, monkeypatch):
+def test_a_halved_sweep_goes_on_with_other_workers(rung, tmp_path):
     """It is broken off before and behind a rung, with a checkpoint as early as one can be."""
-    monkeypatch.setattr("seqjax.sweeps.group.SAVE_SECONDS", 0.0)
-    config = linear_config(num_epochs=8, monitor="valid.loss")
+    config = linear_config(num_epochs=8, monitor="valid.loss", checkpoint_every_epochs=1)
     changes = product(seeds(2), RATES)
     run_sweep(config, changes, tmp_path / "whole", local, halving=2)
 
@@ -243,23 +243,11 @@ def test_a_full_disk_ends_no_trial(tmp_path, monkeypatch):
 
     changes = seeds(2)
     with monkeypatch.context() as patch:
-        patch.setattr("seqjax.sweeps.group.save_position", full)
-        patch.setattr("seqjax.sweeps.group.SAVE_SECONDS", 0.0)
+        patch.setattr("seqjax.training.trainer.to_facts", full)
         with pytest.raises(UserError, match="make room"):
             run_sweep(linear_config(), changes, tmp_path / "sweep", local)
     entries = run_sweep(linear_config(), changes, tmp_path / "sweep", local)
     assert all((entry.trial.directory / "result.json").exists() for entry in entries)
-
-
-KILLED = """
-import sys
-import seqjax.sweeps.group
-from experiments import sweep
-from seqjax.cli import launch
-
-seqjax.sweeps.group.SAVE_SECONDS = 0.2
-sys.exit(launch(sweep.main))
-"""
 
 
 @pytest.mark.slow
@@ -273,9 +261,10 @@ def get_sweep():
     (tmp_path / "sweep.py").write_text(text, encoding="utf-8")
 
     def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", KILLED, f"--workdir={tmp_path / name}"]
+        command = [sys.executable, "-m", "experiments.sweep", f"--workdir={tmp_path / name}"]
         command += ["--config=configs/word_completion.py", f"--sweep={tmp_path / 'sweep.py'}"]
         command += ["--config.train.num_epochs=600", "--config.train.steps_per_call=1"]
+        command += ["--config.train.checkpoint_every_minutes=0.003"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, **quiet)
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from support.same_runs import COSTS, read_result
 from support.toys import (
     assert_picture,
     evaluate,
@@ -26,12 +27,12 @@ from seqjax.errors import UserError
 from seqjax.files import sha256
 from seqjax.runs.checkpoint import newest, read_facts
 from seqjax.runs.signals import Stopped
-from seqjax.training.epoch import LOOPS
+from seqjax.training.epoch import LOOPS, START, LoopOptions
 from seqjax.training.fit import fit, restore_best
 from seqjax.training.logger import MetricLogger, read_records
 from seqjax.training.setup import CPU_ROWS, make_setup
-from seqjax.training.train_step import init_train_state
-from seqjax.training.trainer import Training
+from seqjax.training.train_step import init_train_state, make_keys
+from seqjax.training.trainer import Trainer
 
 TASK = linear_task()
 
@@ -64,6 +65,12 @@ def equal(some, others) -> bool:
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, some, others)))
 
 
+def assert_same_end(some: Path, other: Path) -> None:
+    """Asserts that two runs have the same records and results, to the last bit."""
+    assert (some / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert read_result(some) == read_result(other)
+
+
 class Killed(BaseException):
     """What no `except Exception` catches."""
 
@@ -82,7 +89,7 @@ def kill_at(monkeypatch, epoch: int) -> None:
 
 def test_a_run_leaves_what_the_design_says(finished):
     names = {path.name for path in finished.iterdir()}
-    (events,) = (name for name in names if name.startswith("events.out."))
+    events, examples = sorted(name for name in names if name.startswith("events.out."))
     assert names == {
         "checkpoints",
         "config.json",
@@ -93,6 +100,7 @@ def test_a_run_leaves_what_the_design_says(finished):
         "metrics.jsonl",
         "result.json",
         events,
+        examples,
     }
     assert read_json(finished / "config.json") == json.loads(linear_config().to_json())
     environment = read_json(finished / "environment.json")
@@ -120,7 +128,10 @@ def test_records_are_one_json_object_an_epoch(finished):
 
 def test_the_result_is_nested_by_split(finished):
     result = read_json(finished / "result.json")
-    assert set(result) == {"train", "valid", "test", "best_epoch", "num_epochs", "num_parameters"}
+    counts = {"best_epoch", "num_epochs", "num_parameters"}
+    assert set(result) == {"train", "valid", "test", *counts, *COSTS}
+    assert 0 < result["compile_seconds"] < result["wall_seconds"]
+    assert result["examples_per_second"] > 0 and result["peak_memory_bytes"] > 1e7
     for split in ("train", "valid", "test"):
         assert set(result[split]) == {"loss", "accuracy"}
     assert result["num_epochs"] == 6
@@ -169,8 +180,7 @@ def test_a_killed_run_launched_again_ends_as_if_never_stopped(
     epoch = epoch // 2 * 2
     resumed = f"resuming at step {4 * epoch} (epoch {epoch})\n"
     assert (resumed in capsys.readouterr().out) == (epoch > 0)
-    for name in ("result.json", "metrics.jsonl"):
-        assert (stopped / name).read_bytes() == (through / name).read_bytes(), name
+    assert_same_end(stopped, through)
     if case == "early stop":
         assert read_json(through / "result.json")["num_epochs"] == 5
         assert read_json(through / "result.json")["best_epoch"] == 1
@@ -188,40 +198,39 @@ def test_a_run_stopped_in_mid_epoch_resumes_exactly(
 ):
     """At step 13 of 24, one step into the fourth epoch, with calls of other sizes before."""
     workdir, config = tmp_path / "run", linear_config(steps_per_call=steps_per_call)
-    call = Training._call
+    call = Trainer._call
 
     def call_and_ask(self, steps_left):
         call(self, steps_left)
-        if self.step == 13:
+        if self.now.step == 13:
             self.signals.received = signal.SIGTERM
 
     with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
-        patch.setattr(Training, "_call", call_and_ask)
+        patch.setattr(Trainer, "_call", call_and_ask)
         fit(TASK, linear_config(steps_per_call=1, log_every_epochs=2), workdir)
     assert stopped.value.code == 143
     assert stopped.value.message.startswith("stopped and saved at step 13 (epoch 3.25): the same")
     capsys.readouterr()
     fit(TASK, config, workdir)
     assert "resuming at step 13 (epoch 3.25)\n" in capsys.readouterr().out
-    for name in ("result.json", "metrics.jsonl"):
-        assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+    assert_same_end(workdir, finished)
     assert equal(restore(workdir, config), restore(finished, config))
     assert read_json(workdir / "config.json")["train"]["steps_per_call"] == steps_per_call
 
 
 def test_a_run_that_was_stopped_at_an_evaluation_has_saved_it(finished, tmp_path, monkeypatch):
-    workdir, call = tmp_path / "run", Training._call
+    workdir, call = tmp_path / "run", Trainer._call
 
     def call_and_ask(self, steps_left):
         call(self, steps_left)
-        self.signals.received = signal.SIGINT if self.step == 12 else None
+        self.signals.received = signal.SIGINT if self.now.step == 12 else None
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Training, "_call", call_and_ask)
+        patch.setattr(Trainer, "_call", call_and_ask)
         fit(TASK, linear_config(steps_per_call=4), workdir)
     assert len(read_records(workdir / "metrics.jsonl")) == 3
     (saved,) = (p for p in (workdir / "checkpoints").iterdir() if p.name == "12")
-    assert read_facts(saved)["progress"]["epoch"] == 3
+    assert read_facts(saved)["evaluated"] == 3
 
 
 def test_time_makes_checkpoints_in_the_middle_of_an_epoch(finished, tmp_path, monkeypatch):
@@ -233,20 +242,18 @@ def test_time_makes_checkpoints_in_the_middle_of_an_epoch(finished, tmp_path, mo
     # After three of an epoch's four steps, and so none was due at the evaluations.
     assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"15", "19"}
     fit(TASK, config, workdir)
-    for name in ("result.json", "metrics.jsonl"):
-        assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+    assert_same_end(workdir, finished)
 
 
 def test_a_run_killed_while_it_concludes_trains_no_more(tmp_path, monkeypatch):
     config, workdir = linear_config(num_epochs=2), tmp_path / "run"
     fit(TASK, config, workdir)
-    names = ("result.json", "metrics.jsonl")
-    before = [(workdir / name).read_bytes() for name in names]
+    shutil.copytree(workdir, tmp_path / "before")
     (workdir / "result.json").unlink()
     kill_at(monkeypatch, 1)
     kill_at(monkeypatch, 2)
     fit(TASK, config, workdir)
-    assert [(workdir / name).read_bytes() for name in names] == before
+    assert_same_end(workdir, tmp_path / "before")
 
 
 def test_another_configs_directory_is_refused_naming_the_fields(finished):
@@ -274,7 +281,7 @@ def test_allowed_changes_are_recorded_and_the_run_goes_on(finished, tmp_path, ca
     assert result["num_epochs"] == 8 and read_json(workdir / "result.json") == result
     records = read_records(workdir / "metrics.jsonl")
     assert records[:6] == read_records(finished / "metrics.jsonl") and len(records) == 8
-    assert evaluate(TASK, config, workdir) == result
+    assert evaluate(TASK, config, workdir) == read_result(workdir)
     # The new config is the run's own now, the old one is another's.
     fit(TASK, config, workdir)
     with pytest.raises(UserError, match="train.num_epochs: 8 -> 6"):
@@ -283,7 +290,8 @@ def test_allowed_changes_are_recorded_and_the_run_goes_on(finished, tmp_path, ca
     for step in ("28", "32"):
         shutil.rmtree(workdir / "checkpoints" / step, ignore_errors=True)
     (workdir / "result.json").unlink()
-    assert fit(TASK, config, workdir) == result
+    fit(TASK, config, workdir)
+    assert read_result(workdir) == {name: x for name, x in result.items() if name not in COSTS}
 
 
 def test_a_change_that_no_checkpoint_survives_changes_nothing(finished, tmp_path):
@@ -481,11 +489,10 @@ def test_no_step_is_made_after_a_bad_one(loop, tmp_path):
     task, config = clock_task(10), clock_config(eval_every_epochs=6, loop=loop)
     setup = make_setup(task, config)
     make_loop = LOOPS[loop]
-    run = make_loop(
-        task.loss_and_metrics, setup.optimizer, setup.data, setup.mesh, max_steps=24, max_skipped=0
-    )
+    options = LoopOptions(max_steps=24, num_epochs=6)
+    run = make_loop(task.loss_and_metrics, setup.optimizer, setup.data, setup.mesh, options)
     params = jax.jit(task.init)(jax.random.key(0))
-    state, log = run(init_train_state(params, setup.optimizer), jax.random.key(0), 24)
+    state, log = run(init_train_state(params, setup.optimizer), make_keys(0), START, 24)
     assert int(state.step) == 11
     assert np.asarray(log.skipped)[:11].tolist() == [0] * 10 + [1]
     assert float(state.params["clock"]["time"]) == 10
@@ -550,7 +557,7 @@ def test_evaluate_returns_the_result_and_changes_no_file(finished, capsys):
     before = contents(finished)
     result = evaluate(TASK, linear_config(), finished)
     printed = capsys.readouterr().out
-    assert result == read_json(finished / "result.json")
+    assert result == read_result(finished)
     assert f"test (epoch {result['best_epoch']}): " in printed
     assert f"accuracy {result['test']['accuracy']:.4f}" in printed
     assert contents(finished) == before
@@ -593,7 +600,7 @@ def test_monitoring_a_missing_validation_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"unknown train.monitor 'valid.loss'.*train.loss"):
         fit(task, linear_config(), tmp_path / "run")
     result = fit(task, linear_config(num_epochs=1, monitor="train.loss"), tmp_path / "run")
-    assert set(result) == {"train", "best_epoch", "num_epochs", "num_parameters"}
+    assert set(result) == {"train", "best_epoch", "num_epochs", "num_parameters", *COSTS}
     assert "valid" not in read_records(tmp_path / "run" / "metrics.jsonl")[0]
 
 

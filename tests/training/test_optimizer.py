@@ -1,13 +1,15 @@
-"""Optimizers compared with Keras'; clipping, accumulation, averaged parameters, schedules."""
+"""Optimizers and the plateau compared with Keras'; clipping, accumulation, averages, schedules."""
 
+import math
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.oracles import keras_layer, keras_weights, make_layer, random_like, relative_error
 
@@ -28,7 +30,7 @@ PLAIN = {
     "accumulate_steps": 1,
     "ema_decay": 0.0,
     "steps_per_epoch": 10,
-    "num_epochs": 4,
+    "num_updates": 40,
 }
 
 
@@ -38,18 +40,41 @@ def optimizer_of(**options):
 
 
 @partial(jax.jit, static_argnums=0)
-def run(optimizer, params, gradients, values=None):
-    """Returns the stacked parameters, updates and states after each of the stacked gradients."""
-    values = jnp.ones(len(jax.tree.leaves(gradients)[0])) if values is None else values
+def run(optimizer, params, gradients, weights=None, state=None):
+    """Returns the stacked parameters, updates and states after each of the stacked gradients.
+
+    The last one ends the run. Without weights each gradient is that of a mean.
+    """
+    num_steps = len(jax.tree.leaves(gradients)[0])
+    weights = jnp.ones(num_steps) if weights is None else jnp.asarray(weights, jnp.float32)
+    is_last = jnp.arange(num_steps) == num_steps - 1
 
     def body(carry, inputs):
         params, state = carry
-        gradient, value = inputs
-        updates, state = optimizer.update(gradient, state, params, value=value)
+        gradient, weight, is_last = inputs
+        updates, state = optimizer.update(gradient, state, params, weight=weight, is_last=is_last)
         params = optax.apply_updates(params, updates)
         return (params, state), (params, updates, state)
 
-    return jax.lax.scan(body, (params, optimizer.init(params)), (gradients, values))[1]
+    state = optimizer.init(params) if state is None else state
+    return jax.lax.scan(body, (params, state), (gradients, weights, is_last))[1]
+
+
+def rates_of(optimizer, params, states):
+    """Returns the rate of each step, from the stacked states after the steps."""
+    before = jax.tree.map(lambda x, xs: np.stack([x, *xs[:-1]]), optimizer.init(params), states)
+    return np.asarray(optimizer.learning_rate(before))
+
+
+def means_of_windows(gradients, weights, size):
+    """Returns the mean gradient of each `size` batches, of which the last may be fewer."""
+    starts = np.arange(0, len(weights), size)
+
+    def sums(x):
+        return np.add.reduceat(np.asarray(x, np.float64), starts)
+
+    per_window = sums(weights)
+    return jax.tree.map(lambda g: sums(g) / per_window.reshape(-1, *[1] * (g.ndim - 1)), gradients)
 
 
 def gradients_for(steps, seed=0, scale=1.0):
@@ -207,15 +232,91 @@ def test_clipping_by_value_comes_first():
     assert relative_error(updates, expected) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["sgd", "keras_adam", "rmsprop(momentum=0.9)"])
-def test_accumulating_k_batches_is_one_of_k_times_the_size(name):
-    gradients = gradients_for(6)
-    params, updates, _ = run(optimizer_of(name=name, accumulate_steps=3), PARAMS, gradients)
-    means = jax.tree.map(lambda g: g.reshape(2, 3, *g.shape[1:]).mean(axis=1), gradients)
-    expected, _, _ = run(optimizer_of(name=name), PARAMS, means)
-    assert relative_error(jax.tree.map(lambda p: p[2::3], params), expected) < 1e-6  # float32 sums
-    for step in (0, 1, 3, 4):
+# Sums of so many batches of these weights; the last window is cut short.
+WEIGHTS = np.array([2, 13, 0.25, 1, 0, 7, 0.5], np.float32)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "keras_adam", "rmsprop(momentum=0.9)"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_accumulating_k_batches_is_one_of_k_times_the_size(name, size):
+    weights = WEIGHTS[WEIGHTS > 0] if size == 1 else WEIGHTS
+    gradients = gradients_for(len(weights))
+    optimizer = optimizer_of(name=name, accumulate_steps=size)
+    params, updates, states = run(optimizer, PARAMS, gradients, weights)
+    means = means_of_windows(gradients, weights, size)
+    expected, _, _ = run(optimizer_of(name=name), PARAMS, jax.tree.map(jnp.float32, means))
+    ends = [*range(size - 1, len(weights) - 1, size), len(weights) - 1]
+    # Sums, quotients and square roots in float32, which rounds by 6e-8, over three or six updates.
+    assert relative_error(jax.tree.map(lambda p: p[np.array(ends)], params), expected) < 2e-6
+    for step in set(range(len(weights))) - set(ends):
         assert not any(np.any(u[step]) for u in jax.tree.leaves(updates))
+    assert optimizer.num_updates(states)[np.array(ends)].tolist() == [*range(1, len(ends) + 1)]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "size, bad, weights, made",
+    [
+        # Which batches of six are not finite, the weights of the six, and the batches whose mean
+        # makes each of the updates.
+        (1, {1: NAN, 4: INF}, [1] * 6, [[0], [2], [3], [5]]),
+        (1, {}, [1, 2, 0, 0, 3, 4], [[0], [1], [4], [5]]),
+        (3, {1: NAN}, [2, 3, 4, 5, 6, 7], [[0, 2], [3, 4, 5]]),
+        (3, {2: -INF, 5: NAN}, [2, 3, 4, 5, 6, 7], [[0, 1], [3, 4]]),
+        (3, {0: NAN, 1: NAN, 2: NAN}, [2, 3, 4, 5, 6, 7], [[3, 4, 5]]),
+        (3, {1: NAN}, [0, 5, 0, 0.5, 0, 0], [[3, 4, 5]]),
+        (4, {5: NAN}, [1, 2, 3, 4, 5, 6], [[0, 1, 2, 3], [4]]),
+        (4, {4: NAN, 5: NAN}, [1, 2, 3, 4, 5, 6], [[0, 1, 2, 3]]),
+        (9, {0: NAN}, [1, 2, 3, 4, 5, 6], [[1, 2, 3, 4, 5]]),
+    ],
+)
+@pytest.mark.parametrize("what", ["gradient", "weight"])
+def test_a_batch_that_is_not_finite_is_counted_but_adds_nothing(size, bad, weights, made, what):
+    gradients, weights = gradients_for(6), np.array(weights, np.float32)
+    # The mean of some of the batches, before those that are not finite become so.
+    means = [
+        jax.tree.map(lambda g, n=n: np.sum(g[np.array(n)], 0) / weights[n].sum(), gradients)
+        for n in made
+    ]
+    for step, value in bad.items():
+        if what == "gradient":
+            gradients["b"][step, 1] = value
+        else:
+            weights[step] = value
+    optimizer = optimizer_of(accumulate_steps=size, schedule="exponential", steps_per_epoch=size)
+    params, _, states = run(optimizer, PARAMS, gradients, weights)
+    expected, end = PARAMS, jax.tree.map(lambda s: s[-1], states)
+    for k, mean in enumerate(means):  # the rate is halved after each update, and only then
+        expected = jax.tree.map(lambda p, g, k=k: p - 0.1 * 0.5**k * g, expected, mean)
+    assert relative_error(jax.tree.map(lambda p: p[-1], params), expected) < 1e-6  # float32 sums
+    assert optimizer.num_skipped(states).tolist() == [sum(k <= n for k in bad) for n in range(6)]
+    assert optimizer.num_updates(end) == len(made)
+
+
+def test_a_single_batch_keeps_no_sums():
+    state = optimizer_of(name="sgd").init(PARAMS)
+    assert max(np.size(x) for x in jax.tree.leaves(state)) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_state_of_stacked_trials_is_read_for_each(size):
+    """Two trials of other rates, numbers of steps and bad batches are read as each alone."""
+    bad = gradients_for(8)
+    bad["b"][2, 0] = np.nan
+    alone, optimizers = [], []
+    for rate, gradients in ((0.1, gradients_for(4)), (0.3, bad)):
+        options = {"ema_decay": 0.5, "accumulate_steps": size, "schedule": "warmup(epochs=2.0)"}
+        optimizers.append(optimizer_of(learning_rate=rate, **options))
+        states = run(optimizers[-1], PARAMS, gradients)[2]
+        alone.append(jax.tree.map(lambda x: x[-1], states))
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *alone)
+    for read in ("learning_rate", "num_skipped", "num_updates"):
+        expected = [getattr(o, read)(s) for o, s in zip(optimizers, alone, strict=True)]
+        assert expected[0] != expected[1]
+        np.testing.assert_allclose(getattr(optimizers[0], read)(stacked), expected, rtol=1e-6)
+    assert optimizers[0].eval_params({}, stacked)["b"].shape == (2, 2)
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
@@ -256,10 +357,43 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_at_known_steps(schedule):
     optimizer = optimizer_of(schedule=schedule)
-    _, _, states = run(optimizer, PARAMS, gradients_for(51), jnp.linspace(5.0, 1.0, 51))
-    rates = jax.vmap(optimizer.learning_rate)(states)
+    _, _, states = run(optimizer, PARAMS, gradients_for(51))
+    rates = rates_of(optimizer, PARAMS, states)
     for step, rate in SCHEDULES[schedule].items():
         assert rates[step] == pytest.approx(rate, rel=1e-6, abs=1e-8)  # float32
+
+
+# The factor of update k of K, of which there are `per_epoch` in an epoch.
+FORMULAS = {
+    "cosine": lambda k, K, per_epoch: (1 + np.cos(np.pi * k / K)) / 2,
+    "warmup(epochs=2.0)": lambda k, K, per_epoch: np.minimum(1, k / (2 * per_epoch)),
+    "exponential(epochs=1.5)": lambda k, K, per_epoch: 0.5 ** (k / (1.5 * per_epoch)),
+    "cosine(warmup_epochs=1.0, final_factor=0.1)": lambda k, K, per_epoch: np.where(
+        k < per_epoch,
+        k / per_epoch,
+        0.1 + 0.9 * (1 + np.cos(np.pi * (k - per_epoch) / max(1, K - per_epoch))) / 2,
+    ),
+}
+# Steps per epoch, epochs and batches per update. Most do not divide; the last run is one update.
+LENGTHS = [(107, 20, 54), (3, 12, 4), (3, 20, 2), (7, 10, 4), (10, 10, 4), (12, 10, 4), (15, 1, 16)]
+
+
+@pytest.mark.parametrize("schedule", FORMULAS)
+@pytest.mark.parametrize("steps_per_epoch, num_epochs, size", LENGTHS)
+def test_schedules_count_the_updates_of_the_run(schedule, steps_per_epoch, num_epochs, size):
+    steps = steps_per_epoch * num_epochs
+    num_updates = math.ceil(steps / size)
+    lengths = {"steps_per_epoch": steps_per_epoch, "num_updates": num_updates}
+    optimizer = optimizer_of(schedule=schedule, accumulate_steps=size, learning_rate=1.0, **lengths)
+    params = {"w": jnp.zeros(())}
+    _, updates, states = run(optimizer, params, {"w": jnp.ones(steps)})
+    made = np.flatnonzero(np.diff(optimizer.num_updates(states), prepend=0))
+    assert len(made) == num_updates
+    expected = FORMULAS[schedule](np.arange(num_updates), num_updates, steps_per_epoch / size)
+    # Float32 cosines of angles up to pi, which it rounds by 1e-7.
+    np.testing.assert_allclose(-updates["w"][made], expected, atol=5e-7)
+    rates = rates_of(optimizer, params, states)
+    np.testing.assert_allclose(rates, expected[np.arange(steps) // size], atol=5e-7)
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
@@ -268,12 +402,44 @@ def test_the_rate_that_is_told_is_the_rate_that_is_used(schedule, accumulate_ste
     optimizer = optimizer_of(schedule=schedule, accumulate_steps=accumulate_steps)
     ones = jax.tree.map(jnp.ones_like, gradients_for(60))
     _, updates, states = run(optimizer, PARAMS, ones)
-    states = jax.device_get(states)
+    rates = rates_of(optimizer, PARAMS, states)
     for step in range(accumulate_steps - 1, 60, accumulate_steps):
-        state = jax.tree.map(lambda s, step=step: s[step], states)
-        rate = optimizer.learning_rate(state)
         for leaf in jax.tree.leaves(updates):
-            np.testing.assert_allclose(leaf[step], -rate, rtol=1e-6, atol=1e-8)  # float32 of 0.1
+            np.testing.assert_allclose(leaf[step], -rates[step], rtol=1e-6, atol=1e-8)  # float32
+
+
+# The plateau
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_the_factor_of_a_plateau_scales_the_next_updates(accumulate_steps):
+    optimizer = optimizer_of(schedule="plateau", accumulate_steps=accumulate_steps)
+    ones = jax.tree.map(jnp.ones_like, gradients_for(4))
+    state = optimizer.init(PARAMS)
+    for factor in (1.0, 0.5, 0.125):
+        new = optimizer.with_factor(state, factor)
+        assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+        assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, state)
+        assert optimizer.learning_rate(new) == pytest.approx(0.1 * factor)
+        _, updates, states = run(optimizer, PARAMS, ones, state=new)
+        for leaf in jax.tree.leaves(updates):
+            np.testing.assert_allclose(leaf[-1], -0.1 * factor, rtol=1e-6)  # float32
+        state = jax.tree.map(lambda s: s[-1], states)
+        assert optimizer.learning_rate(state) == pytest.approx(0.1 * factor)
+
+
+def test_each_of_stacked_trials_has_a_factor_of_its_own():
+    optimizer = optimizer_of(schedule="plateau")
+    state = jax.tree.map(lambda x: jnp.stack([x, x]), optimizer.init(PARAMS))
+    state = optimizer.with_factor(state, np.array([0.5, 0.25]))
+    np.testing.assert_allclose(optimizer.learning_rate(state), [0.05, 0.025], rtol=1e-6)
+    both = optimizer.learning_rate(optimizer.with_factor(state, 0.75))
+    np.testing.assert_allclose(both, [0.075, 0.075], rtol=1e-6)
+
+
+def plateau_of(**options):
+    named = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return optimizer_of(schedule=f"plateau({named})").plateau
 
 
 @pytest.mark.parametrize(
@@ -284,19 +450,43 @@ def test_the_rate_that_is_told_is_the_rate_that_is_used(schedule, accumulate_ste
         ([5, 4, 3, 2, 1, 0.5, 0.4, 0.3], [1] * 8),
         ([5, 5, 5, 5, 5, 5, 5, 5], [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]),
         ([5, 6, 7, 4, 4, 4, 4, 4], [1, 1, 1, 1, 1, 1, 0.5, 0.5]),
-        ([5, 4.9999, 4.9998, 4.9997, 4, 3, 2, 1], [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5]),
+        ([5, 4.99995, 4.9999, 4.99985, 4, 3, 2, 1], [1, 1, 1, 1, 1, 1, 1, 1]),
+        ([5, 4.99995, 4.99992, 4.99991, 4, 3, 2, 1], [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5]),
+        ([5, None, NAN, 5, 4, None, None, NAN], [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]),
+        ([None, NAN, 9, 8, None, None, None, 7], [1, 1, 1, 1, 1, 1, 0.5, 0.5]),
+        ([None, None, None, 8], [1, 1, 0.5, 0.5]),
     ],
 )
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_a_plateau_lowers_the_rate_after_its_patience(values, rates, accumulate_steps):
-    optimizer = optimizer_of(schedule="plateau", accumulate_steps=accumulate_steps)
-    gradients = jax.tree.map(jnp.ones_like, gradients_for(80))
-    noise = jnp.tile(jnp.array([0.5, -0.5] if accumulate_steps == 1 else [9.0, 0.0]), 40)
-    losses = jnp.repeat(jnp.array(values, jnp.float32), 10) + noise
-    states = jax.device_get(run(optimizer, PARAMS, gradients, losses)[2])
-    for epoch, rate in enumerate(rates):
-        state = jax.tree.map(lambda s, epoch=epoch: s[10 * epoch + 9], states)
-        assert optimizer.learning_rate(state) == pytest.approx(0.1 * rate)
+def test_a_plateau_lowers_the_rate_after_its_patience(values, rates):
+    plateau = plateau_of()
+    assert [plateau.scale(values[: n + 1]) for n in range(len(values))] == rates
+    upside_down = [None if value is None else -value for value in values]
+    assert plateau_of(mode="max").scale(upside_down) == rates[-1]
+
+
+@given(
+    values=st.lists(st.integers(0, 6), max_size=30),
+    factor=st.sampled_from([0.5, 0.1]),
+    patience=st.integers(1, 4),
+    min_delta=st.sampled_from([0.0, 1e-4, 0.25, 0.5]),
+    cooldown=st.integers(0, 3),
+    min_factor=st.sampled_from([0.0, 0.2]),
+    mode=st.sampled_from(["min", "max"]),
+)
+@settings(max_examples=200)
+def test_a_plateau_is_that_of_keras(values, min_factor, **options):
+    import keras
+
+    plateau = plateau_of(min_factor=min_factor, **options)
+    callback = keras.callbacks.ReduceLROnPlateau(monitor="x", min_lr=0.1 * min_factor, **options)
+    optimizer = SimpleNamespace(learning_rate=0.1)
+    callback.set_model(SimpleNamespace(optimizer=optimizer))
+    callback.on_train_begin()
+    values = [0.25 * value for value in values]  # exact in float32, in which Keras compares
+    for epoch, value in enumerate(values):
+        callback.on_epoch_end(epoch, {"x": value})
+        scale = plateau.scale(values[: epoch + 1])
+        assert 0.1 * scale == pytest.approx(optimizer.learning_rate, rel=1e-12)  # float64 products
 
 
 # Options that are refused
@@ -321,9 +511,17 @@ def test_a_plateau_lowers_the_rate_after_its_patience(values, rates, accumulate_
         ({"accumulate_steps": 0}, "optim.accumulate_steps=0 must be at least 1"),
         ({"ema_decay": 1.0}, "optim.ema_decay=1.0 must be in"),
         ({"ema_decay": -0.1}, "optim.ema_decay=-0.1 must be in"),
-        ({"num_epochs": 2**31}, "train.num_epochs=2147483648 makes [0-9]+ steps, above 2147483647"),
         ({"schedule": "exponential(factor=-1)"}, "factor=-1.0 must be positive"),
+        ({"schedule": "exponential(epochs=0)"}, "epochs=0.0 must be positive"),
+        ({"schedule": "warmup(epochs=0)"}, "epochs=0.0 must be positive"),
         ({"schedule": "cosine(warmup_epochs=-1)"}, "warmup_epochs=-1.0 must be at least 0"),
+        ({"schedule": "plateau(factor=1.0)"}, "factor=1.0 must be between 0 and 1"),
+        ({"schedule": "plateau(patience=0)"}, "patience=0 must be at least 1"),
+        ({"schedule": "plateau(min_delta=-1)"}, "min_delta=-1.0 must be at least 0"),
+        ({"schedule": "plateau(cooldown=-1)"}, "cooldown=-1 must be at least 0"),
+        ({"schedule": "plateau(min_factor=2)"}, "min_factor=2.0 must be in \\[0, 1\\]"),
+        ({"schedule": "plateau(mode='auto')"}, "mode='auto' must be 'min' or 'max'"),
+        ({"schedule": "plateau(rtol=0.1)"}, "rtol.*options of plateau: factor, patience, "),
     ],
 )
 def test_what_cannot_be_used_is_refused(options, message):

@@ -1,4 +1,5 @@
-"""Train steps compared with one by hand; equal results on any devices, in any loop, resumed."""
+"""Train steps compared with one by hand; sums over batches, skipped steps, norms and keys; equal
+results on any devices, in any loop, resumed."""
 
 import logging
 from functools import cache
@@ -10,6 +11,7 @@ import optax
 import pytest
 from support.oracles import relative_error
 
+from seqjax.config import text_pairs_config
 from seqjax.data.batching import count_rows
 from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, make_mesh, shard, sharded
 from seqjax.hparams import HParams
@@ -18,9 +20,16 @@ from seqjax.metrics import Average, accuracy
 from seqjax.models.classifier import Classifier
 from seqjax.nn.dropout import row_keys
 from seqjax.nn.layers import functional
+from seqjax.tasks.registry import make_task
 from seqjax.training.epoch import LOOPS, TrainData
 from seqjax.training.optimizer import Optimizer, make_optimizer
-from seqjax.training.train_step import TrainState, init_train_state, make_gradient, make_train_step
+from seqjax.training.train_step import (
+    TrainState,
+    init_train_state,
+    make_gradient,
+    make_keys,
+    make_train_step,
+)
 
 NUM_ROWS, STEPS, FEATURES, CLASSES = 22, 5, 3, 4
 
@@ -62,31 +71,42 @@ def classifier(dropout_rate: float = 0.3):
 
 
 @cache
-def make_sgd(name: str = "momentum") -> Optimizer:
+def make_sgd(name: str = "momentum", **options) -> Optimizer:
     """SGD with momentum, since Adam would magnify the rounding of tiny gradients."""
-    return make_optimizer(
-        name=name,
-        learning_rate=0.1,
-        schedule="cosine",
-        clip_norm=1.0,
-        clip_value=0.0,
-        accumulate_steps=1,
-        ema_decay=0.0,
-        steps_per_epoch=4,
-        num_epochs=5,
-    )
+    settings = {
+        "name": name,
+        "learning_rate": 0.1,
+        "schedule": "cosine",
+        "clip_norm": 1.0,
+        "clip_value": 0.0,
+        "accumulate_steps": 1,
+        "ema_decay": 0.0,
+        "steps_per_epoch": 4,
+        "num_updates": 20,
+    }
+    return make_optimizer(**settings | options)
 
 
 def frozen() -> Optimizer:
-    """An optimizer that changes no parameter; its state is the last loss that it was passed."""
-
-    def update(grads, state, params, *, value):
-        return jax.tree.map(jnp.zeros_like, grads), value
+    """An optimizer that changes no parameter; its state is what it was passed last."""
 
     def init(params):
-        return jnp.zeros(())
+        return jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros((), bool)
 
-    return Optimizer(init, update, lambda *_: 0.0, lambda params, _: params, lambda _: jnp.int32(0))
+    def update(gradients, state, params, *, weight, is_last=False):
+        passed = (gradients, weight, jnp.asarray(is_last))
+        return jax.tree.map(jnp.zeros_like, gradients), passed
+
+    return Optimizer(
+        init,
+        update,
+        learning_rate=lambda _: jnp.zeros(()),
+        eval_params=lambda params, _: params,
+        num_skipped=lambda _: jnp.int32(0),
+        num_updates=lambda _: jnp.int32(0),
+        plateau=None,
+        with_factor=lambda opt_state, _: opt_state,
+    )
 
 
 def make_rows(num_rows: int = NUM_ROWS) -> dict[str, np.ndarray]:
@@ -295,20 +315,174 @@ def test_only_dropout_makes_keys_and_steps_differ(rate, different):
     assert len({loss(later, 0) for later in steps}) == different
 
 
-def test_the_optimizer_is_told_the_mean_loss_of_the_whole_batch():
+def linear_measure(params, batch, keys=None, **_):
+    """A loss of `w x` a row, plus what the batch has as "constant"."""
+    losses = params["w"] * batch["x"] + batch.get("constant", 0)
+    return {"loss": Average(jnp.sum(batch["weight"] * losses), jnp.sum(batch["weight"]))}
+
+
+def linear_state(optimizer: Optimizer) -> TrainState:
+    return init_train_state({"w": jnp.ones(())}, optimizer)
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_the_optimizer_is_passed_the_sums_over_the_whole_batch(is_last):
     weight = np.array([1, 1, 1, 0], np.float32)
     batch = {"x": np.array([1, 2, 6, 100], np.float32), "weight": weight}
-
-    def measure(params, batch, keys=None, **_):
-        total = params["w"] * jnp.sum(batch["weight"] * batch["x"])
-        return {"loss": Average(total, jnp.sum(batch["weight"]))}
-
-    mesh, state = make_mesh(2), init_train_state({"w": jnp.ones(())}, frozen())
-    step = sharded(make_train_step(measure, frozen(), AXIS), mesh, (WHOLE, SPLIT, WHOLE))
-    state, _ = jax.jit(step)(
-        shard(state, mesh, WHOLE), shard(batch, mesh, SPLIT), jax.random.key(0)
+    mesh = make_mesh(2)
+    step = make_train_step(linear_measure, frozen(), AXIS, log_norms=True)
+    step = sharded(step, mesh, (WHOLE, SPLIT, WHOLE, WHOLE, WHOLE, WHOLE))
+    state, log = jax.jit(step)(
+        shard(linear_state(frozen()), mesh, WHOLE),
+        shard(batch, mesh, SPLIT),
+        jax.random.key(0),
+        0,
+        HParams(),
+        is_last,
     )
-    assert state.opt_state == 3
+    assert state.opt_state == ({"w": 9}, 3, is_last)
+    assert log.norms == {"gradient_norm": 3, "update_norm": 0, "parameter_norm": 1}
+
+
+# 2 and 13 target tokens with the end token (https://github.com/huggingface/transformers/issues/24725)
+PAIRS = (("a", "x"), ("b", "y" * 12))
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_every_token_weighs_the_same_in_one_batch_or_in_two(accumulate_steps):
+    config = text_pairs_config("")
+    config.model.update(embed_size=5, hidden_size=6)
+    config.data.pairs = PAIRS
+    task = make_task(config)
+    params, rows = task.init(jax.random.key(0)), task.splits["train"]
+    rows = {name: np.asarray(x) for name, x in rows.items()} | {"weight": np.ones(2, np.float32)}
+    options = {"learning_rate": 1.0, "clip_norm": 0.0, "schedule": "constant"}
+    optimizer = make_sgd("sgd", accumulate_steps=accumulate_steps, **options)
+    step = jax.jit(make_train_step(task.loss_and_metrics, optimizer))
+    state = init_train_state(params, optimizer)
+    for part in np.split(np.arange(2), accumulate_steps):
+        batch = {name: x[part] for name, x in rows.items()}
+        state, log = step(state, batch, jax.random.key(0))
+    assert log.metrics["loss"].weight == {1: 15, 2: 13}[accumulate_steps]
+
+    def mean_loss(params):
+        return task.loss_and_metrics(params, rows, None)["loss"].total / 15
+
+    expected = jax.tree.map(jnp.subtract, params, jax.grad(mean_loss)(params))
+    assert_close(state.params, expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_several_small_batches_are_one_large_batch(name):
+    """Rows of unequal, fractional weights; six make an update, and then the last four."""
+    _, measure = classifier(0.0)
+    rows = make_rows(10) | {"weight": np.array([2, 0.25, 1, 0, 0, 3, 0.5, 0, 0.1, 0], np.float32)}
+
+    def train(size, accumulate_steps, ends):
+        optimizer = make_sgd(name, accumulate_steps=accumulate_steps, num_updates=2)
+        step, state = jax.jit(make_train_step(measure, optimizer)), new_state(optimizer)
+        for start in range(0, 10, size):
+            batch = {name: x[start : start + size] for name, x in rows.items()}
+            last = np.bool_(start + size >= 10)
+            state, _ = step(state, batch, jax.random.key(0), 0, HParams(), last)
+            assert optimizer.num_updates(state.opt_state) == sum(start + size >= n for n in ends)
+        return state.params
+
+    # Adam's quotients magnify the rounding of float32 sums in another order.
+    assert_close(train(2, 3, (6, 10)), train(6, 1, (6, 10)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_logged_rate_is_that_of_the_step():
+    optimizer = make_sgd("sgd", accumulate_steps=2, num_updates=3)
+    step, state = jax.jit(make_train_step(linear_measure, optimizer)), linear_state(optimizer)
+    batch = {"x": np.ones(3, np.float32), "weight": np.ones(3, np.float32)}  # the gradient is 1
+    for number, rate in enumerate([0.1, 0.1, 0.075, 0.075, 0.025, 0.025]):  # of a cosine
+        new, log = step(state, batch, jax.random.key(0))
+        assert log.learning_rate == pytest.approx(rate, rel=1e-6)  # float32
+        used = state.params["w"] - new.params["w"]
+        # The parameter is 1 at most, and float32 rounds it by 6e-8.
+        assert used == pytest.approx(rate if number % 2 else 0, abs=1e-6)
+        state = new
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_skips_the_step(bad):
+    """The gradient is finite, since the loss has a constant term that is not."""
+    optimizer = make_sgd("sgd")
+    step, state = jax.jit(make_train_step(linear_measure, optimizer)), linear_state(optimizer)
+    batch = {"x": np.ones(3, np.float32), "weight": np.ones(3, np.float32)}
+    for constant, skipped in ((0, 0), (bad, 1), (0, 0)):
+        batch["constant"] = np.full(3, constant, np.float32)
+        old, (state, log) = state, step(state, batch, jax.random.key(0))
+        assert log.skipped == skipped
+        assert (state.params["w"] == old.params["w"]) == bool(skipped)
+    assert optimizer.num_updates(state.opt_state) == 2
+    assert optimizer.num_skipped(state.opt_state) == 1
+
+
+def norm(tree) -> float:
+    return np.sqrt(sum(np.sum(np.float64(x) ** 2) for x in jax.tree.leaves(tree)))
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_norms_are_those_of_the_steps_arrays(accumulate_steps):
+    _, measure = classifier(0.0)
+    optimizer = make_sgd(accumulate_steps=accumulate_steps, clip_norm=0.05)
+    step = jax.jit(make_train_step(measure, optimizer, log_norms=True))
+    state = new_state(optimizer)
+    gradient = jax.jit(jax.grad(lambda params, batch: measure(params, batch)["loss"].total))
+    for number in range(4):
+        batch = make_batch() | {"weight": np.arange(10, dtype=np.float32) * 0.1 * (number + 1)}
+        new, log = step(state, batch, jax.random.key(0))
+        mean = norm(gradient(state.params, batch)) / np.sum(batch["weight"])
+        assert mean > 0.05  # it is clipped
+        update = jax.tree.map(lambda x, y: np.float64(x) - y, new.params, state.params)
+        assert (norm(update) > 0) == ((number + 1) % accumulate_steps == 0)
+        expected = {
+            "gradient_norm": mean,
+            "update_norm": norm(update),
+            "parameter_norm": norm(new.params),
+        }
+        # The update, of at most 0.01, is read from parameters of about 1 that round by 6e-8.
+        assert log.norms == pytest.approx(expected, rel=1e-4)
+        state = new
+    assert make_train_step(measure, optimizer)(state, batch, jax.random.key(0))[1].norms == {}
+
+
+def bits_of(key) -> tuple[int, ...]:
+    return tuple(jax.random.key_data(key).tolist())
+
+
+def test_no_key_of_a_run_serves_two_purposes(monkeypatch):
+    """The keys that parameters are drawn from are all that `split` and `fold_in` return."""
+    keys, derived = make_keys(7), []
+    with monkeypatch.context() as patch:
+        for name in ("split", "fold_in"):
+            make = getattr(jax.random, name)
+
+            def record(*args, make=make, **options):
+                derived.append(make(*args, **options))
+                return derived[-1]
+
+            patch.setattr(jax.random, name, record)
+        params = classifier()[0](keys.init)
+    of_params = {bits_of(key) for made in derived for key in made.reshape(-1)}
+    assert len(of_params) >= len(jax.tree.leaves(params))
+    own = [keys.init, keys.data, keys.dropout]
+    folded = [jax.random.fold_in(key, n) for key in own[1:] for n in range(100)]
+    of_rows = [key for step in folded[100:103] for key in row_keys(step, 10)]
+    others = {bits_of(key) for key in (*own, *folded, *of_rows)}
+    assert len(others) == len(own) + len(folded) + len(of_rows)
+    assert not others & of_params
+
+
+def test_the_keys_of_a_seed_can_be_mapped():
+    seeds = np.array([0, 1, 2**32 - 1], np.uint32)
+    together = jax.jit(jax.vmap(make_keys))(seeds)
+    alone = [make_keys(int(seed)) for seed in seeds]
+    for name in together._fields:
+        found = [bits_of(key) for key in getattr(together, name)]
+        assert found == [bits_of(getattr(keys, name)) for keys in alone]
 
 
 @pytest.mark.parametrize(("kind", "program"), [("epoch", "steps"), ("step", "one_step")])

@@ -21,10 +21,10 @@ from seqjax.metrics import Metrics, compute_means
 from seqjax.models.classifier import Classifier
 from seqjax.models.seq2seq import Seq2Seq
 from seqjax.nn.layers import functional
-from seqjax.training.epoch import TrainData, make_epoch_loop
+from seqjax.training.epoch import START, LoopOptions, Place, TrainData, make_epoch_loop
 from seqjax.training.optimizer import make_optimizer
 from seqjax.training.setup import CPU_ROWS
-from seqjax.training.train_step import LossAndMetrics, init_train_state
+from seqjax.training.train_step import LossAndMetrics, init_train_state, make_keys
 from seqjax.typing import Batch, Params, SpecialIds
 
 _LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
@@ -69,7 +69,7 @@ def _trainer(
         accumulate_steps=1,
         ema_decay=0.0,
         steps_per_epoch=1,
-        num_epochs=1,
+        num_updates=1,
     )
     trained_on, buckets = measure, None
     if workload.kind == "corpus":
@@ -78,23 +78,24 @@ def _trainer(
         buckets = find_buckets(lengths, _NUM_BUCKETS, workload.batch_size)
     data = TrainData(rows, workload.batch_size, False, buckets)
     per_step = data.steps_per_epoch
-    limits = {"max_steps": _MAX_STEPS, "max_skipped": 0, "microbatch_size": CPU_ROWS}
-    loop = make_epoch_loop(trained_on, optimizer, data, mesh, **limits)
+    options = LoopOptions(_MAX_STEPS, num_epochs=1, microbatch_size=CPU_ROWS)
+    loop = make_epoch_loop(trained_on, optimizer, data, mesh, options)
     state = shard(init_train_state(params, optimizer), mesh, WHOLE)
-    key = jax.random.key(0)
+    keys = make_keys(0)
     if per_step > 1:  # the loop shuffles: its first batch is not the peers'
         ones = np.ones(workload.batch_size, np.float32)
         loss = compute_means(jax.jit(measure)(params, {**batches[0], "weight": ones}, None))["loss"]
-        state, _ = loop(state, key, 1)
+        state, _ = loop(state, keys, START, 1)
     else:
-        state, log = loop(state, key, 1)
+        state, log = loop(state, keys, START, 1)
         loss = float(log.metrics["loss"].total[0] / log.metrics["loss"].weight[0])
 
     def run(num_steps: int) -> None:
         nonlocal state
         left = num_steps * per_step
         while left:
-            state, _ = loop(state, key, min(left, _MAX_STEPS))
+            place = Place(*divmod(int(state.step), per_step))
+            state, _ = loop(state, keys, place, min(left, _MAX_STEPS))
             left -= min(left, _MAX_STEPS)
         jax.block_until_ready(state)
 

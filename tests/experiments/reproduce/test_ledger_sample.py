@@ -14,6 +14,7 @@ from experiments.reproduce.figures.completion import COMPLETION_DEFAULT
 from experiments.reproduce.figures.sentences import SENTENCES_DEFAULT
 from experiments.reproduce.figures.words import SAID, WORDS_DEFAULT
 from experiments.reproduce.trials import TrialSet
+from seqjax.serving.export import export_run
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,12 @@ def figure_of(config, what):
 
 def files_of(study, spec):
     """What NumPy reads of each trial."""
-    files = [read_weights(path / "weights.safetensors") for path in study.trials(spec).workdirs]
+    files = []
+    for workdir in study.trials(spec).workdirs:
+        path = workdir.with_suffix(".safetensors")
+        if not path.exists():
+            export_run(workdir, path)
+        files.append(read_weights(path))
     assert len(files) == SEEDS
     return files
 

@@ -1,0 +1,266 @@
+"""The compiled programs of a training: for one trial, and for several side by side.
+
+Both have the same methods, so that the trainer does not know which one it has: `DataParallel`
+divides each batch of its one trial over the devices, `TrialParallel` divides its trials.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool
+
+from seqjax.data.batching import Rows, count_rows, eval_batches
+from seqjax.distributed.mesh import SPLIT, WHOLE, shard, sharded
+from seqjax.hparams import LARGEST_INT, HParams
+from seqjax.metrics import compute_means
+from seqjax.nn.dropout import row_keys
+from seqjax.training.epoch import LOOPS, LoopOptions, Place, Program, make_steps
+from seqjax.training.setup import Setup, find_mapping
+from seqjax.training.train_step import RunKeys, StepLog, TrainState, make_keys
+from seqjax.typing import Params
+
+
+def loop_options(setup: Setup) -> LoopOptions:
+    """Returns the options of the loop that trains this setup."""
+    train = setup.config.train
+    return LoopOptions(
+        max_steps=train.eval_every_epochs * setup.data.steps_per_epoch,
+        num_epochs=train.num_epochs,
+        max_skipped=train.max_skipped_steps,
+        microbatch_size=setup.microbatch_size,
+        log_norms=train.log_every_steps > 0,
+    )
+
+
+def evaluation_key(keys: RunKeys) -> Array:
+    """Returns the key of `train.dropout_at_test`, which no training step uses."""
+    return jax.random.fold_in(keys.dropout, LARGEST_INT)
+
+
+class DataParallel:
+    """The programs of one trial; each batch is divided over the devices."""
+
+    def __init__(self, setup: Setup):
+        train = setup.config.train
+        self.setup, self.num_trials, self.num_devices = setup, 1, setup.mesh.size
+        self._keys = make_keys(setup.config.seed)
+        make_loop = LOOPS[train.loop]
+        parts = (setup.task.loss_and_metrics, setup.optimizer, setup.data, setup.mesh)
+        self._loop = make_loop(*parts, loop_options(setup))
+
+    @property
+    def compile_seconds(self) -> float:
+        """The time that compiling the training program took."""
+        return self._loop.program.compile_seconds
+
+    def keys(self, trial: int) -> RunKeys:
+        """Returns the keys of a trial."""
+        return self._keys
+
+    def hparams(self, trial: int) -> HParams:
+        """Returns the loss's numbers in which a trial differs from the shared config."""
+        return HParams()
+
+    def put(self, trees: Sequence[Any]) -> Any:
+        """Returns the arrays of all trials, on the devices."""
+        [tree] = trees
+        return shard(tree, self.setup.mesh, WHOLE)
+
+    def get(self, tree: Any, trial: int) -> Any:
+        """Returns the arrays of one trial, on the host."""
+        return jax.device_get(tree)
+
+    def to_save(self, tree: Any) -> Any:
+        """Returns the arrays of all trials as a checkpoint holds them."""
+        return tree
+
+    def like(self, shapes: Any) -> Any:
+        """Returns the shapes of what `to_save` returns, given those of one trial."""
+        return shapes
+
+    def restore(self, tree: Any) -> Any:
+        """Returns what `to_save` returned, on the devices."""
+        return shard(tree, self.setup.mesh, WHOLE)
+
+    def train(
+        self, state: TrainState, place: Place, num_steps: int, active: Bool[np.ndarray, " N"]
+    ) -> tuple[TrainState, StepLog]:
+        """Starts train steps of the active trials; returns their state and their log."""
+        return self._loop(state, self._keys, place, num_steps)
+
+    def log(self, log: StepLog, num_steps: int) -> StepLog:
+        """Returns the log of a call of `train` on the host, `[N, num_steps]`; waits for it."""
+        return jax.tree.map(lambda x: np.asarray(x)[None, :num_steps], jax.device_get(log))
+
+    def metrics(self, params: Params, rows: Rows, dropout: bool = False) -> list[dict[str, float]]:
+        """Returns the means of each trial's metrics over all rows."""
+        key = evaluation_key(self._keys) if dropout else None
+        return [self.setup.evaluator.metrics(params, rows, key)]
+
+    def numbers(self, values: Sequence[float]) -> Any:
+        """Returns one number for each trial, for the optimizer's state."""
+        return shard(np.float32(values[0]), self.setup.mesh, WHOLE)
+
+    def all_finite(self, params: Params) -> Bool[np.ndarray, " N"]:
+        """Returns for each trial whether all of its parameters are finite."""
+        return np.asarray(_all_finite(params))[None]
+
+    def choose(self, better: Bool[np.ndarray, " N"], new: Params, old: Params) -> Params:
+        """Returns the new parameters of the trials that are better and the old ones of the others.
+
+        They are copies: the training program overwrites the state's own arrays.
+        """
+        return jax.tree.map(jnp.copy, new) if better[0] else old
+
+
+class TrialParallel:
+    """The programs of several trials; arrays have a leading N, which the devices divide.
+
+    N is filled up to a multiple of the devices with copies of the first trial that are not trained.
+    Within a device trials are vmapped or mapped one after the other, by `train.trial_mapping`. The
+    setup is that of the config that the trials share; `hparams` are arrays `[N]` of the loss's
+    numbers in which they differ.
+    """
+
+    num_devices = 1  # of a batch
+
+    def __init__(self, setup: Setup, seeds: Sequence[int], hparams: HParams):
+        self.setup, self.mesh, self.num_trials = setup, setup.mesh, len(seeds)
+        self._seeds = seeds
+        self._filling = np.array([*range(len(seeds)), *[0] * (-len(seeds) % self.mesh.size)])
+        self._all_hparams, self._hparams = hparams, self.restore(hparams)
+        self._rows = shard(dict(setup.data.rows), self.mesh, WHOLE)
+        self._keys = jax.vmap(make_keys)(np.array(seeds, np.uint32)[self._filling])
+        self._keys = shard(self._keys, self.mesh, SPLIT)
+        on_each = {"map": _map_trials, "vmap": jax.vmap}[find_mapping(setup.config.train)]
+        parts = (setup.task.loss_and_metrics, setup.optimizer, setup.data, 1, None)
+        steps = make_steps(*parts, loop_options(setup))
+
+        def train(states, rows, keys, place, num_steps, hparams):
+            def train_one(state, keys, num_steps, hparams):
+                return steps(state, rows, keys, place, num_steps, hparams)
+
+            return on_each(train_one)(states, keys, num_steps, hparams)
+
+        def measure(params, batch, keys, hparams, first_row):
+            def measure_one(params, key, hparams):
+                keys = None if key is None else row_keys(key, count_rows(batch), first_row)
+                return dict(setup.task.loss_and_metrics(params, batch, keys, hparams=hparams))
+
+            return on_each(measure_one)(params, keys, hparams)
+
+        specs = (SPLIT, WHOLE, SPLIT, WHOLE, SPLIT, SPLIT)
+        self._train = Program(sharded(train, self.mesh, specs, SPLIT), self.mesh, donate_argnums=0)
+        specs = (SPLIT, WHOLE, SPLIT, SPLIT, WHOLE)
+        self._measure = jax.jit(sharded(measure, self.mesh, specs, SPLIT))
+
+    @property
+    def compile_seconds(self) -> float:
+        """The time that compiling the training program took."""
+        return self._train.compile_seconds
+
+    def compile(self) -> int:
+        """Compiles the training program; returns the bytes that it takes of each device."""
+        state = self.setup.arrays_like()["state"]
+        sharding = NamedSharding(self.mesh, SPLIT)
+
+        def with_trials(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((len(self._filling), *x.shape), x.dtype, sharding=sharding)
+
+        states, steps = jax.tree.map(with_trials, (state, np.int32(0)))
+        place = Place(np.int32(0), np.int32(0))
+        arguments = (states, self._rows, self._keys, place, steps, self._hparams)
+        return self._train.compile(*arguments)
+
+    def keys(self, trial: int) -> RunKeys:
+        """Returns the keys of a trial."""
+        return make_keys(self._seeds[trial])
+
+    def hparams(self, trial: int) -> HParams:
+        """Returns the loss's numbers in which a trial differs from the shared config."""
+        return jax.tree.map(lambda x: x[trial], self._all_hparams)
+
+    def put(self, trees: Sequence[Any]) -> Any:
+        """Returns the arrays of all trials, on the devices."""
+        return self.restore(jax.tree.map(lambda *xs: np.stack(xs), *trees))
+
+    def get(self, tree: Any, trial: int) -> Any:
+        """Returns the arrays of one trial, on the host."""
+        return jax.tree.map(lambda x: np.asarray(x)[trial], tree)
+
+    def to_save(self, tree: Any) -> Any:
+        """Returns the arrays of all trials as a checkpoint holds them."""
+        return jax.tree.map(lambda x: np.asarray(x)[: self.num_trials], tree)
+
+    def like(self, shapes: Any) -> Any:
+        """Returns the shapes of what `to_save` returns, given those of one trial."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.num_trials, *x.shape), x.dtype), shapes
+        )
+
+    def restore(self, tree: Any) -> Any:
+        """Returns what `to_save` returned, on the devices."""
+        return shard(jax.tree.map(lambda x: x[self._filling], tree), self.mesh, SPLIT)
+
+    def train(
+        self, state: TrainState, place: Place, num_steps: int, active: Bool[np.ndarray, " N"]
+    ) -> tuple[TrainState, StepLog]:
+        """Starts train steps of the active trials; returns their state and their log."""
+        steps = np.zeros(len(self._filling), np.int32)
+        steps[: self.num_trials] = num_steps * active
+        now, steps = Place(*map(np.int32, place)), shard(steps, self.mesh, SPLIT)
+        return self._train(state, self._rows, self._keys, now, steps, self._hparams)
+
+    def log(self, log: StepLog, num_steps: int) -> StepLog:
+        """Returns the log of a call of `train` on the host, `[N, num_steps]`; waits for it."""
+        host = jax.device_get(log)
+        return jax.tree.map(lambda x: x[: self.num_trials, :num_steps], host)
+
+    def metrics(self, params: Params, rows: Rows, dropout: bool = False) -> list[dict[str, float]]:
+        """Returns the means of each trial's metrics over all rows."""
+        keys = jax.vmap(evaluation_key)(self._keys) if dropout else None
+        parts = []
+        for i, (batch, _) in enumerate(eval_batches(rows, self.setup.evaluator.batch_size, 1)):
+            first_row = jnp.int32(i * count_rows(batch))
+            batch = shard(batch, self.mesh, WHOLE)
+            parts.append(self._measure(params, batch, keys, self._hparams, first_row))
+        sums = jax.tree.map(lambda *xs: np.stack(xs, 1), *jax.device_get(parts))
+        trials = range(self.num_trials)
+        return [compute_means(jax.tree.map(lambda x, i=i: x[i], sums)) for i in trials]
+
+    def numbers(self, values: Sequence[float]) -> Any:
+        """Returns one number for each trial, for the optimizer's state."""
+        return self.restore(np.array(values, np.float32))
+
+    def all_finite(self, params: Params) -> Bool[np.ndarray, " N"]:
+        """Returns for each trial whether all of its parameters are finite."""
+        return np.asarray(jax.vmap(_all_finite)(params))[: self.num_trials]
+
+    def choose(self, better: Bool[np.ndarray, " N"], new: Params, old: Params) -> Params:
+        """Returns the new parameters of the trials that are better and the old ones of the others.
+
+        They are copies: the training program overwrites the state's own arrays.
+        """
+        return _choose(self.restore(better), new, old)
+
+
+def _map_trials(function: Any) -> Any:
+    return lambda *trials: jax.lax.map(lambda own: function(*own), trials)
+
+
+@jax.jit
+def _all_finite(params: Params) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+
+@jax.jit
+def _choose(better: Bool[Array, " N"], new: Params, old: Params) -> Params:
+    def choose_one(better, new, old):
+        return jax.tree.map(partial(jnp.where, better), new, old)
+
+    return jax.vmap(choose_one)(better, new, old)
