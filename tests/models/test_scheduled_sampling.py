@@ -212,7 +212,7 @@ def test_the_number_of_the_train_step_reaches_the_schedule():
             accumulate_steps=1,
             ema_decay=0.0,
             steps_per_epoch=1,
-            num_epochs=3,
+            num_updates=3,
         )
         step = jax.jit(make_train_step(measure, optimizer))
         state, found = init_train_state(params, optimizer), []

@@ -458,9 +458,9 @@ def plateau_of(**options):
     ],
 )
 def test_a_plateau_lowers_the_rate_after_its_patience(values, rates):
-    plateau = plateau_of()
+    plateau, values = plateau_of(), [None if x is None else float(x) for x in values]
     assert [plateau.scale(values[: n + 1]) for n in range(len(values))] == rates
-    upside_down = [None if value is None else -value for value in values]
+    upside_down = [None if x is None else -x for x in values]
     assert plateau_of(mode="max").scale(upside_down) == rates[-1]
 
 
