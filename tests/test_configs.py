@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from support.same_runs import COSTS
 from support.toys import (
     CONFIGS,
     few_digits,
@@ -94,7 +95,8 @@ def test_a_config_trains_an_epoch(name, variant, tmp_path, capsys):
     config = tiny_config(name, variant, eval_every_epochs=1)
     task = make_task(config)
     result = fit(task, config, tmp_path / "run")
-    assert set(result) == {*task.splits, "best_epoch", "num_epochs", "num_parameters"}
+    counts = {"best_epoch", "num_epochs", "num_parameters"}
+    assert set(result) == {*task.splits, *counts, *COSTS}
     assert result["best_epoch"] == result["num_epochs"] == 1
     assert np.isfinite([result[split]["loss"] for split in task.splits]).all()
     assert read_json(tmp_path / "run" / "result.json") == result

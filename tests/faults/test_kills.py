@@ -16,7 +16,11 @@ from support.processes import different_bits, finish, start
 pytestmark = pytest.mark.slow
 
 RUNS = {
-    "mnist_rows": ("--config.train.num_epochs=3", "--config.model.hidden_size=32"),
+    "mnist_rows": (
+        "--config.train.num_epochs=3",
+        "--config.model.hidden_size=32",
+        "--config.train.log_every_steps=7",
+    ),
     "word_completion": ("--config.train.checkpoint_every_epochs=1",),
     "cafe_chatbot": (
         "--config.train.num_epochs=4",

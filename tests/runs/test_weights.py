@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import assert_one_line, run_command
+from support.same_runs import read_result
 from support.texts import QUESTIONS
 from support.toys import evaluate, read_json, tiny_config
 
@@ -155,7 +156,7 @@ def test_an_imported_run_equals_the_exported_one(runs, tmp_path):
         responder = load_responder(run)
         lines = [":scores", *(question for question, *_ in QUESTIONS), ":beam", "라떼?", "xyz"]
         answers.append([[*Chat(responder).say(line)] for line in lines])
-    assert results[0] == results[1] == read_json(runs / "texts" / "result.json")
+    assert results[0] == results[1] == read_result(runs / "texts")
     assert answers[0] == answers[1]
 
 

@@ -1,12 +1,12 @@
 """Starts training processes and compares their runs."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import orbax.checkpoint as ocp
+from support.same_runs import packed_arrays, read_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,21 +33,13 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> str:
     return out
 
 
-def last_bytes(workdir: Path) -> bytes:
-    """Returns the bytes of all arrays of a run's newest checkpoint."""
-    paths = [path for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
-    path = max(paths, key=lambda path: int(path.name))
-    arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
-        (path / "arrays").absolute(), args=ocp.args.StandardRestore()
-    )
-    return np.asarray(arrays["bytes"]).tobytes()
-
-
 def different_bits(some: Path, other: Path) -> int:
-    """Returns how many bits of the last checkpoint, records and result differ between two runs."""
-    pairs = [(last_bytes(some), last_bytes(other))]
-    for name in ("metrics.jsonl", "result.json"):
-        pairs.append(((some / name).read_bytes(), (other / name).read_bytes()))
+    """Returns how many bits of the last checkpoint, logs and result differ between two runs."""
+    pairs = [tuple(packed_arrays(run).tobytes() for run in (some, other))]
+    pairs.append(tuple(json.dumps(read_result(run)).encode() for run in (some, other)))
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        if any((run / name).exists() for run in (some, other)):
+            pairs.append(tuple((run / name).read_bytes() for run in (some, other)))
     bits = 0
     for a, b in pairs:
         bits += 8 * abs(len(a) - len(b))

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from seqjax.distributed.packing import unpack
-from seqjax.runs.checkpoint import read_facts
+from seqjax.runs.checkpoint import read_facts, steps_in
 from support.toys import read_json
 
 # Float32 rounds by 6e-8. The largest difference of weights seen was 2e-7, with and without AVX-512.
@@ -55,14 +56,21 @@ def read_result(workdir: Path) -> dict[str, Any]:
     return result
 
 
-def read_arrays(workdir: Path) -> dict[str, Any]:
-    """Returns the arrays of a run's newest checkpoint, by path."""
-    import orbax.checkpoint as ocp
+def packed_arrays(workdir: Path) -> np.ndarray:
+    """Returns the bytes of all arrays of a run's newest checkpoint."""
+    stored = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
+        (steps_in(workdir / "checkpoints")[0] / "arrays").absolute(),
+        args=ocp.args.StandardRestore(),
+    )
+    return np.asarray(stored["bytes"])
 
-    [step] = sorted((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))[-1:]
-    stored = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore((step / "arrays").absolute())
-    like = {name: np.zeros(shape, dtype) for name, dtype, shape in read_facts(step)["layout"]}
-    return unpack(stored["bytes"], like)
+
+def read_arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a run's newest checkpoint, by path."""
+    layout = read_facts(steps_in(workdir / "checkpoints")[0])["layout"]
+    like = [np.zeros(shape, dtype) for _, dtype, shape in layout]
+    names = [name for name, *_ in layout]
+    return dict(zip(names, unpack(packed_arrays(workdir), like), strict=True))
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from support.toys import linear_config, linear_task
 
 from seqjax.errors import UserError
-from seqjax.training.early_stopping import Pace, Progress, advance, check_monitor
+from seqjax.training.early_stopping import (
+    TRAIN_EVAL,
+    Progress,
+    advance,
+    check_monitors,
+    derive_progress,
+)
+from seqjax.training.epoch import Pace
 
 
 def run_of_values(values, **train) -> list[Progress]:
@@ -35,7 +42,8 @@ def test_the_best_is_the_first_of_the_highest(values):
         config = linear_config(monitor="train.loss", monitor_mode=mode)
         progress = Progress()
         for i, value in enumerate(values):
-            progress = advance(progress, {"epoch": i + 1, "train": {"loss": value}}, config.train)
+            record = {"epoch": i + 1, "train": {"loss": -value}, TRAIN_EVAL: {"loss": value}}
+            progress = advance(progress, record, config.train)
         best = int(pick(values))
         assert progress == Progress(len(values), values[best], best + 1, len(values) - 1 - best)
 
@@ -53,6 +61,41 @@ def test_patience_counts_evaluations_without_improvement(values, patience):
         else:
             assert old and max(last) <= max(old)
             break
+
+
+@given(
+    values=st.lists(
+        st.sampled_from([None, float("nan"), 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=9
+    ),
+    patience=st.integers(0, 3),
+)
+def test_progress_follows_from_the_records_and_the_kept_epoch(values, patience):
+    """Each evaluation is one of two epochs; a resumed run knows what the run knew."""
+    train = linear_config(
+        monitor="valid.accuracy", monitor_mode="max", patience=patience, min_delta=0.1
+    ).train
+    records, progress = [], Progress()
+    for value in values:
+        records.append({"epoch": len(records) + 1})
+        records.append({"epoch": len(records) + 1, "valid": {"accuracy": value}})
+        progress = advance(progress, records[-1], train)
+        found = derive_progress(records, progress.best_epoch, progress.epoch, train)
+        assert found == progress
+        assert progress.best_value is None or np.isfinite(progress.best_value)
+
+
+def test_a_new_monitor_starts_from_the_kept_weights():
+    """The evaluations after them count as bad unless they are better under the new monitor."""
+    accuracies, losses = [0.9, 0.5, 0.6, 0.4], [1.0, 0.8, 0.9, 0.95]
+    records = [
+        {"epoch": i + 1, "valid": {"accuracy": accuracy, "loss": loss}}
+        for i, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True))
+    ]
+    old = linear_config(monitor="valid.accuracy", monitor_mode="max", patience=5).train
+    new = linear_config(monitor="valid.loss", patience=5).train
+    assert derive_progress(records, 1, 4, old) == Progress(4, 0.9, 1, 3)
+    assert derive_progress(records, 1, 4, new) == Progress(4, 1.0, 1, 2)
+    assert derive_progress(records, 1, 4, old, patient_from=3) == Progress(4, 0.9, 1, 1)
 
 
 def test_the_monitor_epoch_finds_every_epoch_better():
@@ -91,11 +134,11 @@ def test_calls_grow_to_two_seconds_and_are_even():
 
 @pytest.mark.parametrize("monitor", ["epoch", "train.loss", "valid.loss", "valid.accuracy"])
 def test_what_will_be_in_the_records_can_be_monitored(monitor):
-    check_monitor(linear_task(), monitor)
+    check_monitors(linear_task(), linear_config(monitor=monitor).train, None)
 
 
 @pytest.mark.parametrize("monitor", ["test.loss", "loss", "valid", "valid.los", "", "valid.loss."])
 def test_what_will_not_be_in_the_records_cannot_be_monitored(monitor):
     with pytest.raises(UserError, match="unknown train.monitor") as caught:
-        check_monitor(linear_task(), monitor)
+        check_monitors(linear_task(), linear_config(monitor=monitor).train, None)
     assert "valid.loss" in str(caught.value)

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from support.toys import linear_config, linear_task, read_json, tiny_config, use_linear_task
+from support.same_runs import read_result
+from support.toys import linear_config, linear_task, tiny_config, use_linear_task
 
 import seqjax.plots
 import seqjax.training.fit
@@ -35,8 +36,8 @@ def numbers(value: Any) -> Iterator[float]:
 
 def assert_alike(one: Path, other: Path) -> None:
     """Asserts that two runs have the same records and results, within a tolerance."""
-    for read, name in ((read_records, "metrics.jsonl"), (read_json, "result.json")):
-        ours, theirs = ([*numbers(read(run / name))] for run in (one, other))
+    for read in (lambda run: read_records(run / "metrics.jsonl"), read_result):
+        ours, theirs = ([*numbers(read(run))] for run in (one, other))
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE)
 
 

@@ -374,7 +374,7 @@ def test_a_trial_that_fails_is_named(small, tmp_path):
     _, study, _ = small
     config = study.config(WORDS_FAITHFUL).copy_and_resolve_references()
     with config.unlocked():
-        config.optim.learning_rate = float("inf")
+        config.optim.learning_rate = 1e38
         config.train.num_epochs = 2
     with pytest.raises(UserError, match=r"seed-0 failed: .* the loss is nan .*; remove it") as info:
         train_trials([config.lock()], tmp_path)
