@@ -75,10 +75,10 @@ def train_group(
 def _make_program(sound: Sequence[SoundTrial], workdir: Path) -> DataParallel | TrialParallel:
     """Returns the program of the trials; a single one is trained as a run is."""
     configs = [trial.config for trial, _ in sound]
-    if len(sound) == 1:
-        return DataParallel(make_setup(make_task(configs[0], workdir), configs[0]))
     config, hparams = shared_config(configs), differing_hparams(configs)
     setup = make_setup(make_task(config, workdir), config)
+    if len(sound) == 1:
+        return DataParallel(setup)
     check_hparams(setup.task, config.task, hparams)
     return TrialParallel(setup, [config.seed for config in configs], hparams)
 

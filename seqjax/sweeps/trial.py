@@ -21,6 +21,7 @@ from seqjax.files import read_json, sha256, write_json, write_text
 from seqjax.runs.checkpoint import Checkpoints
 from seqjax.runs.identity import Identity, make_identity
 from seqjax.runs.workdir import CHECKPOINTS, CONFIG, RESULT, save_identity
+from seqjax.sweeps.vectorized import shared_config
 from seqjax.tasks.base import fitted_files
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import summarize
@@ -62,7 +63,7 @@ def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[SoundTrial]:
                 task.save_fitted(workdir)  # what the first one fits to the data, the others read
                 made[kind] = task, jax.jit(task.init)
             task, init = made[kind]
-            make_setup(task, trial.config)  # for its errors
+            make_setup(task, shared_config([trial.config]))  # for its errors
             sound.append((trial, init))
         except UserError as error:
             save_failure(trial, str(error))

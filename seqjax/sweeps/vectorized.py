@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -59,15 +60,17 @@ def group_key(config: ConfigDict) -> str:
 
 
 def shared_config(configs: Sequence[ConfigDict]) -> ConfigDict:
-    """Returns the config from which the task and the program of several trials are made.
+    """Returns the config from which the task and the program of trials are made.
 
-    It is the first one's, but the trials divide all devices, and where they are vmapped `auto`
-    chooses a backend that allows it.
+    It is the first one's, but several trials divide all devices, and where they are vmapped `auto`
+    chooses a backend that allows it. A single trial takes all devices if there are fewer than its
+    config asks for, since any worker may train it.
     """
-    shared = configs[0].copy_and_resolve_references()
+    shared, several = configs[0].copy_and_resolve_references(), len(configs) > 1
     with shared.unlocked():
-        shared.train.num_devices = NUM_DEVICES
-        if find_mapping(shared.train) == "vmap" and shared.train.backend == "auto":
+        if several or shared.train.num_devices > jax.device_count():
+            shared.train.num_devices = NUM_DEVICES
+        if several and find_mapping(shared.train) == "vmap" and shared.train.backend == "auto":
             shared.train.backend = "xla"
     return shared.lock()
 

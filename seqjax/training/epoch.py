@@ -99,7 +99,7 @@ class Program:
         """Calls the compiled function; raises TypeError for arguments of another shape."""
         if self._compiled is None:
             self.compile(*args)
-        return self._compiled(*args)  # ty: ignore[call-non-callable]
+        return self._compiled(*args)  # ty: ignore[not-callable]
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class Trainer:
             return
         arrays = {"state": now.state, "best_params": now.best_params}
         arrays = {name: self.program.to_save(tree) for name, tree in arrays.items()}
-        facts = to_facts(now, self.setup) | self.identity
+        facts = {**to_facts(now, self.setup), **self.identity}
         self._prepared = self.checkpoints.prepare(now.step, arrays, facts, now.best_step())
         self.saved_step, self.saved_epoch = now.step, now.evaluated
         self._saved_at = time.monotonic()
