@@ -169,6 +169,7 @@ def trained(kind: str, num_devices: int, calls=(6,), is_cropped: bool = True):
     return jax.device_get(state.params)
 
 
+@pytest.mark.slow
 def test_training_in_buckets_is_training_at_full_width():
     """Compares two epochs of both loops, on one and two devices."""
     expected = trained("epoch", 1, is_cropped=False)

@@ -99,7 +99,7 @@ NUMBERS = {
 INITIAL = {"model.kernel_init": "normal(0.2)", "model.output_bias_init": "ones", "seed": 5}
 
 
-@pytest.mark.parametrize("mapping", ["map", "vmap"])
+@pytest.mark.parametrize("mapping", [pytest.param("map", marks=pytest.mark.slow), "vmap"])
 def test_members_that_differ_in_numbers(mapping, tmp_path, assert_as_alone):
     config = tiny_config("word_completion", num_epochs=3, trial_mapping=mapping).unlock()
     config.model.update(input_dropout=(0.2,), output_dropout=(0.2, 0.1), state_dropout=(0.3,))

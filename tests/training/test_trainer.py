@@ -78,9 +78,9 @@ def test_a_run_that_monitors_validation_does_not_measure_the_training_rows(singl
     ("train", "num_rows", "steps"),
     [
         (dict(batch_size=11), 22, 2),
-        (dict(batch_size=3), 22, 8),
-        (dict(drop_remainder=True), 22, 3),
-        ({}, 36, 6),
+        pytest.param(dict(batch_size=3), 22, 8, marks=pytest.mark.slow),
+        pytest.param(dict(drop_remainder=True), 22, 3, marks=pytest.mark.slow),
+        pytest.param({}, 36, 6, marks=pytest.mark.slow),
         ({}, 9, 2),
     ],
 )
@@ -126,7 +126,14 @@ def test_a_run_goes_on_with_another_interval_of_evaluations(tmp_path):
     assert ["valid" in record for record in records] == [False, False, True, True, True, True]
 
 
-@pytest.mark.parametrize("change", [dict(patience=50), dict(patience=0), dict(num_epochs=20)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(patience=50),
+        pytest.param(dict(patience=0), marks=pytest.mark.slow),
+        pytest.param(dict(num_epochs=20), marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_stopped_early_goes_on_under_another_rule(change, tmp_path):
     stopping = dict(num_epochs=9, patience=2, min_delta=100.0)
     fit(TASK, linear_config(**stopping), tmp_path / "run")
@@ -142,6 +149,7 @@ def test_a_run_that_stopped_early_goes_on_under_another_rule(change, tmp_path):
     assert records_of(tmp_path / "alone")[: result["num_epochs"]] == records_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_longer_patience_counts_the_evaluations_before(tmp_path):
     stopping = dict(num_epochs=9, patience=2, min_delta=100.0)
     fit(TASK, linear_config(**stopping), tmp_path / "run")
@@ -160,7 +168,11 @@ def test_another_learning_rate_is_used_from_the_next_step_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("optim", "train"),
-    [({}, dict(num_epochs=9)), (dict(accumulate_steps=3), {}), ({}, dict(batch_size=3))],
+    [
+        ({}, dict(num_epochs=9)),
+        pytest.param(dict(accumulate_steps=3), {}, marks=pytest.mark.slow),
+        pytest.param({}, dict(batch_size=3), marks=pytest.mark.slow),
+    ],
 )
 def test_the_schedule_of_a_run_that_goes_on_ends_with_it(optim, train, tmp_path):
     """Its length is the number of updates made and to come, so no update has the rate 0."""
