@@ -16,7 +16,7 @@ def test_python_blocks_run_in_order(capsys):
         if "optax.adam" in block:  # the loop of one's own takes ten lines and learns
             loop = block[block.index("cell, optimizer") :].split("\n")
             assert len([line for line in loop if line]) <= 10
-            assert namespace["loss"] < 0.1 < namespace["sums"].var() / 2
+            assert namespace["loss"] < 0.1 < namespace["y"].var() / 2
     printed = capsys.readouterr().out
     assert "parameters" in printed
     assert re.search(r"^loss 2\.\d+ after 1 step$", printed, re.MULTILINE)  # about ln 8
