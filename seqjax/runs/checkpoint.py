@@ -89,6 +89,8 @@ class Checkpoints:
         def save() -> None:
             self._best_step = best_step
             with _failures():
+                if step in self._manager.all_steps():  # saved before it was evaluated
+                    self._manager.delete(step)
                 saved = self._manager.save(step, args=args.Composite(**items))
             assert saved, f"step {step} is not later than every checkpoint"
 

@@ -30,7 +30,7 @@ from seqjax.training.setup import Setup, make_setup, setup_optimizer
 from seqjax.training.train_step import make_keys
 from seqjax.training.trainer import Listeners, Trainer
 
-PROGRESS = "progress.json"  # how good each trial is, where a group waits to go on
+PROGRESS = "progress.json"  # the value of each trial of a group that is paused
 MEMORY_SHARE = 0.5  # of a device's, for a group
 COPIES = 3  # of the weights, outside the program: the best ones, those evaluated, the new best
 HALVES = ("first", "second")  # directories of a group that is too large
@@ -80,6 +80,8 @@ def _make_program(sound: Sequence[SoundTrial], workdir: Path) -> DataParallel | 
     if len(sound) == 1:
         return DataParallel(setup)
     check_hparams(setup.task, config.task, hparams)
+    if config.train.loop != "epoch":
+        say(f"train.loop={config.train.loop!r} is for single runs: each device holds all rows")
     return TrialParallel(setup, [config.seed for config in configs], hparams)
 
 
@@ -161,7 +163,7 @@ def _find_checkpoint(
 
 
 def _identity(setup: Setup, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Returns what a checkpoint must be of, to be this group's."""
+    """Returns the configs and data that a checkpoint of this group must have."""
     return {
         "configs": [as_json(trial.config) for trial in trials],
         "data": {split: arrays_digest(rows) for split, rows in setup.task.splits.items()},

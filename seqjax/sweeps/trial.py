@@ -1,7 +1,7 @@
 """A trial of a sweep: a config, and the run directory that it ends in.
 
-The directory appears at once, when the trial has ended: as that of a finished run, which can be
-evaluated, exported, talked to and trained on, or with the reason why the trial failed.
+The directory appears in one step when the trial ends: as that of a finished run, which can be
+evaluated, exported, talked to and trained further, or with the reason why the trial failed.
 """
 
 import json
@@ -34,7 +34,7 @@ FAILURE = "failure.json"
 
 
 class Trial(NamedTuple):
-    """A config, and where its run is to lie."""
+    """A config, and the directory of its future run."""
 
     config: ConfigDict
     directory: Path
@@ -71,7 +71,7 @@ def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[SoundTrial]:
 
 
 def save_failure(trial: Trial, reason: str) -> None:
-    """Ends a trial that failed, unless it has ended before the group was set back."""
+    """Ends a trial that failed, unless it had ended before the group resumed."""
     if trial.has_ended:
         return
     with _appearing(trial.directory) as directory:
@@ -91,10 +91,12 @@ def save_trials(
     measure = partial(program.metrics, now.best_params)
     means = {(split, mode): measure(splits[split], mode) for split in splits for mode in modes}
     costs = trainer.costs()
-    fingerprint = make_identity(setup.config, splits, program.num_devices, ()).fingerprint
+    # Those on which the same command trains it further.
+    num_devices = trials[0].config.train.num_devices or jax.device_count()
+    fingerprint = make_identity(setup.config, splits, num_devices, ()).fingerprint
     fingerprint["files"] = {name: sha256([text.encode()]) for name, text in files.items()}
     for i, trial in enumerate(trials):
-        if trial.has_ended:
+        if trial.has_ended or trainer.now.trials[i].failure:
             continue
         own = _position_of(trainer, i)
         params, progress = own.best_params, own.trials[0].progress
@@ -150,7 +152,7 @@ def _save_run(
 
 @contextmanager
 def _appearing(directory: Path) -> Generator[Path]:
-    """Yields a directory to fill, which then gets the name of this one."""
+    """Yields a temporary directory, which is renamed to `directory` at the end."""
     beside = directory.with_name(f"{directory.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

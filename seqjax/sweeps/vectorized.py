@@ -18,8 +18,8 @@ from seqjax.hparams import HParams, parse_spec
 from seqjax.tasks.base import Task
 from seqjax.training.setup import find_mapping
 
-# Numbers in which the trials of one program may differ. A part of the program is missing where one
-# is 0, so all trials have it at 0 or none has.
+# Numbers in which the trials of one program may differ. A number that is 0 removes its part of the
+# program, so it is 0 in all trials of a group or in none.
 OPTIMIZER_FIELDS = (  # in the optimizer's state
     "optim.learning_rate",
     "optim.clip_norm",

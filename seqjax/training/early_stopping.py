@@ -79,9 +79,9 @@ def derive_progress(
 
     `best_epoch` is the epoch whose weights were kept and `epoch` that of the last evaluation;
     evaluations up to the epoch `patient_from` are not held against the run. Nothing that the config
-    decides is stored, so a run that stopped early goes on under a longer patience. Evaluations
-    after the best one count as bad until one of them is better than those before it, which happens
-    only under another monitor: its weights were not kept.
+    decides is stored, so a run that stopped early goes on under a longer patience. Under another
+    monitor a later record may beat the kept one; the count then restarts there, although those
+    weights were not kept.
     """
     if not best_epoch:
         return Progress(epoch)
@@ -107,6 +107,8 @@ def check_monitors(task: Task, train: ConfigDict, plateau: Plateau | None) -> No
     evaluated = metric_shapes(task)
     splits = [split for split in ("train", "valid") if split in task.splits]
     known = ["epoch", *(f"{split}.{metric}" for split in splits for metric in evaluated)]
+    if task.main_metric not in evaluated:
+        raise unknown_name("Task.main_metric", task.main_metric, evaluated)
     if train.monitor not in known:
         raise unknown_name("train.monitor", train.monitor, known)
     if plateau:

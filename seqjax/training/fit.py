@@ -1,5 +1,6 @@
 """Trains or resumes a run, and evaluates the weights of one."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -154,6 +155,11 @@ def _find_checkpoint(
             "in a new --workdir"
         )
     where = found.facts["epoch"] + found.facts["place"] / found.facts["steps_per_epoch"]
+    if found.facts["evaluated"] < where and setup.config.train.num_epochs < where:
+        raise UserError(
+            f"train.num_epochs={setup.config.train.num_epochs}: the run is at epoch {where:.4g}, "
+            f"which is to be evaluated first: give at least {math.ceil(where)}"
+        )
     print(f"resuming at step {found.step} (epoch {where:.4g})")
     if begins_again(setup, found):
         epoch = found.facts["epoch"] + 1
@@ -337,8 +343,10 @@ def restore_best(setup: Setup, workdir: Path) -> tuple[Params, Progress]:
     for name, digest in found.facts["fingerprint"]["files"].items():
         if not (workdir / name).is_file() or sha256(workdir / name) != digest:
             raise UserError(f"{workdir / name} is not the one of this run: restore it from a copy")
-    params = shard(found.arrays["best_params"], setup.mesh, WHOLE)
-    return params, _progress_in(found.facts, setup)
+    progress = _progress_in(found.facts, setup)
+    if not progress.best_epoch:
+        raise UserError(f"{workdir} has no evaluated weights yet: train it further first")
+    return shard(found.arrays["best_params"], setup.mesh, WHOLE), progress
 
 
 def _progress_in(facts: dict[str, Any], setup: Setup) -> Progress:

@@ -36,11 +36,12 @@ class Plateau(NamedTuple):
     mode: str
 
     def scale(self, values: Sequence[float | None]) -> float:
-        """Returns the factor of the learning rate after evaluations with these monitored values.
+        """Returns the factor of the learning rate after records with these monitored values.
 
         A value is an improvement if it is better than the best one by more than `min_delta`; None
-        and NaN are none. After `patience` evaluations without an improvement the factor is
-        multiplied; of the `cooldown` evaluations after that only the last one is counted.
+        and NaN are none. After `patience` records without an improvement the factor is multiplied;
+        of the `cooldown` records after that only the last one is counted. Every epoch has a record
+        of the training metrics; validation metrics are only in those of evaluations.
         """
         sign = 1 if self.mode == "max" else -1
         scale, best, wait, cooldown = 1.0, None, 0, 0

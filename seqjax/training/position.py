@@ -1,4 +1,5 @@
-"""Where a training is: what its next step needs and what it has found, and how that is stored."""
+"""The position of a training run: what its next step needs, the results so far, and how both are
+stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,13 +34,13 @@ class TrialPosition:
 
 @dataclass
 class Position:
-    """Where N trials of one program are; all that are still trained are at the same step."""
+    """The position of N trials of one program; those still in training are at the same step."""
 
-    state: TrainState  # as `best_params` on the devices, as the program has them
+    state: TrainState  # like `best_params` on the devices, in the program's layout
     best_params: Params
     trials: list[TrialPosition]
     epoch: int = 0  # the number of epochs that were completed
-    place: int = 0  # the number of steps of the epoch after them
+    place: int = 0  # the number of steps made in the epoch after them
     step: int = 0  # the number of steps
     evaluated: int = 0  # the epoch of the last evaluation
     log: StepLog | None = None  # `[N, place]`, on the host
@@ -68,8 +69,8 @@ def begin(program: Program, params: Sequence[Params], optimizers: Sequence[Any])
 def with_schedule(setup: Setup, found: Checkpoint) -> Setup:
     """Returns the setup with the schedule of a run that goes on from a checkpoint.
 
-    Under the same batches and epochs it is as long as before. Otherwise its length is the number of
-    updates that were made and that are to come.
+    With the same batches and epochs it is as long as before. Otherwise its length is the number of
+    updates already made plus those still to come.
     """
     facts, num_updates = found.facts, found.facts["num_updates"]
     if facts["schedule"] != _schedule_of(setup):
@@ -86,11 +87,11 @@ def resume(program: Program, first: Position, found: Checkpoint) -> Position:
     """Returns the position of a checkpoint under the present config and data.
 
     The numbers of the optimizer are those of `first`, the position before the first step; early
-    stopping and the plateau follow from the records. An epoch whose batches are not those of
-    before begins again.
+    stopping and the plateau follow from the records. If its batches have changed, the interrupted
+    epoch begins again.
     """
     facts, setup = found.facts, program.setup
-    arrays = {name: program.restore(tree) for name, tree in found.arrays.items()}
+    arrays = {name: program.to_devices(tree) for name, tree in found.arrays.items()}
     numbers = optax.tree_utils.tree_get(first.state.opt_state, "hyperparams")
     opt_state = optax.tree_utils.tree_set(arrays["state"].opt_state, hyperparams=numbers)
     place = _place_in(setup, facts)
@@ -129,7 +130,7 @@ def with_plateau(program: Program, now: Position) -> TrainState:
 
 
 def begins_again(setup: Setup, found: Checkpoint) -> bool:
-    """Returns whether the checkpoint lies in an epoch whose batches are now others."""
+    """Returns whether the checkpoint lies in an epoch whose batches have changed."""
     return found.facts["place"] > 0 and found.facts["batches"] != _batches_of(setup)
 
 
@@ -139,9 +140,10 @@ def _place_in(setup: Setup, facts: Mapping[str, Any]) -> Place:
 
 
 def _batches_of(setup: Setup) -> dict[str, Any]:
-    """Returns what decides which rows are the batches of an epoch, beside the keys."""
+    """Returns what decides which rows are the batches of an epoch."""
     data = setup.data
     return {
+        "seed": setup.config.seed,
         "num_rows": count_rows(data.rows),
         "batch_size": data.batch_size,
         "drop_remainder": data.drop_remainder,
@@ -161,8 +163,11 @@ def _schedule_of(setup: Setup) -> dict[str, Any]:
 def _trial_from(
     facts: Mapping[str, Any], evaluated: int, num_epochs: int, setup: Setup
 ) -> TrialPosition:
-    """Returns where a trial is; it is given its whole patience again if there are more epochs than
-    the `num_epochs` under which it has stopped."""
+    """Returns the position of a trial.
+
+    A trial that stopped early gets its full patience back if the run now has more than
+    `num_epochs`.
+    """
     records, best_epoch = facts["records"], facts["best_epoch"]
     epoch = min(evaluated, len(records))  # a trial that has stopped has fewer
     train, patient_from = setup.config.train, facts["patient_from"]

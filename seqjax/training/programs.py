@@ -83,8 +83,8 @@ class DataParallel:
         """Returns the shapes of what `to_save` returns, given those of one trial."""
         return shapes
 
-    def restore(self, tree: Any) -> Any:
-        """Returns what `to_save` returned, on the devices."""
+    def to_devices(self, tree: Any) -> Any:
+        """Returns arrays of the layout of `to_save` on the devices."""
         return shard(tree, self.setup.mesh, WHOLE)
 
     def train(
@@ -121,7 +121,7 @@ class DataParallel:
 class TrialParallel:
     """The programs of several trials; arrays have a leading N, which the devices divide.
 
-    N is filled up to a multiple of the devices with copies of the first trial that are not trained.
+    N is padded to a multiple of the number of devices with untrained copies of the first trial.
     Within a device trials are vmapped or mapped one after the other, by `train.trial_mapping`. The
     setup is that of the config that the trials share; `hparams` are arrays `[N]` of the loss's
     numbers in which they differ.
@@ -133,7 +133,7 @@ class TrialParallel:
         self.setup, self.mesh, self.num_trials = setup, setup.mesh, len(seeds)
         self._seeds = seeds
         self._filling = np.array([*range(len(seeds)), *[0] * (-len(seeds) % self.mesh.size)])
-        self._all_hparams, self._hparams = hparams, self.restore(hparams)
+        self._all_hparams, self._hparams = hparams, self.to_devices(hparams)
         self._rows = shard(dict(setup.data.rows), self.mesh, WHOLE)
         self._keys = jax.vmap(make_keys)(np.array(seeds, np.uint32)[self._filling])
         self._keys = shard(self._keys, self.mesh, SPLIT)
@@ -187,7 +187,7 @@ class TrialParallel:
 
     def put(self, trees: Sequence[Any]) -> Any:
         """Returns the arrays of all trials, on the devices."""
-        return self.restore(jax.tree.map(lambda *xs: np.stack(xs), *trees))
+        return self.to_devices(jax.tree.map(lambda *xs: np.stack(xs), *trees))
 
     def get(self, tree: Any, trial: int) -> Any:
         """Returns the arrays of one trial, on the host."""
@@ -203,8 +203,8 @@ class TrialParallel:
             lambda x: jax.ShapeDtypeStruct((self.num_trials, *x.shape), x.dtype), shapes
         )
 
-    def restore(self, tree: Any) -> Any:
-        """Returns what `to_save` returned, on the devices."""
+    def to_devices(self, tree: Any) -> Any:
+        """Returns arrays of the layout of `to_save` on the devices."""
         return shard(jax.tree.map(lambda x: x[self._filling], tree), self.mesh, SPLIT)
 
     def train(
@@ -235,7 +235,7 @@ class TrialParallel:
 
     def numbers(self, values: Sequence[float]) -> Any:
         """Returns one number for each trial, for the optimizer's state."""
-        return self.restore(np.array(values, np.float32))
+        return self.to_devices(np.array(values, np.float32))
 
     def all_finite(self, params: Params) -> Bool[np.ndarray, " N"]:
         """Returns for each trial whether all of its parameters are finite."""
@@ -246,7 +246,7 @@ class TrialParallel:
 
         They are copies: the training program overwrites the state's own arrays.
         """
-        return _choose(self.restore(better), new, old)
+        return _choose(self.to_devices(better), new, old)
 
 
 def _map_trials(function: Any) -> Any:

@@ -1,7 +1,7 @@
 """The one training loop, of a run and of the trials of a sweep.
 
-Steps are made a call of the compiled program at a time. Between two calls, wherever in an epoch,
-training may be saved and stopped; the numbers do not depend on where the calls end.
+Each call of the compiled program makes many steps. Training can be saved and stopped between any
+two calls, wherever in an epoch; the numbers do not depend on where the calls end.
 """
 
 import time
@@ -26,7 +26,7 @@ from seqjax.training.train_step import StepLog
 
 
 class Listeners(NamedTuple):
-    """What is told of each trial, by its number, while it trains."""
+    """Callbacks that report on each trial, by its number."""
 
     add_records: Callable[[int, Sequence[Record]], None]  # new records, one an epoch
     add_steps: Callable[[int, Sequence[Mapping[str, Any]]], None]  # new lines of steps.jsonl
@@ -37,8 +37,7 @@ class Trainer:
     """Trains N trials from a position on. `run` ends at the last epoch, when no trial goes on, or
     with an exception.
 
-    `ends` are the epochs after which each trial ends at the latest. `identity` is added to the
-    facts of every checkpoint.
+    `ends` holds the last epoch of each trial. `identity` is added to the facts of every checkpoint.
     """
 
     def __init__(
@@ -59,26 +58,32 @@ class Trainer:
         self.signals, self.debug_nans, self.profile = signals, debug_nans, profile or Profile()
         train = self.setup.config.train
         self.ends = ends or [train.num_epochs] * program.num_trials
-        self.saved_step, self.saved_epoch = position.step, position.evaluated
+        self.saved_step, self._saved_epoch = position.step, position.evaluated
         self._saved_at = time.monotonic()
         self._clock, self._compiled = time.perf_counter(), program.compile_seconds
-        position.seconds += program.compile_seconds  # where it was compiled before
+        position.seconds += program.compile_seconds  # zero unless it was compiled beforehand
         position.compile_seconds += program.compile_seconds
         self._prepared: Callable[[], None] | None = None
         self._pace = Pace(train.steps_per_call)
 
     def run(self, until: int | None = None) -> None:
         """Trains to the end, or to the epoch `until`, and saves."""
+        try:
+            self._run(until)
+        finally:
+            self.profile.stop()
+
+    def _run(self, until: int | None) -> None:
         train, now = self.setup.config.train, self.now
         last = train.num_epochs if until is None else min(until, train.num_epochs)
         while now.evaluated < last and self.active().any():
-            # A run that goes on with another interval may be past its end.
+            # A run that goes on with another interval may already be past its next evaluation.
             there = now.epoch + (now.place > 0)
             epoch = min(max(now.evaluated + train.eval_every_epochs, there), train.num_epochs)
             while (left := self._steps_to(epoch)) > 0:
                 self._call(left)
                 self._take_time()
-                # A step has one checkpoint: at the end of an interval that after the evaluation.
+                # One checkpoint per step: at the end of an interval it is saved after evaluating.
                 if self._steps_to(epoch) > 0:
                     minutes = (time.monotonic() - self._saved_at) / 60
                     if 0 < train.checkpoint_every_minutes <= minutes:
@@ -87,11 +92,10 @@ class Trainer:
             self._evaluate()
             self._take_time()
             ended = now.evaluated >= last or not self.active().any()
-            if ended or now.evaluated - self.saved_epoch >= train.checkpoint_every_epochs:
+            if ended or now.evaluated - self._saved_epoch >= train.checkpoint_every_epochs:
                 self._save()
             self._stop_if_asked()
         self._write_prepared()
-        self.profile.stop()
 
     def costs(self) -> dict[str, float]:
         """Returns what training took of time and memory; all trials of a program share it."""
@@ -123,7 +127,7 @@ class Trainer:
         return (epoch - self.now.epoch) * self.setup.data.steps_per_epoch - self.now.place
 
     def _call(self, steps_left: int) -> None:
-        """Runs some steps; trials of which too many have to be skipped fail."""
+        """Runs some steps; a trial fails if too many of its steps were skipped."""
         now, active, started = self.now, self.active(), time.perf_counter()
         num_steps = self.profile.limit(now.step, self._pace.num_steps(steps_left))
         place = Place(now.epoch, now.place)
@@ -171,7 +175,7 @@ class Trainer:
         first, num_steps = now.step - log.skipped.shape[1], log.skipped.shape[1]
         for end in range(per_epoch, num_steps + 1, per_epoch):
             now.epoch += 1
-            for i in active:
+            for i in (i for i in active if not now.trials[i].failure):
                 part = jax.tree.map(lambda x, i=i, end=end: x[i, end - per_epoch : end], log)
                 record = epoch_record(part, now.epoch, first + end)
                 if record is None:
@@ -198,7 +202,7 @@ class Trainer:
             self.listeners.add_steps(i, lines)
 
     def _evaluate(self) -> None:
-        """Ends an interval: what its last records mean for the best weights and the schedule."""
+        """Ends an interval: evaluates, and updates best weights, early stopping and plateau."""
         now, setup, train = self.now, self.setup, self.setup.config.train
         active, first = np.flatnonzero(self.active()).tolist(), now.evaluated
         now.evaluated = now.epoch
@@ -232,13 +236,13 @@ class Trainer:
     def _save(self) -> None:
         """Prepares a checkpoint of the present position, unless there is one."""
         now = self.now
-        if now.step == self.saved_step:
+        if (now.step, now.evaluated) == (self.saved_step, self._saved_epoch):
             return
         arrays = {"state": now.state, "best_params": now.best_params}
         arrays = {name: self.program.to_save(tree) for name, tree in arrays.items()}
         facts = {**to_facts(now, self.setup), **self.identity}
         self._prepared = self.checkpoints.prepare(now.step, arrays, facts, now.best_step())
-        self.saved_step, self.saved_epoch = now.step, now.evaluated
+        self.saved_step, self._saved_epoch = now.step, now.evaluated
         self._saved_at = time.monotonic()
 
     def _write_prepared(self) -> None:

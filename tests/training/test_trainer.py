@@ -126,6 +126,35 @@ def test_a_run_goes_on_with_another_interval_of_evaluations(tmp_path):
     assert ["valid" in record for record in records] == [False, False, True, True, True, True]
 
 
+def test_a_run_that_ends_within_an_interval_is_evaluated_and_saved(tmp_path):
+    """It was stopped after two of four epochs; then these two are to be all."""
+    workdir = tmp_path / "run"
+    stop_at(8, linear_config(steps_per_call=1, eval_every_epochs=4), workdir)
+    with pytest.raises(UserError, match="has no evaluated weights yet"):
+        restore_best(make_setup(TASK, linear_config()), workdir)
+    short = linear_config(num_epochs=2)
+    result = fit(TASK, short, workdir, allow_changes=True)
+    assert (result["num_epochs"], result["best_epoch"]) == (2, 2)
+    params, progress = restore_best(make_setup(TASK, short), workdir)
+    assert progress.best_epoch == 2
+    metrics = make_setup(TASK, short).evaluator.metrics(params, TASK.splits["valid"])
+    assert metrics == result["valid"] == records_of(workdir)[-1]["valid"]
+
+
+def test_a_run_cannot_end_before_the_step_where_it_is(tmp_path):
+    workdir = tmp_path / "run"
+    stop_at(10, linear_config(steps_per_call=1), workdir)
+    config = linear_config(num_epochs=2)
+    with pytest.raises(UserError, match="num_epochs=2: the run is at epoch 2.5, .* at least 3"):
+        fit(TASK, config, workdir, allow_changes=True)
+
+
+def test_a_task_without_its_main_metric_is_refused(tmp_path):
+    task = TASK._replace(main_metric="accurracy")
+    with pytest.raises(UserError, match="unknown Task.main_metric 'accurracy'.*'accuracy'"):
+        fit(task, linear_config(), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "change",
     [
