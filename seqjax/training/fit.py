@@ -193,7 +193,7 @@ def _train(
     profile: tuple[int, int],
 ) -> Trainer:
     """Trains from a checkpoint, or from the beginning, to the end; returns the trainer."""
-    train, started = setup.config.train, time.perf_counter()
+    train = setup.config.train
     if found:
         setup = with_schedule(setup, found)
     program = DataParallel(setup)
@@ -239,6 +239,7 @@ def _train(
         logger.say(parameter_table(now.state.params))
         if setup.data.buckets:
             logger.say(setup.data.buckets.describe(setup.task.lengths))
+        started = time.perf_counter()
         trainer.run()
         if trial.progress.stopped:
             best = trial.progress.best_epoch
