@@ -25,7 +25,7 @@ from seqjax.sweeps.vectorized import check_hparams, differing_hparams, shared_co
 from seqjax.tasks.registry import make_task
 from seqjax.training.logger import Record, StepsFile, read_records
 from seqjax.training.position import FORMAT, Position, begin, resume
-from seqjax.training.programs import DataParallel, TrialParallel
+from seqjax.training.programs import DataParallel, Programs, TrialParallel
 from seqjax.training.setup import Setup, make_setup, setup_optimizer
 from seqjax.training.train_step import make_keys
 from seqjax.training.trainer import Listeners, Trainer
@@ -72,7 +72,7 @@ def train_group(
         train_group(part, workdir / name, watch, **options)
 
 
-def _make_program(sound: Sequence[SoundTrial], workdir: Path) -> DataParallel | TrialParallel:
+def _make_program(sound: Sequence[SoundTrial], workdir: Path) -> Programs:
     """Returns the program of the trials; a single one is trained as a run is."""
     configs = [trial.config for trial, _ in sound]
     config, hparams = shared_config(configs), differing_hparams(configs)
@@ -85,7 +85,7 @@ def _make_program(sound: Sequence[SoundTrial], workdir: Path) -> DataParallel | 
     return TrialParallel(setup, [config.seed for config in configs], hparams)
 
 
-def _num_bytes(program: DataParallel | TrialParallel) -> int:
+def _num_bytes(program: Programs) -> int:
     """Returns the bytes that a group takes of each device; compiles its program."""
     assert isinstance(program, TrialParallel)
     setup = program.setup
@@ -96,7 +96,7 @@ def _num_bytes(program: DataParallel | TrialParallel) -> int:
 
 def _train(
     sound: Sequence[SoundTrial],
-    program: DataParallel | TrialParallel,
+    program: Programs,
     workdir: Path,
     signals: StopSignals,
     watch: Watch,
@@ -131,7 +131,7 @@ def _train(
 
 
 def _position(
-    program: DataParallel | TrialParallel,
+    program: Programs,
     sound: Sequence[SoundTrial],
     workdir: Path,
     identity: Mapping[str, Any],
@@ -150,7 +150,7 @@ def _position(
 
 
 def _find_checkpoint(
-    program: DataParallel | TrialParallel, workdir: Path, identity: Mapping[str, Any]
+    program: Programs, workdir: Path, identity: Mapping[str, Any]
 ) -> Checkpoint | None:
     own = json.loads(json.dumps({"format": FORMAT, **identity}))
 
@@ -170,7 +170,7 @@ def _identity(setup: Setup, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def _values(program: DataParallel | TrialParallel, now: Position) -> list[float | None]:
+def _values(program: Programs, now: Position) -> list[float | None]:
     """Returns the value by which each trial is compared with the others, so far."""
     if program.setup.config.train.monitor != "epoch":
         return [trial.progress.best_value for trial in now.trials]

@@ -72,7 +72,7 @@ class Outcome(NamedTuple):
     entry: Entry
     status: str  # one of STATUSES
     reason: str = ""  # of a failure
-    value: float | None = None  # of the objective; None also if it is no number
+    value: float | None = None  # of the objective; None if it is NaN or infinite
     result: Mapping[str, Any] = MappingProxyType({})  # result.json
 
     @property

@@ -154,7 +154,7 @@ def _find_checkpoint(
             f"{workdir} was begun by another version of seqjax, which alone can resume it: train "
             "in a new --workdir"
         )
-    where = found.facts["epoch"] + found.facts["place"] / found.facts["steps_per_epoch"]
+    where = found.facts["epoch"] + found.facts["place"] / found.facts["schedule"]["steps_per_epoch"]
     if found.facts["evaluated"] < where and setup.config.train.num_epochs < where:
         raise UserError(
             f"train.num_epochs={setup.config.train.num_epochs}: the run is at epoch {where:.4g}, "

@@ -14,7 +14,7 @@ from seqjax.metrics import Average, compute_means
 from seqjax.runs.checkpoint import Checkpoint
 from seqjax.training.early_stopping import Progress, derive_progress
 from seqjax.training.epoch import Place
-from seqjax.training.programs import DataParallel, TrialParallel
+from seqjax.training.programs import Programs
 from seqjax.training.setup import Setup, count_updates, setup_optimizer
 from seqjax.training.train_step import StepLog, TrainState, init_train_state
 from seqjax.typing import Params
@@ -55,10 +55,7 @@ class Position:
         return self.trials[0].records[best_epoch - 1]["step"]
 
 
-Program = DataParallel | TrialParallel
-
-
-def begin(program: Program, params: Sequence[Params], optimizers: Sequence[Any]) -> Position:
+def begin(program: Programs, params: Sequence[Params], optimizers: Sequence[Any]) -> Position:
     """Returns the position before the first step, from the initial weights of each trial."""
     states = [init_train_state(*own) for own in zip(params, optimizers, strict=True)]
     # The loop overwrites the arrays of the state, so the best parameters are arrays of their own.
@@ -83,7 +80,7 @@ def with_schedule(setup: Setup, found: Checkpoint) -> Setup:
     return setup._replace(optimizer=optimizer, num_updates=num_updates)
 
 
-def resume(program: Program, first: Position, found: Checkpoint) -> Position:
+def resume(program: Programs, first: Position, found: Checkpoint) -> Position:
     """Returns the position of a checkpoint under the present config and data.
 
     The numbers of the optimizer are those of `first`, the position before the first step; early
@@ -114,7 +111,7 @@ def resume(program: Program, first: Position, found: Checkpoint) -> Position:
     return now
 
 
-def with_plateau(program: Program, now: Position) -> TrainState:
+def with_plateau(program: Programs, now: Position) -> TrainState:
     """Returns the state with the learning rates that the schedule `plateau` has after the last
     evaluation; it follows from the records."""
     optimizer, state = program.setup.optimizer, now.state
@@ -184,7 +181,6 @@ def to_facts(now: Position, setup: Setup) -> dict[str, Any]:
         "format": FORMAT,
         "epoch": now.epoch,
         "place": now.place,
-        "steps_per_epoch": setup.data.steps_per_epoch,
         "evaluated": now.evaluated,
         "num_updates": setup.num_updates,
         "batches": _batches_of(setup),

@@ -69,7 +69,7 @@ class DataParallel:
     def put(self, trees: Sequence[Any]) -> Any:
         """Returns the arrays of all trials, on the devices."""
         [tree] = trees
-        return shard(tree, self.setup.mesh, WHOLE)
+        return self.to_devices(tree)
 
     def get(self, tree: Any, trial: int) -> Any:
         """Returns the arrays of one trial, on the host."""
@@ -80,11 +80,11 @@ class DataParallel:
         return tree
 
     def like(self, shapes: Any) -> Any:
-        """Returns the shapes of what `to_save` returns, given those of one trial."""
+        """Returns the shapes of a checkpoint's arrays, given those of one trial."""
         return shapes
 
     def to_devices(self, tree: Any) -> Any:
-        """Returns arrays of the layout of `to_save` on the devices."""
+        """Returns arrays that lie as in a checkpoint, on the devices."""
         return shard(tree, self.setup.mesh, WHOLE)
 
     def train(
@@ -104,7 +104,7 @@ class DataParallel:
 
     def numbers(self, values: Sequence[float]) -> Any:
         """Returns one number for each trial, for the optimizer's state."""
-        return shard(np.float32(values[0]), self.setup.mesh, WHOLE)
+        return self.to_devices(np.float32(values[0]))
 
     def all_finite(self, params: Params) -> Bool[np.ndarray, " N"]:
         """Returns for each trial whether all of its parameters are finite."""
@@ -198,13 +198,13 @@ class TrialParallel:
         return jax.tree.map(lambda x: np.asarray(x)[: self.num_trials], tree)
 
     def like(self, shapes: Any) -> Any:
-        """Returns the shapes of what `to_save` returns, given those of one trial."""
+        """Returns the shapes of a checkpoint's arrays, given those of one trial."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((self.num_trials, *x.shape), x.dtype), shapes
         )
 
     def to_devices(self, tree: Any) -> Any:
-        """Returns arrays of the layout of `to_save` on the devices."""
+        """Returns arrays that lie as in a checkpoint, on the devices."""
         return shard(jax.tree.map(lambda x: x[self._filling], tree), self.mesh, SPLIT)
 
     def train(
@@ -247,6 +247,9 @@ class TrialParallel:
         They are copies: the training program overwrites the state's own arrays.
         """
         return _choose(self.to_devices(better), new, old)
+
+
+Programs = DataParallel | TrialParallel
 
 
 def _map_trials(function: Any) -> Any:

@@ -21,7 +21,7 @@ from seqjax.training.early_stopping import TRAIN_EVAL, advance
 from seqjax.training.epoch import Pace, Place, Profile
 from seqjax.training.logger import Record
 from seqjax.training.position import Position, epoch_record, step_line, to_facts, with_plateau
-from seqjax.training.programs import DataParallel, TrialParallel
+from seqjax.training.programs import Programs
 from seqjax.training.train_step import StepLog
 
 
@@ -42,7 +42,7 @@ class Trainer:
 
     def __init__(
         self,
-        program: DataParallel | TrialParallel,
+        program: Programs,
         position: Position,
         checkpoints: Checkpoints,
         identity: Mapping[str, Any],
