@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.commands import ROOT, assert_one_line, enter_empty, run_command
 from support.distributed_runs import RUNS, STOPPED_AT
+from support.processes import free_address
 from support.same_runs import read_result
 from support.toys import linear_config, read_json, tiny_config
 
@@ -23,12 +24,6 @@ from seqjax.training.logger import read_records
 
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 HEARTBEAT = 30  # seconds after which JAX itself would notice that a process has ended
-
-
-def free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def environment(cache: Path) -> dict[str, str]:

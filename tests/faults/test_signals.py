@@ -23,6 +23,7 @@ LONG = (
     "--config.train.eval_every_epochs=250",
     "--config.train.checkpoint_every_epochs=1000",
     "--config.train.steps_per_call=1",
+    "--config.train.num_devices=2",
 )
 
 

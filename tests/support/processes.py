@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,32 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(workdir: Path, *args: str, cache: Path, **options) -> subprocess.Popen:
-    """Starts `experiments.train` as a process with two devices."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *args]
+    """Starts `experiments.train` as a process."""
+    return _start("experiments.train", workdir, *args, cache=cache, **options)
+
+
+def start_sweep(workdir: Path, *args: str, cache: Path) -> subprocess.Popen:
+    """Starts `experiments.sweep` as a process."""
+    return _start("experiments.sweep", workdir, *args, cache=cache)
+
+
+def _start(module: str, workdir: Path, *args: str, cache: Path, **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [*command, "--config.train.num_devices=2"],
+        [sys.executable, "-m", module, f"--workdir={workdir}", *args],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **options,
     )
+
+
+def free_address() -> str:
+    """Returns a loopback address whose port is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> str:

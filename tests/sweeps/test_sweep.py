@@ -1,17 +1,12 @@
 """Sweeps: trained, thinned out, killed and gone on with, and refused in one line."""
 
 import csv
-import random
 import runpy
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import ROOT, assert_one_line, enter_empty, run_command
+from support.commands import assert_one_line, enter_empty, run_command
 from support.same_runs import assert_close, read_lines, read_result
 from support.toys import (
     CONFIGS,
@@ -23,7 +18,7 @@ from support.toys import (
 from seqjax.errors import UserError
 from seqjax.sweeps.executors import EXECUTORS
 from seqjax.sweeps.space import apply, product, seeds
-from seqjax.sweeps.sweep import GROUPS, SWEEP, load_sweep, run_sweep, rungs_of
+from seqjax.sweeps.sweep import GROUPS, load_sweep, run_sweep, rungs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 local = EXECUTORS["local"]
@@ -248,44 +243,3 @@ def test_a_full_disk_ends_no_trial(tmp_path, monkeypatch):
             run_sweep(linear_config(), changes, tmp_path / "sweep", local)
     entries = run_sweep(linear_config(), changes, tmp_path / "sweep", local)
     assert all((entry.trial.directory / "result.json").exists() for entry in entries)
-
-
-@pytest.mark.slow
-def test_killed_five_times_it_ends_with_the_same_table(tmp_path):
-    """Real processes and SIGKILL, each a random moment after a group has its first checkpoint."""
-    text = """
-from seqjax.sweeps.space import product, seeds
-def get_sweep():
-    return product(seeds(3), {"model.hidden_size": [4, 5]})
-"""
-    (tmp_path / "sweep.py").write_text(text, encoding="utf-8")
-
-    def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "experiments.sweep", f"--workdir={tmp_path / name}"]
-        command += ["--config=configs/word_completion.py", f"--sweep={tmp_path / 'sweep.py'}"]
-        command += ["--config.train.num_epochs=600", "--config.train.steps_per_call=1"]
-        command += ["--config.train.checkpoint_every_minutes=0.003"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, **quiet)
-
-    def checkpoints() -> set[Path]:
-        return set((tmp_path / "killed" / GROUPS).glob("*/checkpoints/*"))
-
-    def finish(process: subprocess.Popen) -> None:
-        _, told = process.communicate()
-        assert process.returncode == 0, told
-
-    finish(start("whole"))
-    rng = random.Random(0)
-    for _ in range(5):
-        there, process = checkpoints(), start("killed")
-        while process.poll() is None and checkpoints() <= there:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL  # in the midst of training
-    finish(start("killed"))
-    for name in ("trials.csv", "trials.jsonl", "summary.csv", SWEEP):
-        whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
-        assert whole == killed
