@@ -31,7 +31,9 @@ def start_one(workdir: Path, *args: str, cache: Path) -> list[subprocess.Popen]:
 
 
 def start_two(workdir: Path, *args: str, cache: Path) -> list[subprocess.Popen]:
-    common = (f"--coordinator_address={free_address()}", "--num_processes=2")
+    # A process that is killed before they have met is waited for so long.
+    flags = ("--num_processes=2", "--initialization_timeout=60")
+    common = (f"--coordinator_address={free_address()}", *flags)
     directories = (workdir, workdir.with_name("other"))
     return [
         start(directory, *args, *common, f"--process_id={i}", cache=cache)
@@ -163,8 +165,9 @@ def kill_one(
     assert victim.returncode in (0, -signal.SIGKILL)
     for process in processes:
         if process is not victim:
-            _, err = process.communicate(timeout=90)
-            assert process.returncode == 0 or (killed and err.endswith(f"error: {LOST}\n")), err
+            _, err = process.communicate(timeout=180)
+            told = any(text in err for text in (LOST, "not all processes met"))
+            assert process.returncode == 0 or (killed and told), err
     return killed
 
 
