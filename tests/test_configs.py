@@ -146,7 +146,8 @@ def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, caps
         return get(self, key)
 
     # Code that reads all fields, to write or compare them, does not count.
-    monkeypatch.setattr(seqjax.runs.identity, "as_json", lambda config: {})
+    written = {"train": {"compute_dtype": "float32"}}  # environment.json has it too
+    monkeypatch.setattr(seqjax.runs.identity, "as_json", lambda config: written)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     monkeypatch.setattr(ConfigDict, "__getitem__", record)
     start_jax(config.train)
@@ -159,9 +160,13 @@ def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, caps
 
 @every_config
 def test_every_task_reads_how_to_run_its_model(name):
-    config = tiny_config(name, backend="fusd")
-    with pytest.raises(UserError, match=r"unknown train.backend 'fusd': did you mean 'fused'\?"):
-        parameter_shapes(make_task(config).init)
+    for field, value, known in (
+        ("backend", "fusd", "fused"),
+        ("compute_dtype", "bf16", "bfloat16"),
+    ):
+        told = rf"unknown train.{field} '{value}'.*{known}"
+        with pytest.raises(UserError, match=told):
+            parameter_shapes(make_task(tiny_config(name, **{field: value})).init)
 
 
 @every_variant

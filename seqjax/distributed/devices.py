@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, require
 
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of Linux's /proc/cpuinfo
 MAX_DEVICES = 64  # more than most machines have cores, to try out a large machine on a small one
 
 
@@ -39,6 +40,17 @@ def start_jax(train: ConfigDict, num_devices: int | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def bfloat16_note(train: ConfigDict) -> str:
+    """Returns a line on the speed of `train.compute_dtype=bfloat16` on a CPU, otherwise ""."""
+    if train.compute_dtype != "bfloat16" or jax.default_backend() != "cpu":
+        return ""
+    cpu = Path("/proc/cpuinfo")
+    flags = set(cpu.read_text(encoding="utf-8").split()) if cpu.exists() else set()
+    without = "has no bfloat16 instructions that seqjax knows of: float32 is probably faster"
+    note = "is faster with float32 for small layers" if flags & BFLOAT16_FLAGS else without
+    return f"train.compute_dtype=bfloat16: this CPU {note}"
 
 
 def num_cores() -> int:

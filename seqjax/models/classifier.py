@@ -19,15 +19,17 @@ class Classifier(nnx.Module):
         num_classes: int,
         output_kernel_init: str,
         output_bias_init: str,
+        compute_dtype: str = "float32",
         rngs: nnx.Rngs,
         **stack: Any,  # options of make_stack
     ):
-        self.stack = make_stack(rngs=rngs, **stack)
+        self.stack = make_stack(compute_dtype=compute_dtype, rngs=rngs, **stack)
         self.output = Dense(
             self.stack.output_size,
             num_classes,
             kernel_init=output_kernel_init,
             bias_init=output_bias_init,
+            compute_dtype=compute_dtype,
             rngs=rngs,
         )
 

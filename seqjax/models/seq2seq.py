@@ -5,6 +5,7 @@ whole target at once, `decode_step` one token.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from seqjax.errors import UserError, require
 from seqjax.nn.attention import Attention
 from seqjax.nn.dropout import ModelStream, dropout, fold_keys
 from seqjax.nn.layers import Dense, Embed, one_hot
+from seqjax.nn.precision import product
 from seqjax.nn.stack import DROPOUTS, MAX_SIZE, Rates, check_names, make_stack
 from seqjax.typing import Logits, RowKeys, SpecialIds, Tokens
 
@@ -75,6 +77,7 @@ class Seq2Seq(nnx.Module):
         decoder_output_dropout: Rates,
         output_kernel_init: str,
         output_bias_init: str,
+        compute_dtype: str = "float32",
         rngs: nnx.Rngs,
         **stack: Any,  # the other options of make_stack
     ):
@@ -93,7 +96,9 @@ class Seq2Seq(nnx.Module):
         self.target_embed: Any = Embed(*target, rngs=rngs) if embed_size else None
         separate = embed_size and not share_embeddings
         self.source_embed = Embed(*source, rngs=rngs) if separate else None
-        stack |= {"hidden_size": hidden_size, "rngs": rngs}
+        precision = {"compute_dtype": compute_dtype, "rngs": rngs}
+        stack |= {"hidden_size": hidden_size, **precision}
+        dense = partial(Dense, **precision)
         self.encoder = make_stack(
             input_size=embed_size or source_vocab_size,
             bidirectional=bidirectional,
@@ -113,16 +118,16 @@ class Seq2Seq(nnx.Module):
         if bidirectional:
             fields = jax.tree.leaves(self.decoder.initial_states(1))
             for i in range(len(fields)):
-                setattr(self, f"bridge_{i}", Dense(2 * hidden_size, hidden_size, rngs=rngs))
+                setattr(self, f"bridge_{i}", dense(2 * hidden_size, hidden_size))
         self.attends = attention != "none"
         if self.attends:
             memory_size = self.encoder.output_size
-            self.attention = Attention(attention, hidden_size, memory_size, rngs=rngs)
-            self.combine = Dense(memory_size + hidden_size, hidden_size, rngs=rngs)
+            self.attention = Attention(attention, hidden_size, memory_size, **precision)
+            self.combine = dense(memory_size + hidden_size, hidden_size)
         inits = {"kernel_init": output_kernel_init, "bias_init": output_bias_init}
         output_size = embed_size if tie_output else target_vocab_size
-        self.output = Dense(hidden_size, output_size, **inits, rngs=rngs)
-        self.tie_output = tie_output
+        self.output = dense(hidden_size, output_size, **inits)
+        self.tie_output, self.compute_dtype = tie_output, compute_dtype
 
     def encode(
         self,
@@ -189,7 +194,9 @@ class Seq2Seq(nnx.Module):
     def logits(self, hidden: Float[Array, "... H"]) -> Logits:
         """Returns logits over the target's vocabulary."""
         out = self.output(hidden)
-        return out @ self.target_embed.embedding[...].T if self.tie_output else out
+        if not self.tie_output:
+            return out
+        return product(out, self.target_embed.embedding[...].T, self.compute_dtype)
 
     def teacher_forced(
         self,

@@ -4,6 +4,7 @@ Dot and general scores are by Luong et al. (2015), additive scores by Bahdanau e
 positions get no weight, and a row whose memory is all padding gets a context of zeros.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqjax.errors import unknown_name
 from seqjax.nn.layers import Dense
+from seqjax.nn.precision import einsum
 
 SCORES = ("dot", "general", "additive")
 
@@ -28,16 +30,25 @@ class Memory(NamedTuple):
 class Attention(nnx.Module):
     """Computes a context for each query: the mean of the memory's values under its weights."""
 
-    def __init__(self, score: str, query_size: int, memory_size: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        score: str,
+        query_size: int,
+        memory_size: int,
+        *,
+        compute_dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
         if score not in SCORES:
             raise unknown_name("attention", score, (*SCORES, "none"))
-        self.score = score
+        self.score, self.compute_dtype = score, compute_dtype
+        dense = partial(Dense, compute_dtype=compute_dtype, rngs=rngs)
         # Projections to keys, queries and scores. Saved weights have these names.
         if score != "dot" or memory_size != query_size:
-            self.of_memory = Dense(memory_size, query_size, rngs=rngs)
+            self.of_memory = dense(memory_size, query_size)
         if score == "additive":
-            self.of_query = Dense(query_size, query_size, rngs=rngs)
-            self.of_sum = Dense(query_size, 1, rngs=rngs)
+            self.of_query = dense(query_size, query_size)
+            self.of_sum = dense(query_size, 1)
 
     def memory(self, values: Float[Array, "B S O"], mask: Bool[Array, "B S"]) -> Memory:
         """Returns the memory of a sequence of vectors."""
@@ -52,9 +63,9 @@ class Attention(nnx.Module):
             sums = jnp.tanh(self.of_query(queries)[:, :, None] + memory.keys[:, None])
             scores = self.of_sum(sums)[..., 0]
         else:
-            scores = jnp.einsum("btq,bsq->bts", queries, memory.keys)
+            scores = einsum("btq,bsq->bts", queries, memory.keys, self.compute_dtype)
         mask = memory.mask[:, None, :]
         # Not -inf: a row without real positions would give NaN, also in the gradient.
         lowest = jnp.finfo(scores.dtype).min
         weights = jax.nn.softmax(jnp.where(mask, scores, lowest), axis=-1) * mask
-        return jnp.einsum("bts,bso->bto", weights, memory.values), weights
+        return einsum("bts,bso->bto", weights, memory.values, self.compute_dtype), weights

@@ -32,7 +32,7 @@ def unroll_auto(cell, params, state, xs, *, state_scale=None, **options):
     """Runs on cuDNN if it can, else as `unroll_xla`."""
     run = unroll_xla
     if has_cudnn():
-        if reason := why_not_cudnn(params, state_scale):
+        if reason := why_not_cudnn(params, state_scale, cell.compute_dtype):
             _print_once(f"not on cuDNN: {reason}")
         else:
             run = unroll_cudnn

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float
 
-from seqjax.errors import UserError
+from seqjax.errors import UserError, unknown_name
 from seqjax.hparams import from_spec
 from seqjax.nn.initializers import init_gates, make_initializer
+from seqjax.nn.precision import COMPUTE_DTYPES, product
 
 CellState = Any  # a cell's NamedTuple of [B, H] arrays, the first of which is `h`
 KernelAndBias = tuple[Any, Any]  # [I, O], and [O] or None
@@ -61,20 +62,22 @@ class Cell(NamedTuple):
     combine: Callable | None = None  # (z [..., G], *results of the first matmuls) -> a; linear
     gate: Callable | None = None  # (a, state) -> (state, y); pointwise
     output_is_h: bool = False
+    compute_dtype: str = "float32"  # of the operands of matmuls; `with_compute_dtype` changes it
 
 
-def affine(weights: KernelAndBias, x: Any) -> Any:
+def affine(weights: KernelAndBias, x: Any, compute_dtype: str) -> Any:
     """Returns `x w + b` on the last axis."""
     w, b = weights
-    return x @ w if b is None else x @ w + b
+    xw = product(x, w, compute_dtype)
+    return xw if b is None else xw + b
 
 
-def pre_activations(matmuls, combine, weights, z, h):
+def pre_activations(cell, weights, z, h):
     """Returns the `a` of a step: `z` combined with the recurrent matmuls of `h`."""
     a, results = z, []
-    for matmul, kernel_and_bias in zip(matmuls, weights, strict=True):
-        results.append(affine(kernel_and_bias, matmul.operand(a, h)))
-        a = combine(z, *results)
+    for matmul, kernel_and_bias in zip(cell.recurrent_matmuls, weights, strict=True):
+        results.append(affine(kernel_and_bias, matmul.operand(a, h), cell.compute_dtype))
+        a = cell.combine(z, *results)
     return a
 
 
@@ -82,26 +85,37 @@ def make_from_matmuls(
     init, initial_state, projection, recurrent_matmuls, combine, gate, *, output_is_h=False
 ) -> Cell:
     """Returns the cell whose step is a pointwise `gate` after its recurrent matmuls."""
+    later: Any = None
+    parts = (projection, recurrent_matmuls, combine, gate, output_is_h)
+    return _with_project_and_step(Cell(init, initial_state, later, later, *parts))
 
+
+@cache
+def with_compute_dtype(cell: Cell, compute_dtype: str) -> Cell:
+    """Returns the cell with matmuls of operands in `train.compute_dtype`.
+
+    Raises UserError for an unknown dtype, and for a cell that has only a step.
+    """
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise unknown_name("train.compute_dtype", compute_dtype, COMPUTE_DTYPES)
+    if compute_dtype == cell.compute_dtype:
+        return cell
+    if not cell.recurrent_matmuls:
+        field = f"train.compute_dtype={compute_dtype}"
+        raise UserError(f"{field}: this cell has only a step: choose {cell.compute_dtype}")
+    return _with_project_and_step(cell._replace(compute_dtype=compute_dtype))
+
+
+def _with_project_and_step(cell):
     def project(params, x):
-        return affine(projection(params), x)
+        return affine(cell.projection(params), x, cell.compute_dtype)
 
     def step(params, state, z, state_in=None):
-        weights = [matmul.weights(params) for matmul in recurrent_matmuls]
+        weights = [matmul.weights(params) for matmul in cell.recurrent_matmuls]
         h = (state_in or state).h
-        return gate(pre_activations(recurrent_matmuls, combine, weights, z, h), state)
+        return cell.gate(pre_activations(cell, weights, z, h), state)
 
-    return Cell(
-        init,
-        initial_state,
-        project,
-        step,
-        projection,
-        recurrent_matmuls,
-        combine,
-        gate,
-        output_is_h,
-    )
+    return cell._replace(project=project, step=step)
 
 
 class RNNParams(NamedTuple):

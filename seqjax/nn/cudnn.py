@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from seqjax.errors import UserError
 from seqjax.nn.cells import Cell, CellState, LSTMParams, LSTMState
-from seqjax.nn.unroll import cast_inputs, compute_dtype
+from seqjax.nn.unroll import cast_inputs, params_dtype
 
 
 def has_cudnn() -> bool:
@@ -22,13 +22,13 @@ def has_cudnn() -> bool:
     return jax.default_backend() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind
 
 
-def why_not_cudnn(params: Any, state_scale: Any) -> str:
+def why_not_cudnn(params: Any, state_scale: Any, compute_dtype: str = "float32") -> str:
     """Returns the reason why cuDNN cannot compute a run, or "" if it can."""
     if not isinstance(params, LSTMParams):
         return "JAX offers cuDNN for the LSTM only"
     if state_scale is not None:
         return "cuDNN has no state dropout"
-    dtype = compute_dtype(params)
+    dtype = params_dtype(params) if compute_dtype == "float32" else compute_dtype
     return "" if dtype == jnp.float32 else f"cuDNN is used in float32 only, not in {dtype}"
 
 
@@ -46,7 +46,7 @@ def unroll_cudnn(
 
     Raises UserError, with the reason, if cuDNN cannot compute the run.
     """
-    reason = why_not_cudnn(params, state_scale)
+    reason = why_not_cudnn(params, state_scale, cell.compute_dtype)
     if not reason and not has_cudnn():
         reason = f"this machine computes on {jax.devices()[0].device_kind}, not on an NVIDIA GPU"
     if reason:

@@ -19,7 +19,8 @@ from seqjax.nn.backends import find_unroll
 from seqjax.nn.cells import Cell, make_cell
 from seqjax.nn.dropout import Direction, Rate, dropout_scale, fold_keys
 from seqjax.nn.initializers import make_initializer
-from seqjax.nn.unroll import compute_dtype, last_output, length_mask, unroll_bidirectional
+from seqjax.nn.precision import product
+from seqjax.nn.unroll import last_output, length_mask, params_dtype, unroll_bidirectional
 from seqjax.typing import Features, Lengths, Mask, Params
 
 
@@ -53,14 +54,19 @@ class Dense(nnx.Linear):
         *,
         kernel_init: str = "glorot_uniform",
         bias_init: str = "zeros",
+        compute_dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
+        self.compute_dtype = compute_dtype
         kernel, bias = make_initializer(kernel_init), make_initializer(bias_init, num_axes=1)
         super().__init__(input_size, output_size, kernel_init=kernel, bias_init=bias, rngs=rngs)
 
     def __call__(self, inputs: Shaped[Array, "... I"], out_sharding: Any = None) -> Any:
-        inputs = jnp.asarray(inputs, self.kernel[...].dtype)
-        return super().__call__(inputs, out_sharding=out_sharding)
+        kernel = self.kernel[...]
+        inputs = jnp.asarray(inputs, kernel.dtype)
+        if self.compute_dtype == "float32":
+            return super().__call__(inputs, out_sharding=out_sharding)
+        return product(inputs, kernel, self.compute_dtype) + self.bias[...]  # ty: ignore[not-subscriptable]
 
 
 class Embed(nnx.Embed):
@@ -144,7 +150,7 @@ class RecurrentLayer(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of the parameters, in which the layer computes."""
-        return compute_dtype(nnx.state(self, nnx.Param))
+        return params_dtype(nnx.state(self, nnx.Param))
 
     def initial_states(self, batch_size: int) -> tuple[Any, ...]:
         """Returns the cell's initial states, one for each direction."""

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from seqjax.errors import UserError, require, unknown_name
-from seqjax.nn.cells import make_cell
+from seqjax.nn.cells import make_cell, with_compute_dtype
 from seqjax.nn.dropout import LayerStream, Rate, dropout, layer_keys
 from seqjax.nn.layers import Bidirectional, Recurrent, RecurrentLayer, time_major
 from seqjax.typing import Features, Lengths, Mask, RowKeys
@@ -134,6 +134,7 @@ def make_stack(
     rngs: nnx.Rngs,
     backend: str = "auto",
     remat: bool = False,
+    compute_dtype: str = "float32",
     reads: str = "output",
     part: str = "",
 ) -> Stack:
@@ -141,6 +142,7 @@ def make_stack(
     require("model.num_layers", num_layers, num_layers <= MAX_LAYERS, f"at most {MAX_LAYERS}")
     require("model.hidden_size", hidden_size, hidden_size <= MAX_SIZE, f"at most {MAX_SIZE}")
     made_cell = make_cell(cell, kernel_init=kernel_init, recurrent_init=recurrent_init)
+    made_cell = with_compute_dtype(made_cell, compute_dtype)
     kind = Bidirectional if bidirectional else Recurrent
     layers: list[RecurrentLayer] = []
     for _ in range(num_layers):

@@ -23,7 +23,7 @@ def length_mask(lengths: Int[Array, " B"], num_steps: int) -> Bool[Array, "B T"]
     return jnp.arange(num_steps)[None, :] < lengths[:, None]
 
 
-def compute_dtype(params: Any) -> jnp.dtype:
+def params_dtype(params: Any) -> jnp.dtype:
     """Returns the floating dtype of the parameters; without any it is JAX's default."""
     return jnp.result_type(1.0, *jax.tree.leaves(params))
 
@@ -33,7 +33,7 @@ def cast_inputs(params: Any, state: CellState, xs: Any, state_scale: Any) -> tup
 
     Integers in a state keep their dtype.
     """
-    dtype = compute_dtype(params)
+    dtype = params_dtype(params)
 
     def cast(x):
         return jnp.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.floating) else None)

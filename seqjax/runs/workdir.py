@@ -121,7 +121,7 @@ def load_run_config(workdir: Path, say: Callable[[str], None]) -> ConfigDict:
 def save_identity(workdir: Path, identity: Identity) -> None:
     """Writes whose run the directory holds, and what it runs on."""
     if not (workdir / ENVIRONMENT).exists():
-        write_json(workdir / ENVIRONMENT, environment())
+        write_json(workdir / ENVIRONMENT, environment(identity.config["train"]["compute_dtype"]))
     write_json(workdir / CONFIG, identity.config)
     write_json(workdir / FINGERPRINT, identity.fingerprint)
 
@@ -160,13 +160,18 @@ def earlier_identities(workdir: Path) -> list[Identity]:
         ) from None
 
 
-def environment() -> dict[str, Any]:
-    """What a run depends on beside its config: versions, devices, machine and git commit."""
+def environment(compute_dtype: str = "float32") -> dict[str, Any]:
+    """What a run depends on: versions, devices, machine, matrix precision and git commit."""
+    precision: Any = jax.config.jax_default_matmul_precision  # ty: ignore[missing-attribute]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": _packages(),
         "devices": [str(device.device_kind) for device in jax.devices()],
+        "matrix_precision": {
+            "compute_dtype": compute_dtype,
+            "jax_default_matmul_precision": precision or "default",
+        },
         "commit": _commit(),
     }
 

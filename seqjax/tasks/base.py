@@ -29,6 +29,7 @@ Predict = Callable[[str], Any]
 
 # The dropout rates of a stack, for the `hparams` of a task whose loss passes `rates` on to one.
 STACK_RATES = tuple(f"model.{name}" for name in DROPOUTS)
+RUN_OPTIONS = ("backend", "remat", "compute_dtype")  # fields of `train` that models take
 
 
 class Task(NamedTuple):
@@ -133,7 +134,7 @@ def build_model(model: type, config: Any, **sizes: int) -> tuple[Callable, Calla
     If it takes `**options`, it must hand them on to `make_stack`. Raises UserError for a field of
     config.model that the two do not read, or that is missing.
     """
-    passed = *sizes, "rngs", "backend", "remat"
+    passed = *sizes, "rngs", *RUN_OPTIONS
     check_section(config, "model", keywords(model, make_stack, passed=passed))
     options = sizes | model_options(config)
     return functional(lambda rngs: model(rngs=rngs, **options))
@@ -147,4 +148,4 @@ def check_section(config: Any, section: str, known: Mapping[str, bool]) -> None:
 
 def model_options(config: Any) -> dict[str, Any]:
     """Returns a config's model options and how to run the model over time."""
-    return {**config.model, "backend": config.train.backend, "remat": config.train.remat}
+    return {**config.model, **{name: config.train[name] for name in RUN_OPTIONS}}

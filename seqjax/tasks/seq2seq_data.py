@@ -14,14 +14,14 @@ from seqjax.models.seq2seq import Seq2Seq
 from seqjax.models.text_to_text import TextToText
 from seqjax.nn.stack import make_stack
 from seqjax.parameters import check_memory
-from seqjax.tasks.base import check_section, model_options
+from seqjax.tasks.base import RUN_OPTIONS, check_section, model_options
 from seqjax.typing import Params
 
 VOCABULARY, SOURCE_VOCABULARY = "vocabulary.json", "source_vocabulary.json"
 _LOSS_FIELDS = ("label_smoothing", "scheduled_sampling", "mask_padding")
 # The arguments of Seq2Seq and make_stack that no config gives.
 _PASSED_TO_MODEL = (
-    *("source_vocab_size", "target_vocab_size", "rngs", "backend", "remat"),
+    *("source_vocab_size", "target_vocab_size", "rngs", *RUN_OPTIONS),
     *("input_size", "output_dropout", "reads", "part"),
 )
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields
 from seqjax.data.batching import count_rows
-from seqjax.distributed.devices import start_jax
+from seqjax.distributed.devices import bfloat16_note, start_jax
 from seqjax.distributed.mesh import WHOLE, shard
 from seqjax.distributed.packing import pack, unpack
 from seqjax.distributed.processes import (
@@ -237,6 +237,8 @@ def _train(
     )
     with closing(checkpoints), logger:
         logger.say(parameter_table(now.state.params))
+        if note := bfloat16_note(train):
+            logger.say(note)
         if setup.data.buckets:
             logger.say(setup.data.buckets.describe(setup.task.lengths))
         started = time.perf_counter()

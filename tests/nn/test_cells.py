@@ -93,7 +93,7 @@ def test_a_step_is_its_gate_after_its_matmuls(spec):
     got, y = cell.step(params, state, z)
     np.testing.assert_array_equal(y, got.h)
     weights = [matmul.weights(params) for matmul in cell.recurrent_matmuls]
-    a = pre_activations(cell.recurrent_matmuls, cell.combine, weights, z, state.h)
+    a = pre_activations(cell, weights, z, state.h)
     assert_same((got, y), cell.gate(a, state))
     # The fused backward pass needs a linear `combine` and a `gate` that is pointwise over rows.
     results = [random_like(w[0], k) for k, (w, _) in enumerate(weights)]

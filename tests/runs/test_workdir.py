@@ -135,7 +135,8 @@ def test_a_directory_that_cannot_be_written_is_one_line(method, number, tmp_path
 
 def test_the_environment_names_versions_devices_and_commit(monkeypatch):
     found = environment()
-    assert set(found) == {"python", "platform", "packages", "devices", "commit"}
+    names = {"python", "platform", "packages", "devices", "matrix_precision", "commit"}
+    assert set(found) == names
     assert found["packages"]["jax"] == jax.__version__
     assert len(found["devices"]) == len(jax.devices())
     assert found["commit"] is None or len(found["commit"]) == 40

@@ -318,6 +318,7 @@ def test_a_trial_is_a_run_that_can_be_evaluated_and_trained_on(seeds, tmp_path, 
         {"model.hidden_size": 9},
         {"model.cell": "gru"},
         {"train.batch_size": 3},
+        {"train.compute_dtype": "bfloat16"},
         {"optim.schedule": "cosine"},
         {"optim.clip_norm": 0.5},  # 0 clips nothing, and there is nothing to trace
         {"model.output_dropout": (0.0, 0.0)},

@@ -104,7 +104,8 @@ def test_a_run_leaves_what_the_design_says(finished):
     }
     assert read_json(finished / "config.json") == json.loads(linear_config().to_json())
     environment = read_json(finished / "environment.json")
-    assert {"python", "platform", "packages", "devices", "commit"} == set(environment)
+    names = {"python", "platform", "packages", "devices", "matrix_precision", "commit"}
+    assert set(environment) == names
     assert environment["packages"]["jax"] == jax.__version__
 
 
