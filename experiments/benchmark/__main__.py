@@ -1,7 +1,11 @@
 """Measures our speed beside Keras, PyTorch and Flax, as far as they are installed.
 
 python -m experiments.benchmark --workloads=lstm,seq2seq --peers=keras:jax,torch
-python -m experiments.benchmark --scaling
+python -m experiments.benchmark --condition=quiet,busy,avx2
+python -m experiments.benchmark --suite=lengths
+python -m experiments.benchmark --suite=accelerator
+python -m experiments.benchmark --compile
+python -m experiments.benchmark --compare --record
 """
 
 import sys
@@ -9,33 +13,71 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.benchmark.conditions import CONDITIONS, find_conditions
+from experiments.benchmark.first_step import (
+    find_configs,
+    first_step_table,
+    measure_first_steps,
+    save_first_steps,
+)
+from experiments.benchmark.history import append_records, compare, make_records, read_records
+from experiments.benchmark.machine import machine_facts
 from experiments.benchmark.peers import PEERS
 from experiments.benchmark.run import find_peers, find_workloads, run_benchmark
-from experiments.benchmark.scaling import AXES, measure_scaling, save_scaling, scaling_table
-from experiments.benchmark.table import save_benchmark, show, show_report
-from experiments.benchmark.workloads import WORKLOADS
+from experiments.benchmark.scaling import growth_table, save_growth
+from experiments.benchmark.table import make_table, save_benchmark, shares_table, show
+from experiments.benchmark.workloads import SUITES
 from seqjax.cli import launch
+from seqjax.distributed.devices import user_cache
+from seqjax.errors import UserError
 from seqjax.runs.signals import say
 
-_NAMES = {"workloads": ", ".join(WORKLOADS), "peers": ", ".join(PEERS)}
-_WORKLOAD_NAMES = flags.DEFINE_list("workloads", [], f"of {_NAMES['workloads']}; by default all")
-_PEER_NAMES = flags.DEFINE_list("peers", [], f"of {_NAMES['peers']}; by default all")
+_SUITE = flags.DEFINE_enum("suite", "tasks", list(SUITES), "which workloads are measured together")
+_WORKLOADS = flags.DEFINE_list("workloads", [], "of the suite, or configs of --compile; or all")
+_PEERS = flags.DEFINE_list("peers", [], f"of {', '.join(PEERS)}; by default those of the suite")
+_CONDITIONS = flags.DEFINE_list("condition", ["quiet"], f"of {', '.join(CONDITIONS)}")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each peer")
-_SCALING = flags.DEFINE_bool("scaling", False, "how our time and memory grow with length and sizes")
-_OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "directory of benchmark.json and .png")
+_COMPILE = flags.DEFINE_bool("compile", False, "seconds to the first train step of every config")
+_RECORD = flags.DEFINE_bool("record", False, "add our shares to the history of this machine")
+_COMPARE = flags.DEFINE_bool("compare", False, "name the rows that are slower than recorded")
+_OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "directory of what is written")
 
 
 def main() -> None:
-    if _SCALING.value:
-        points = measure_scaling(AXES, _ROUNDS.value, say)
-        show(scaling_table(points))
-        for path in save_scaling(points, Path(_OUTPUT.value)):
-            say(str(path))
+    output = Path(_OUTPUT.value)
+    if _COMPILE.value:
+        for flag in (_SUITE, _PEERS, _CONDITIONS, _ROUNDS, _RECORD, _COMPARE):
+            if flag.present:
+                raise UserError(f"--{flag.name} cannot be used with --compile")
+        steps = measure_first_steps(find_configs(_WORKLOADS.value), say)
+        show(first_step_table(steps))
+        say(str(save_first_steps(steps, machine_facts(), output)))
         return
-    workloads, peers = find_workloads(_WORKLOAD_NAMES.value), find_peers(_PEER_NAMES.value)
-    report = run_benchmark(workloads, peers, _ROUNDS.value, say)
-    show_report(report)
-    for path in save_benchmark(report, Path(_OUTPUT.value)):
+    if _SUITE.value != "tasks" and (_RECORD.value or _COMPARE.value):
+        raise UserError(f"--record and --compare are for --suite=tasks, not {_SUITE.value}")
+    suite, machine = SUITES[_SUITE.value], machine_facts()
+    report = run_benchmark(
+        find_workloads(_WORKLOADS.value, suite),
+        find_peers(_PEERS.value, suite),
+        find_conditions(_CONDITIONS.value, machine["flags"]),
+        _ROUNDS.value,
+        say,
+        suite.environment,
+    )
+    show(make_table(report))
+    print(shares_table(report))
+    paths = save_benchmark(report, output)
+    if _SUITE.value in ("lengths", "sizes"):
+        show(growth_table(report.rows))
+        paths.append(save_growth(report.rows, output))
+    history, records = user_cache() / "benchmark.jsonl", make_records(report, machine)
+    if _COMPARE.value:
+        for line in compare(read_records(history, say), records):
+            print(line)
+    if _RECORD.value:
+        append_records(history, records)
+        paths.append(history)
+    for path in paths:
         say(str(path))
 
 

@@ -30,10 +30,7 @@ def start_jax(train: ConfigDict, num_devices: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", count or cores)
     directory = train.compilation_cache_dir
     if directory == "auto":
-        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
-            user_cache / "seqjax" / "jax"
-        )
+        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_cache() / "jax")
     if directory:
         if Path(directory).exists() and not Path(directory).is_dir():
             raise UserError(f"train.compilation_cache_dir={directory} is not a directory")
@@ -51,6 +48,11 @@ def bfloat16_note(train: ConfigDict) -> str:
     without = "has no bfloat16 instructions that seqjax knows of: float32 is probably faster"
     note = "is faster with float32 for small layers" if flags & BFLOAT16_FLAGS else without
     return f"train.compute_dtype=bfloat16: this CPU {note}"
+
+
+def user_cache() -> Path:
+    """Returns seqjax's folder in the user's cache, which may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqjax"
 
 
 def num_cores() -> int:

@@ -10,6 +10,7 @@ from experiments.benchmark.inputs import IDS, cell_weights
 from experiments.benchmark.peers import LEARNING_RATE, Peer
 from experiments.benchmark.workloads import Workload
 
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _LAYERS = {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -50,7 +51,7 @@ class _Seq2Seq(nn.Module):
     def generate(self, source: torch.Tensor, length: int) -> torch.Tensor:
         """The most probable tokens, one by one."""
         _, state = self.encoder(self.source_embed(source))
-        token = torch.full((len(source), 1), IDS.bos_id)
+        token = torch.full((len(source), 1), IDS.bos_id, device=_DEVICE)
         tokens = []
         for _ in range(length):
             outputs, state = self.decoder(self.target_embed(token), state)
@@ -64,9 +65,10 @@ def build(
     weights: dict[str, np.ndarray],
     batches: list[dict[str, np.ndarray]],
 ) -> Peer:
-    """The peer after its first step."""
+    """Returns the peer after its first step."""
     model = _Classifier(workload) if workload.kind == "classifier" else _Seq2Seq(workload)
     model.load_state_dict(_state_dict(workload, weights))
+    model.to(_DEVICE)
     data = [{key: _tensor(x) for key, x in batch.items()} for batch in batches]
     if isinstance(model, _Seq2Seq) and workload.kind == "decode":
         return _decoder(model, data, workload.target_length)
@@ -83,7 +85,8 @@ def build(
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             for batch in data:
-                train_step(batch)
+                loss = train_step(batch)
+        loss.item()  # waits for the device
 
     return Peer(train_step(data[0]).item(), run)
 
@@ -92,14 +95,16 @@ def _decoder(model: _Seq2Seq, data: list[dict[str, torch.Tensor]], length: int) 
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             for batch in data:
-                model.generate(batch["source"], length)
+                tokens = model.generate(batch["source"], length)
+        tokens.cpu()  # waits for the device
 
-    return Peer(model.generate(data[0]["source"], length).numpy(), run)
+    return Peer(model.generate(data[0]["source"], length).cpu().numpy(), run)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     """Ids and labels are int64, as its embeddings and losses want them."""
-    return torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int64))
+    array = array if array.dtype == np.float32 else array.astype(np.int64)
+    return torch.from_numpy(array).to(_DEVICE)
 
 
 def _state_dict(workload: Workload, weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -2,11 +2,12 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache
 from importlib.resources import files
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,10 +15,20 @@ import pytest
 from support.commands import assert_one_line, run_command
 
 from experiments.benchmark import run, table
+from experiments.benchmark.conditions import find_conditions
 from experiments.benchmark.inputs import make_batches, make_weights
-from experiments.benchmark.peers import OURS, PEERS, ours
-from experiments.benchmark.process import PeerDied, Process
-from experiments.benchmark.workloads import WORKLOADS, num_flops, throughput
+from experiments.benchmark.peers import OURS, PEERS, RATES, ours
+from experiments.benchmark.worker import PeerDied, Process
+from experiments.benchmark.workloads import (
+    MEMORY_PASSES,
+    SUITES,
+    WORKLOADS,
+    find_floor,
+    num_flops,
+    throughput,
+    weight_bytes,
+)
+from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
 from seqjax.metrics import compute_means
 
@@ -33,7 +44,13 @@ TINY = {
     ),
 }
 GRU = WORKLOADS["gru"]._replace(num_rows=2, **SIZES)
-FACTS = {"import_seconds": 1.0, "first_step_seconds": 2.0, "version": {"x": "1"}}
+LSTM = WORKLOADS["lstm"]._replace(num_rows=2, **SIZES)
+FACTS = {
+    "import_seconds": 1.0,
+    "first_step_seconds": 2.0,
+    "reserved_mib": None,
+    "version": {"x": "1"},
+}
 
 
 @cache
@@ -48,19 +65,39 @@ def our_result(name):
     return compute_means(measure(params, batch, None))["loss"]
 
 
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("peer", ["flax:nnx", "flax:linen", "keras:jax", "torch"])
-def test_a_peer_with_our_weights_has_our_result(peer, name):
+def build(peer, workload):
+    """Returns the peer in this process, after its first step."""
     for package in PEERS[peer].packages:
         pytest.importorskip(package)
     module = importlib.import_module(f"experiments.benchmark.peers.{PEERS[peer].module}")
-    weights, batches = make_weights(TINY[name]), make_batches(TINY[name])
-    first = module.build(TINY[name], weights, batches).first
+    weights, batches = make_weights(workload), make_batches(workload)
+    return module.build(workload, weights, batches, **PEERS[peer].options)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("peer", ["flax:nnx", "flax:linen", "keras:jax", "torch"])
+def test_a_peer_with_our_weights_has_our_result(peer, name):
+    first = build(peer, TINY[name]).first
     if name == "decode":
         assert np.array_equal(first, our_result(name))
         assert first.shape == (2, 12) and first.min() > 2
     else:
         assert first == pytest.approx(our_result(name), rel=1e-5)
+
+
+@pytest.mark.parametrize("peer", ["seqjax:scan", "seqjax:fused", "seqjax:remat"])
+def test_a_backend_has_the_loss_and_the_update_of_another_peer(peer):
+    found, expected = (build(name, LSTM) for name in (peer, "flax:linen"))
+    assert found.first == pytest.approx(expected.first, rel=1e-5)
+    assert found.reserved_mib > 0
+    found.run(2)  # the second step is given what the first one returns
+
+
+def test_a_backend_says_what_it_cannot_run():
+    with pytest.raises(UserError, match="computes on cpu, not on an NVIDIA GPU"):
+        build("seqjax:cudnn", LSTM)
+    with pytest.raises(UserError, match="a classifier of one LSTM layer"):
+        build("seqjax:scan", TINY["seq2seq"])
 
 
 def test_the_corpus_is_whole():
@@ -96,14 +133,31 @@ def test_flops_are_those_of_the_products():
     assert throughput(GRU) == (2, "examples")
 
 
+def test_the_floor_is_that_of_products_or_of_kernels():
+    # Kernels of GRU(5) x 2: 3 x 15, 5 x 15 and twice 5 x 15 above; 12 classes. Four steps read the
+    # two recurrent ones, forward and backward.
+    kernels, others = 4 * (45 + 3 * 75 + 60), 45 + 75 + 60
+    assert weight_bytes(TINY["classifier"]) == (kernels, 4 * (2 * 4 * 2 * 75 + others))
+    # Two LSTM(5) over 4 and 3 steps, in 3 batches.
+    kernels, others = 4 * (2 * 100 + 2 * 60 + 60), 2 * 60 + 60
+    assert weight_bytes(TINY["seq2seq"]) == (kernels, 4 * 3 * (2 * 7 * 100 + others))
+    # Two SimpleRNN(5): 4 steps, then 12 tokens with the input kernel and the output each.
+    read = 4 * (4 * 25 + 15 + 12 * (25 + 15 + 60))
+    assert weight_bytes(TINY["decode"]) == (4 * (2 * 25 + 2 * 15 + 60), read)
+    flops = num_flops(TINY["decode"])
+    assert find_floor(TINY["decode"], 100.0, 1e9) == (flops / 100, "matmul")
+    assert find_floor(TINY["decode"], 1e9, 100.0) == (read / 100, "weights")
+
+
 def test_a_worker_obeys_and_ends(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    with Process(OURS, TINY["seq2seq"]) as process:
+    with Process(OURS, TINY["seq2seq"], {}) as process:
         facts = process.start()
         assert facts["loss"] == pytest.approx(our_result("seq2seq"), rel=1e-5)
         assert facts["first_step_seconds"] > 0 and set(facts["version"]) == {"jax", "flax"}
         assert 0 < process.ask(steps=3)["seconds"] < 10
-        assert 50 < process.ask(stop=True)["peak_memory_mib"] < 5000
+        last = process.ask(stop=True)
+        assert 0 < last["added_memory_mib"] < last["peak_memory_mib"] < 5000
         with pytest.raises(PeerDied, match="ended with code 0"):
             process.ask(steps=1)
 
@@ -123,9 +177,14 @@ def test_only_answers_reach_the_output():
 
 def test_a_dying_peer_is_a_line(monkeypatch):
     monkeypatch.setattr(run, "MATRIX_SIZE", 32)
-    broken = TINY["classifier"]._replace(cell="no_such_cell")
-    (row,), _ = run.measure_workload(broken, ["flax:linen"], 1, lambda line: None)
-    assert row.note == "died: KeyError: 'no_such_cell'" and row.median_ms is None
+    monkeypatch.setattr(run, "_TURN_SECONDS", 0.01)
+    peers = ["seqjax:cudnn", "seqjax:scan"]
+    (row, scan), rates = run.measure_workload(LSTM, peers, 1, lambda line: None)
+    assert row.note.startswith("died: seqjax.errors.UserError: train.backend=cudnn: this machine")
+    assert row.median_ms is None
+    assert scan.note == "not compared: ours did not run"
+    assert scan.floor_ms > 0 and 0 < scan.reserved_mib < scan.added_memory_mib
+    assert set(rates) == {"matmul", "memory"} and min(rates.values()) > 0
 
 
 class FakeProcess(Process):
@@ -147,8 +206,8 @@ class FakeProcess(Process):
     def ask(self, **order):
         self.log.append(self.peer)
         if "stop" in order:
-            return {"peak_memory_mib": 100.0}
-        seconds = self.speed[self.peer]
+            return {"peak_memory_mib": 100.0, "added_memory_mib": 60.0}
+        seconds = self.speed[self.workload.kind if self.peer == RATES else self.peer]
         if seconds is None and self.log.count(self.peer) > 1:
             raise PeerDied("Killed")
         return {"seconds": (seconds or 1.0) * order["steps"]}
@@ -157,31 +216,36 @@ class FakeProcess(Process):
 @pytest.fixture
 def fakes(monkeypatch):
     """Peers of known speed; the class holds what they do."""
-    kind = type("Fakes", (FakeProcess,), {"log": [], "speed": {}, "facts": {}})
+    speed = {"matmul": 1.0, "memory": 2.0}
+    kind = type("Fakes", (FakeProcess,), {"log": [], "speed": speed, "facts": {}})
     monkeypatch.setattr(run, "Process", kind)
     monkeypatch.setattr(run, "MATRIX_SIZE", 32)
     return kind
 
 
-def measure(peers, num_rounds=3):
-    return run.run_benchmark([GRU], peers, num_rounds, lambda line: None)
+def measure(peers, conditions=("quiet",), num_rounds=3):
+    return run.run_benchmark([GRU], peers, conditions, num_rounds, lambda line: None)
 
 
 def test_rounds_are_interleaved(fakes):
     fakes.speed |= {OURS: 2.0, "flax:nnx": 3.0}
     report = measure([OURS, "flax:nnx"])
-    started, turns = [OURS, "flax:nnx"], [OURS, "flax:nnx"] * 3
-    assert fakes.log == [*started, *turns, OURS, "flax:nnx", "flax:nnx closed", f"{OURS} closed"]
+    names = [RATES, RATES, OURS, "flax:nnx"]
+    ended = [f"{name} closed" for name in reversed(names)]
+    assert fakes.log == [*names, *names * 3, *names, *ended]
     assert [row.median_ms for row in report.rows] == [2000, 3000]
-    assert report.ratios == {"gru": 1.5}
+    assert report.best == {"quiet": {"gru": (pytest.approx(2 / 3), "flax:nnx")}}
     assert report.rows[1].per_second == pytest.approx(2 / 3)
-    share = num_flops(GRU) / 3.0 / (report.matmul_gflops * 1e9)
-    assert report.rows[1].matmul_share == pytest.approx(share)
+    rates = report.rates["quiet"]["gru"]
+    size = weight_bytes(GRU)[0] // 12
+    assert rates == {"matmul": 2 * 32**3, "memory": 12 * size * MEMORY_PASSES / 2}
+    floor, of = find_floor(GRU, rates["matmul"], rates["memory"])
+    assert (report.rows[1].floor_ms, report.rows[1].floor_of) == (floor * 1e3, of)
 
 
 def test_turns_take_about_a_second(fakes):
     fakes.speed |= {OURS: 0.01}
-    found = run.Running(fakes(OURS, GRU))
+    found = run.Running(fakes(OURS, GRU, {}))
     found.start()
     assert found.num_steps == 100
 
@@ -200,7 +264,7 @@ def test_what_fails_has_a_line_and_no_ratio(fakes, monkeypatch):
         "died: Killed",
         "",
     ]
-    assert report.ratios == {"gru": 2.5}  # a faster one computes something else
+    assert report.best["quiet"]["gru"] == (0.4, "flax:linen")  # a faster one computes otherwise
     assert fakes.log.count("flax:nnx") == 2  # no other turn after its death
 
 
@@ -210,30 +274,90 @@ def test_other_tokens_are_told():
     assert run.difference({"loss": 1.00009}, {"loss": 1.0}) == ""
 
 
-def test_the_report_has_a_ratio_for_each_workload(fakes, tmp_path, capsys):
-    fakes.speed |= {OURS: 2.0, "flax:linen": 3.0, "keras:jax": None}
-    report = measure([OURS, "flax:linen", "keras:jax"])
-    table.show_report(report)
-    shown = capsys.readouterr().out
-    assert "gru: ours takes 0.67 of the best peer's time" in shown
-    assert "keras:jax: died: Killed" in shown
+def test_every_condition_has_a_share(fakes, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_own=1")
+    begun = []
+    monkeypatch.setattr(run, "busy_processes", lambda n: begun.append(n) or nullcontext([]))
+    fakes.speed |= {OURS: 2.0, "seqjax:scan": 1.0, "flax:linen": 3.0, "keras:tensorflow": None}
+    monkeypatch.setitem(PEERS, "keras:tensorflow", PEERS["keras:tensorflow"]._replace(packages=()))
+    seen = {}
+    start = fakes.start
+
+    def notes(self):
+        seen.setdefault(self.peer, []).append(dict(self.environment))
+        return start(self)
+
+    monkeypatch.setattr(fakes, "start", notes)
+    peers = [OURS, "seqjax:scan", "flax:linen", "keras:tensorflow"]
+    report = measure(peers, ["quiet", "busy", "avx2"])
+    assert begun == [0, 2, 0]
+    (before, beside, _), always = seen["flax:linen"], {"JAX_TRACEBACK_FILTERING": "off"}
+    assert before == beside == always
+    flags = "--xla_own=1 --xla_cpu_max_isa=AVX2 --xla_cpu_experimental_ynn_fusion_type="
+    assert seen["flax:linen"][2] == always | {"XLA_FLAGS": flags, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert seen[RATES] == [seen["flax:linen"][i] for i in (0, 0, 1, 1, 2, 2)]
+    assert {name: found["gru"].share for name, found in report.best.items()} == dict.fromkeys(
+        ("quiet", "busy", "avx2"),
+        pytest.approx(2 / 3),  # our own backends are no peers
+    )
+    table.show(table.make_table(report))
+    assert table.shares_table(report).splitlines() == [
+        "| workload | quiet | busy | avx2 |",
+        "| --- | --- | --- | --- |",
+        "| gru | 0.67 | 0.67 | 0.67 |",
+    ]
     paths = table.save_benchmark(report, tmp_path / "new")
-    assert [path.name for path in paths] == ["benchmark.json", "benchmark.png"]
+    assert [path.name for path in paths] == ["benchmark.json", "benchmark.md", "benchmark.png"]
     saved = json.loads(paths[0].read_text())
-    assert saved["best_peer_over_ours"] == {"gru": 1.5} and saved["cores"] == os.cpu_count()
-    assert [row["peer"] for row in saved["rows"]] == [OURS, "flax:linen", "keras:jax"]
-    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    assert saved["share_of_best_peer"]["busy"]["gru"] == {
+        "share": pytest.approx(2 / 3),
+        "peer": "flax:linen",
+    }
+    assert saved["machine"]["cores"] == num_cores() and saved["machine"]["processor"]
+    assert saved["machine"]["versions"]["jax"] == jax.__version__
+    assert [row["peer"] for row in saved["rows"]] == peers * 3
+    text = paths[1].read_text()
+    assert "keras:tensorflow: died: Killed" in text and "gru, avx2" in text
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_that_are_none(monkeypatch, capsys):
+def test_a_busy_condition_whose_process_died_has_no_share(fakes, monkeypatch):
+    died = SimpleNamespace(poll=lambda: -15)
+    monkeypatch.setattr(run, "busy_processes", lambda n: nullcontext([died]))
+    fakes.speed |= {OURS: 2.0, "flax:linen": 3.0}
+    report = measure([OURS, "flax:linen"], ["busy"])
+    assert report.best == {}
+    assert {row.note for row in report.rows} == {"not compared: a busy process has died"}
+
+
+def test_names_that_are_none():
+    suite = SUITES["tasks"]
     with pytest.raises(UserError, match="unknown workload 'ltsm': did you mean 'lstm'"):
-        run.find_workloads(["gru", "ltsm"])
+        run.find_workloads(["gru", "ltsm"], suite)
     with pytest.raises(UserError, match="unknown peer 'keras': did you mean"):
-        run.find_peers(["keras"])
+        run.find_peers(["keras"], suite)
     with pytest.raises(UserError, match="--rounds=0"):
-        run.run_benchmark([], [], 0, print)
-    assert run.find_peers(["torch"]) == [OURS, "torch"]
-    assert run.find_peers([]) == list(PEERS)
-    assert run.find_workloads([]) == list(WORKLOADS.values())
-    outcome = run_command(monkeypatch, capsys, "benchmark", "--workloads=lstm,grus")
-    assert_one_line(outcome, "unknown workload 'grus': did you mean 'gru'?")
+        run.run_benchmark([], [], [], 0, print)
+    with pytest.raises(UserError, match="unknown condition 'bussy': did you mean 'busy'"):
+        find_conditions(["bussy"], ["avx2"])
+    with pytest.raises(UserError, match="this processor is not known to have AVX2"):
+        find_conditions(["avx2"], ["asimd"])
+    assert find_conditions(["avx2", "quiet"], ["avx2"]) == ["quiet", "avx2"]
+    assert run.find_peers(["torch"], suite) == [OURS, "torch"]
+    assert run.find_workloads([], suite) == list(suite.workloads)
+    for suite in SUITES.values():
+        assert run.find_peers([], suite) == list(suite.peers) and set(suite.peers) <= set(PEERS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workloads=lstm,grus"], "unknown workload 'grus': did you mean 'gru'?"),
+        (["--suite=lengths", "--workloads=lstm"], "unknown workload 'lstm': known: num_steps_1024"),
+        (["--suite=lengths", "--record"], "--record and --compare are for --suite=tasks"),
+        (["--compile", "--condition=busy"], "--condition cannot be used with --compile"),
+        (["--compile", "--workloads=mnist_row"], "unknown config 'mnist_row': did you mean"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(flags, message, monkeypatch, capsys):
+    assert_one_line(run_command(monkeypatch, capsys, "benchmark", *flags), message)
