@@ -87,7 +87,7 @@ def base_config(task: str) -> ConfigDict:
         "steps_per_call": 0,  # steps per call of the program; 0 = about two seconds per call
         "log_every_epochs": 0,  # epochs per line without a terminal; 0 = about 20 lines in all
         "log_every_steps": 0,  # steps per line of steps.jsonl, with norms of gradients; 0 = off
-        "loop": "epoch",  # epoch: one program per epoch; step: for data larger than a device
+        "loop": "epoch",  # epoch: all rows are on each device; step: they are read batch by batch
         "num_devices": 0,  # devices over all processes; 0 = all (CPU cores count as devices)
         "trial_mapping": "auto",  # trials on one device of a sweep: map, vmap; auto: by device
         "backend": "auto",  # scan, fused, xla (either of the two) or cudnn; auto: by device

@@ -15,7 +15,7 @@ from seqjax.data.bucketing import Buckets
 from seqjax.errors import UserError, require
 from seqjax.typing import Batch
 
-Rows = Mapping[str, Any]  # arrays that share their leading axis
+Rows = Mapping[str, Any]  # arrays, or columns of `streams.py`, that share their leading axis
 
 
 def count_rows(rows: Rows) -> int:

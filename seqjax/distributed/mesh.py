@@ -64,6 +64,11 @@ def shard(tree: Any, mesh: Mesh, spec: P) -> Any:
     return jax.tree.map(put_local_rows, tree)
 
 
+def shard_own(tree: Any, mesh: Mesh) -> Any:
+    """Returns SPLIT arrays on the mesh's devices; each process passes only its own rows."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, SPLIT), tree)
+
+
 def gather_shards(tree: Any) -> Any:
     """Returns SPLIT arrays as whole NumPy arrays; all processes must call it together."""
     if num_processes() == 1:

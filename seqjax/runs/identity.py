@@ -5,6 +5,7 @@ only where the identities agree.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ FREE_FIELDS = {
     )
 }
 
+PART_BYTES = 2**24  # of a column that are in memory at once while its digest is computed
+
 
 class Identity(NamedTuple):
     """A run's config and fingerprint, as JSON has them."""
@@ -42,7 +45,7 @@ class Identity(NamedTuple):
 
 def make_identity(
     config: ConfigDict,
-    splits: Mapping[str, Mapping[str, np.ndarray]],
+    splits: Mapping[str, Mapping[str, Any]],
     num_devices: int,
     files: Iterable[Path],
 ) -> Identity:
@@ -93,14 +96,25 @@ def _bound_fields(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def arrays_digest(arrays: Mapping[str, np.ndarray], beside: bytes = b"") -> str:
-    """SHA-256 of named arrays (names, dtypes, shapes and bytes) and what is given beside them."""
+def arrays_digest(arrays: Mapping[str, Any], beside: bytes = b"") -> str:
+    """SHA-256 of named arrays (names, dtypes, shapes and bytes) and what is given beside them.
+
+    Columns of rows on disk are read in parts. A text in the attribute `digest` of a column stands
+    for its bytes.
+    """
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield beside
         for name in sorted(arrays):
-            array = np.ascontiguousarray(arrays[name])
-            yield json.dumps([name, str(array.dtype), array.shape]).encode()
-            yield array.data if array.size else b""
+            column = arrays[name]
+            yield json.dumps([name, str(column.dtype), column.shape]).encode()
+            if known := getattr(column, "digest", ""):
+                yield known.encode()
+                continue
+            column = column if column.shape else np.reshape(column, 1)
+            row_bytes = math.prod(column.shape[1:]) * column.dtype.itemsize
+            size = max(1, PART_BYTES // max(1, row_bytes))
+            for start in range(0, len(column) if row_bytes else 0, size):
+                yield np.ascontiguousarray(column[start : start + size]).data
 
     return sha256(pieces())

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 
 from seqjax.config import as_json
+from seqjax.data.streams import names_on_disk
+from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.parameters import device_bytes
 from seqjax.runs.checkpoint import Checkpoint, Checkpoints, newest, set_aside_after
@@ -80,6 +82,10 @@ def _make_program(sound: Sequence[SoundTrial], workdir: Path) -> Programs:
     if len(sound) == 1:
         return DataParallel(setup)
     check_hparams(setup.task, config.task, hparams)
+    if names := names_on_disk(setup.data.rows):
+        raise UserError(
+            f"trials train together on rows in memory, not {names[0]!r}: train each trial as a run"
+        )
     if config.train.loop != "epoch":
         say(f"train.loop={config.train.loop!r} is for single runs: each device holds all rows")
     return TrialParallel(setup, [config.seed for config in configs], hparams)

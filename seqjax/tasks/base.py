@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from seqjax.data.batching import Rows
 from seqjax.errors import UserError, check_keywords, keywords
 from seqjax.hparams import HParams
 from seqjax.metrics import Average, Metrics
@@ -35,8 +36,9 @@ RUN_OPTIONS = ("backend", "remat", "compute_dtype")  # fields of `train` that mo
 class Task(NamedTuple):
     """A task, made from a config by a function in `seqjax/tasks/`."""
 
-    # The rows of each split, as arrays with a common leading N: "train", and any other splits.
-    splits: Mapping[str, Mapping[str, np.ndarray]]
+    # The rows of each split, as arrays with a common leading N: "train", and any other splits. The
+    # columns of `data/streams.py` read them from disk.
+    splits: Mapping[str, Rows]
     # key -> parameters
     init: Callable[[Key[Array, ""]], Params]
     # (params, batch, keys=None, step=None, hparams=HParams()) -> (sum, weight) by metric; "loss" is

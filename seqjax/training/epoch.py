@@ -1,12 +1,11 @@
-"""The loops that run train steps: an epoch as one compiled program, or one program a step.
+"""The loops that run train steps, as one compiled program for many of them: from rows on the
+devices, or from chunks of batches that are read on the host."""
 
-Also how many steps each call of a loop runs.
-"""
-
+import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ from seqjax.data.batching import (
     take_rows,
 )
 from seqjax.data.bucketing import Buckets
-from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, local_rows, shard, sharded
+from seqjax.distributed.mesh import AXIS, SPLIT, WHOLE, local_rows, shard, shard_own, sharded
 from seqjax.hparams import HParams
 from seqjax.training.optimizer import Optimizer
 from seqjax.training.train_step import (
@@ -61,6 +60,10 @@ class TrainData(NamedTuple):
         size = (count_rows(self.rows), self.batch_size, self.drop_remainder, num_devices)
         index, weight = epoch_order(key, *size)
         return index, weight, jnp.zeros(len(index), jnp.int32)
+
+
+# The step loop reads so many bytes of batches at once, and no more steps: rows may be slow to make.
+CHUNK_BYTES, CHUNK_STEPS = 2**25, 128
 
 
 class Place(NamedTuple):
@@ -222,6 +225,71 @@ def make_epoch_loop(
     return Loop(run, program)
 
 
+class _Chunk(NamedTuple):
+    """The steps of a chunk, on the devices."""
+
+    batches: Any  # a Batch of [devices, size, rows of a device, ...]
+    buckets: Any  # [size]
+    is_last: Any  # [size]: whether the step is the last one of the run
+
+
+class _Chunks:
+    """Reads the batches of a run in chunks of `size` steps.
+
+    A chunk is known by its number from the start of the run, wherever calls end. One that is read
+    ahead, or not used up, is kept for the next call. Each process reads its own devices' rows.
+    """
+
+    def __init__(self, data: TrainData, mesh: Mesh, options: LoopOptions):
+        columns = data.rows.values()
+        row_bytes = sum(math.prod(x.shape[1:]) * np.dtype(x.dtype).itemsize for x in columns)
+        fit = CHUNK_BYTES // max(1, row_bytes * data.batch_size)
+        self.size = max(1, min(fit, CHUNK_STEPS, options.max_steps))
+        self.total = options.num_epochs * data.steps_per_epoch  # steps of the run
+        self._data, self._mesh, self._options = data, mesh, options
+        self._own = [x.process_index == jax.process_index() for x in mesh.devices.flat]
+        self._order = jax.jit(partial(data.order, num_devices=mesh.size))
+        self._key: Any = None  # of the order of the rows
+
+    def read(self, thread: ThreadPoolExecutor, key: Key[Array, ""], number: int) -> Future:
+        """Returns the future of a chunk, which the thread begins to read unless it is kept."""
+        if key is not self._key:
+            self._key, self._kept, self._orders = key, {}, {}
+        if number not in self._kept:
+            # The order is computed here: with the devices at work, the thread would wait for them.
+            self._kept[number] = thread.submit(self._read, *self._steps(number))
+        self._kept = {n: x for n, x in self._kept.items() if n >= number - 1}
+        return self._kept[number]
+
+    def _steps(self, number: int) -> list[np.ndarray]:
+        """Returns the row numbers, weights and buckets of a chunk's steps, and which is last."""
+        per_epoch, parts = self._data.steps_per_epoch, []
+        start, end = number * self.size, min((number + 1) * self.size, self.total)
+        while start < end:
+            epoch, step = divmod(start, per_epoch)
+            if epoch not in self._orders:
+                self._orders = {epoch: jax.device_get(self._order(self._key, epoch))}
+            steps = np.arange(step, min(per_epoch, step + end - start))
+            is_last = _is_last(Place(epoch, steps), self._data, self._options)
+            parts.append([*(x[steps] for x in self._orders[epoch]), is_last])
+            start += len(steps)
+        return [np.concatenate(xs) for xs in zip(*parts, strict=True)]
+
+    def _read(self, index, weight, buckets, is_last) -> _Chunk:
+        def by_device(x: np.ndarray) -> np.ndarray:
+            x = x.reshape(len(x), self._mesh.size, -1)[:, self._own]
+            return np.ascontiguousarray(x.swapaxes(0, 1))
+
+        def fill(x: np.ndarray, axis: int) -> np.ndarray:  # the last chunk of a run is smaller
+            missing = self.size - x.shape[axis]
+            widths = [(0, missing * (i == axis)) for i in range(x.ndim)]
+            return np.pad(x, widths) if missing else x
+
+        batches = take_rows(self._data.rows, by_device(index), by_device(weight))
+        batches = {name: fill(x, 1) for name, x in batches.items()}
+        return _Chunk(shard_own(batches, self._mesh), fill(buckets, 0), fill(is_last, 0))
+
+
 def make_step_loop(
     loss_and_metrics: LossAndMetrics,
     optimizer: Optimizer,
@@ -229,36 +297,56 @@ def make_step_loop(
     mesh: Mesh,
     options: LoopOptions,
 ) -> Loop:
-    """Returns a loop that calls a program for each step, for rows that do not fit on a device."""
+    """Returns a loop that reads the rows on the host, for rows that do not fit on a device.
+
+    The steps are divided into chunks. One call of the compiled program makes the steps of a chunk
+    while a thread reads the next one. Which steps of a chunk to make is an argument of the program:
+    it is compiled once, and the results are bit-identical however the steps are divided into calls.
+    """
     train_step = _make_train_step(loss_and_metrics, optimizer, data, AXIS, options)
+    chunks = _Chunks(data, mesh, options)
 
-    def one_step(state: TrainState, batch: Batch, key: Key[Array, ""], bucket: Array, last: Array):
-        def stay():
-            return state, empty_log(train_step, state, batch, key)
+    def steps(
+        state: TrainState, chunk: _Chunk, key: Key[Array, ""], start: Array, stop: Array
+    ) -> tuple[TrainState, StepLog]:
+        first = state.step - start  # the number of the chunk's first step
 
-        def go():
-            return train_step(state, batch, key, bucket, HParams(), last)
+        def take(i: Any) -> Batch:
+            return jax.tree.map(lambda x: x[0, i], chunk.batches)
 
-        few_skipped = optimizer.num_skipped(state.opt_state) <= options.max_skipped
-        return jax.lax.cond(few_skipped, go, stay)
+        def goes_on(carry: tuple[TrainState, StepLog]) -> Array:
+            few_skipped = optimizer.num_skipped(carry[0].opt_state) <= options.max_skipped
+            return (carry[0].step < first + stop) & few_skipped
 
-    specs = (WHOLE, SPLIT, WHOLE, WHOLE, WHOLE)
-    program = Program(sharded(one_step, mesh, specs), mesh, donate_argnums=0)
-    order = jax.jit(partial(data.order, num_devices=mesh.size))
+        def one_step(carry: tuple[TrainState, StepLog]):
+            state, logs = carry
+            i = state.step - first
+            now = chunk.buckets[i], HParams(), chunk.is_last[i]
+            new_state, log = train_step(state, take(i), key, *now)
+            return new_state, jax.tree.map(lambda xs, x: xs.at[i].set(x), logs, log)
+
+        log = empty_log(train_step, state, jax.eval_shape(take, 0), key)
+        logs = jax.tree.map(lambda x: jnp.zeros((chunks.size, *x.shape), x.dtype), log)
+        return jax.lax.while_loop(goes_on, one_step, (state, logs))
+
+    specs = (WHOLE, _Chunk(SPLIT, WHOLE, WHOLE), WHOLE, WHOLE, WHOLE)
+    program = Program(sharded(steps, mesh, specs), mesh, donate_argnums=0)
 
     def run(state: TrainState, keys: RunKeys, place: Place, num_steps: int):
-        logs, read = [], None
-        for done in range(place.step, place.step + num_steps):
-            epoch, step = divmod(done, data.steps_per_epoch)
-            now = Place(place.epoch + epoch, step)
-            if now.epoch != read:
-                index, weight, buckets = jax.device_get(order(keys.data, now.epoch))
-                read = now.epoch
-            batch = shard(take_rows(data.rows, index[step], weight[step]), mesh, SPLIT)
-            last = np.bool_(_is_last(now, data, options))
-            state, log = program(state, batch, keys.dropout, np.int32(buckets[step]), last)
-            logs.append(log)
-        return state, jax.tree.map(lambda *xs: np.stack(xs), *logs)
+        first, logs = place.epoch * data.steps_per_epoch + place.step, []
+        end = first + num_steps
+        with ThreadPoolExecutor(1) as thread:  # which ends with the call
+            for number in range(first // chunks.size, -(-end // chunks.size)):
+                chunk = chunks.read(thread, keys.data, number).result()
+                before, after = number * chunks.size, (number + 1) * chunks.size
+                if after < chunks.total:
+                    chunks.read(thread, keys.data, number + 1)
+                made = slice(max(first - before, 0), min(end - before, chunks.size))
+                bounds = np.int32(made.start), np.int32(made.stop)
+                state, log = program(state, chunk, keys.dropout, *bounds)
+                log = jax.device_get(log)  # waits for the devices: one chunk at most is read ahead
+                logs.append(jax.tree.map(lambda x, made=made: x[made], log))
+        return state, jax.tree.map(lambda *xs: np.concatenate(xs), *logs)
 
     return Loop(run, program)
 
@@ -293,57 +381,3 @@ def empty_log(train_step: Callable, state: TrainState, batch: Batch, key: Key[Ar
 
 
 LOOPS: dict[str, Callable[..., Loop]] = {"epoch": make_epoch_loop, "step": make_step_loop}
-
-
-class Pace:
-    """Chooses how many steps each call of the compiled program runs.
-
-    A call takes about two seconds: a run can be saved and stopped between two calls, and the calls
-    themselves add no noticeable time. `steps_per_call` fixes the number; 0 adapts it.
-    """
-
-    SECONDS = 2.0  # the time that a call should take
-    GROWTH = 16  # largest factor between two calls, as the first times are not precise
-
-    def __init__(self, steps_per_call: int):
-        self._steps, self._fixed, self._compiled = steps_per_call or 1, bool(steps_per_call), False
-
-    def num_steps(self, left: int) -> int:
-        """Returns how many of the `left` steps to run in the next call; calls are of equal size."""
-        calls = -(-left // self._steps)
-        return min(left, self._steps) if self._fixed else -(-left // calls)
-
-    def took(self, seconds: float, num_steps: int) -> None:
-        """Adapts the number of steps to the time of a call, except the first, which compiles."""
-        if self._compiled and not self._fixed:
-            fit = int(num_steps * self.SECONDS / max(seconds, 1e-9))
-            self._steps = max(1, min(fit, self.GROWTH * num_steps))
-        self._compiled = True
-
-
-class Profile:
-    """Traces some steps of a run for xprof and Perfetto, `--profile=START:STEPS`.
-
-    The trace begins after `start` steps of the run have been made and holds `num_steps` steps: the
-    calls of the program are cut there. With `num_steps=0` nothing is traced.
-    """
-
-    def __init__(self, start: int = 0, num_steps: int = 0, directory: Path = Path()):
-        self.start, self.end, self.directory = start, start + num_steps, directory
-        self._running = False
-
-    def limit(self, step: int, num_steps: int) -> int:
-        """Returns how many of the next steps to run in one call; starts and ends the trace."""
-        if self._running and step >= self.end:
-            self.stop()
-        elif not self._running and self.start <= step < self.end:
-            jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True)
-            self._running = True
-        bounds = [bound - step for bound in (self.start, self.end) if bound > step]
-        return min([num_steps, *bounds]) if self.end > self.start else num_steps
-
-    def stop(self) -> None:
-        """Writes the trace, if one is running."""
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False

@@ -46,13 +46,12 @@ from seqjax.runs.workdir import (
 from seqjax.tasks.base import Predict, Task, fitted_files
 from seqjax.tasks.registry import make_task
 from seqjax.training.early_stopping import Progress, derive_progress, read_progress
-from seqjax.training.epoch import Profile
 from seqjax.training.logger import EXAMPLES, METRICS, MetricLogger, add_examples, read_records
 from seqjax.training.position import FORMAT, begin, begins_again, resume, with_schedule
 from seqjax.training.programs import DataParallel, evaluation_key
 from seqjax.training.setup import Setup, make_setup
 from seqjax.training.train_step import make_keys
-from seqjax.training.trainer import Listeners, Trainer
+from seqjax.training.trainer import Listeners, Profile, Trainer
 from seqjax.typing import Params
 
 

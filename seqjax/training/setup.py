@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from seqjax.config import base_config
 from seqjax.data.batching import check_batch_size, count_rows
 from seqjax.data.bucketing import Buckets, find_buckets
+from seqjax.data.streams import names_on_disk
 from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError, check_keywords, keywords, require, unknown_name
 from seqjax.hparams import LARGEST_INT
@@ -72,6 +73,10 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
     require("train.monitor_mode", repr(train.monitor_mode), is_mode, "'min' or 'max'")
     if train.loop not in LOOPS:
         raise unknown_name("train.loop", train.loop, LOOPS)
+    if train.loop == "epoch" and (names := names_on_disk(rows)):
+        raise UserError(
+            f"train.loop='epoch' needs rows in memory, not {names[0]!r}: set it to 'step'"
+        )
     require("seed", config.seed, 0 <= config.seed < 2**32, f"between 0 and {2**32 - 1}")
     find_mapping(train)  # for its errors
     mesh = make_mesh(train.num_devices)

@@ -6,6 +6,7 @@ two calls, wherever in an epoch; the numbers do not depend on where the calls en
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +19,65 @@ from seqjax.runs.checkpoint import Checkpoints
 from seqjax.runs.signals import Stopped, StopSignals
 from seqjax.training.debug_nans import diagnose, first_bad
 from seqjax.training.early_stopping import TRAIN_EVAL, advance
-from seqjax.training.epoch import Pace, Place, Profile
+from seqjax.training.epoch import Place
 from seqjax.training.logger import Record
 from seqjax.training.position import Position, epoch_record, step_line, to_facts, with_plateau
 from seqjax.training.programs import Programs
 from seqjax.training.train_step import StepLog
+
+
+class Pace:
+    """Chooses how many steps each call of the compiled program runs.
+
+    A call takes about two seconds: a run can be saved and stopped between two calls, and the calls
+    themselves add no noticeable time. `steps_per_call` fixes the number; 0 adapts it.
+    """
+
+    SECONDS = 2.0  # the time that a call should take
+    GROWTH = 16  # largest factor between two calls, as the first times are not precise
+
+    def __init__(self, steps_per_call: int):
+        self._steps, self._fixed, self._compiled = steps_per_call or 1, bool(steps_per_call), False
+
+    def num_steps(self, left: int) -> int:
+        """Returns how many of the `left` steps to run in the next call; calls are of equal size."""
+        calls = -(-left // self._steps)
+        return min(left, self._steps) if self._fixed else -(-left // calls)
+
+    def took(self, seconds: float, num_steps: int) -> None:
+        """Adapts the number of steps to the time of a call, except the first, which compiles."""
+        if self._compiled and not self._fixed:
+            fit = int(num_steps * self.SECONDS / max(seconds, 1e-9))
+            self._steps = max(1, min(fit, self.GROWTH * num_steps))
+        self._compiled = True
+
+
+class Profile:
+    """Traces some steps of a run for xprof and Perfetto, `--profile=START:STEPS`.
+
+    The trace begins after `start` steps of the run have been made and holds `num_steps` steps: the
+    calls of the program are cut there. With `num_steps=0` nothing is traced.
+    """
+
+    def __init__(self, start: int = 0, num_steps: int = 0, directory: Path = Path()):
+        self.start, self.end, self.directory = start, start + num_steps, directory
+        self._running = False
+
+    def limit(self, step: int, num_steps: int) -> int:
+        """Returns how many of the next steps to run in one call; starts and ends the trace."""
+        if self._running and step >= self.end:
+            self.stop()
+        elif not self._running and self.start <= step < self.end:
+            jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True)
+            self._running = True
+        bounds = [bound - step for bound in (self.start, self.end) if bound > step]
+        return min([num_steps, *bounds]) if self.end > self.start else num_steps
+
+    def stop(self) -> None:
+        """Writes the trace, if one is running."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 class Listeners(NamedTuple):

@@ -18,11 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import seqjax.plots
+import seqjax.training.epoch
+from seqjax.data.streams import memory_mapped
 from seqjax.data.vocabulary import Vocabulary
 from seqjax.distributed.mesh import SPLIT, gather_shards, make_mesh, shard
 from seqjax.distributed.processes import broadcast, gather, is_main, start_processes
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped
+from seqjax.tasks.base import Task
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 from seqjax.training.trainer import Trainer
@@ -37,6 +40,13 @@ RUNS = {
 STOPPED_AT = 13  # of 24 steps
 
 
+def from_disk(folder: Path) -> Task:
+    """Returns the task with its training rows in files of a folder."""
+    for name, column in TASK.splits["train"].items():
+        np.save(folder / f"{name}.npy", column)
+    return TASK._replace(splits={**TASK.splits, "train": memory_mapped(folder)})
+
+
 def stop_and_resume(config: ConfigDict, workdir: Path) -> str:
     """Trains a run that a signal to process 1 stops, and resumes it; returns the stop message."""
     call = Trainer._call
@@ -49,13 +59,16 @@ def stop_and_resume(config: ConfigDict, workdir: Path) -> str:
                 time.sleep(0.01)
 
     config.train.steps_per_call = 1  # may differ between a run and its resumption
-    try:
-        with mock.patch.object(Trainer, "_call", call_and_ask):
-            fit(TASK, config, workdir)
-    except Stopped as stopped:
-        config.train.steps_per_call = 0
-        fit(TASK, config, workdir)
-        return stopped.message
+    chunks_of_three = mock.patch.object(seqjax.training.epoch, "CHUNK_STEPS", 3)
+    with tempfile.TemporaryDirectory() as folder:
+        task = from_disk(Path(folder))
+        try:
+            with mock.patch.object(Trainer, "_call", call_and_ask), chunks_of_three:
+                fit(task, config, workdir)
+        except Stopped as stopped:
+            config.train.steps_per_call = 0
+            fit(task, config, workdir)
+            return stopped.message
     return "not stopped"
 
 

@@ -14,7 +14,7 @@ from seqjax.training.early_stopping import (
     check_monitors,
     derive_progress,
 )
-from seqjax.training.epoch import Pace
+from seqjax.training.trainer import Pace
 
 
 def run_of_values(values, **train) -> list[Progress]:

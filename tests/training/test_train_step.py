@@ -491,8 +491,8 @@ def test_the_keys_of_a_seed_can_be_mapped():
         assert found == [bits_of(getattr(keys, name)) for keys in alone]
 
 
-@pytest.mark.parametrize(("kind", "program"), [("epoch", "steps"), ("step", "one_step")])
-def test_a_loop_compiles_once(kind, program, caplog):
+@pytest.mark.parametrize("kind", ["epoch", "step"])
+def test_a_loop_compiles_once(kind, caplog):
     traces = []
 
     def measure(params, batch, keys=None, **_):
@@ -508,7 +508,7 @@ def test_a_loop_compiles_once(kind, program, caplog):
         for epoch in range(3):
             state, _ = loop(state, make_keys(epoch), place_of(state), 1 + epoch)
             counts.append(len(traces))
-    compiled = [m for m in caplog.messages if f"Finished XLA compilation of jit({program})" in m]
+    compiled = [m for m in caplog.messages if "Finished XLA compilation of jit(steps)" in m]
     assert len(compiled) == 1, caplog.messages
     assert counts[0] == counts[-1]
 
