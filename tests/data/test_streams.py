@@ -111,15 +111,13 @@ TEXTS = {
     "other line ends": "a\u2028b\x0cc\x85d\n가\u2029".encode(),
     "bom": b"\xef\xbb\xbf" + "가\nb\n".encode(),
     "only a bom": b"\xef\xbb\xbf",
-    "many": b"".join(b"%d\n" % i for i in range(5000)),
+    "many": b"".join(b"%d\n" % i for i in range(500)),
 }
 
 
-@pytest.mark.parametrize("block", [1, 3, 2**22])
+@pytest.mark.parametrize("block", [2, 3, 2**22])
 @pytest.mark.parametrize("name", TEXTS)
 def test_lines_are_those_between_newlines(name, block, tmp_path, monkeypatch):
-    if block == 1 and name == "many":
-        pytest.skip("slow, and the others show the same")
     monkeypatch.setattr(seqjax.data.streams, "BLOCK", block)
     path = tmp_path / "text.txt"
     path.write_bytes(TEXTS[name])
