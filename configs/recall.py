@@ -3,7 +3,7 @@
     for seed in 0 1 2 3 4; do python -m experiments.train --config=configs/recall.py \\
         --config.seed=$seed --workdir=runs/recall-$seed; done
 
-The test accuracy over 5 seeds has the median 1.000 and the minimum 0.999; guessing reaches 0.125.
+The test accuracy over 5 seeds has the median 1.000 and the minimum 0.998; guessing reaches 0.125.
 """
 
 from seqjax.config import base_config, choose_variant
