@@ -40,7 +40,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each peer")
 _COMPILE = flags.DEFINE_bool("compile", False, "seconds to the first train step of every config")
 _RECORD = flags.DEFINE_bool("record", False, "add our shares to the history of this machine")
 _COMPARE = flags.DEFINE_bool("compare", False, "name the rows that are slower than recorded")
-_OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "directory of what is written")
+_OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "directory of the results")
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
     )
     show(make_table(report))
     print(shares_table(report))
-    paths = save_benchmark(report, output)
+    paths = save_benchmark(report, machine, output)
     if _SUITE.value in ("lengths", "sizes"):
         show(growth_table(report.rows))
         paths.append(save_growth(report.rows, output))

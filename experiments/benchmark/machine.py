@@ -18,14 +18,13 @@ def machine_facts() -> dict[str, Any]:
 
     Where the system does not tell the model or the flags they are those that Python knows, or none.
     """
-    from seqjax.distributed.devices import num_cores  # loads JAX, which not every peer does
+    from seqjax.distributed.devices import cpu_flags, num_cores  # loads JAX, as not every peer does
 
     info = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE)
     return {
         "processor": model[1] if model else platform.processor() or platform.machine(),
-        "flags": sorted(x for x in (flags[1].split() if flags else ()) if _FLAGS.fullmatch(x)),
+        "flags": sorted(filter(_FLAGS.fullmatch, cpu_flags())),
         "cores": num_cores(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **_versions()},

@@ -4,6 +4,7 @@ import datetime
 import io
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark.conditions import CONDITIONS
-from experiments.benchmark.machine import machine_facts
 from experiments.benchmark.peers import OURS
 from experiments.benchmark.run import BenchmarkRow, Report
 from seqjax.files import write_json, write_text
@@ -81,11 +81,11 @@ def sort_rows(rows: list[BenchmarkRow]) -> list[BenchmarkRow]:
     return [row for group in by_time for row in group]
 
 
-def save_benchmark(report: Report, directory: Path) -> list[Path]:
+def save_benchmark(report: Report, machine: Mapping[str, Any], directory: Path) -> list[Path]:
     """Writes `benchmark.json`, `benchmark.md` and `benchmark.png`; returns where to."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"benchmark.{ending}" for ending in ("json", "md", "png")]
-    write_json(paths[0], _as_json(report))
+    write_json(paths[0], _as_json(report, machine))
     text = io.StringIO()
     Console(file=text, width=180).print(make_table(report))
     write_text(paths[1], f"{shares_table(report)}\n\n```\n{text.getvalue()}```\n")
@@ -101,12 +101,12 @@ def save_benchmark(report: Report, directory: Path) -> list[Path]:
     return paths if groups else paths[:2]
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def _as_json(report: Report, machine: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the report with what one must know to make it again."""
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
+        "machine": machine,
         "rates": report.rates,
         "share_of_best_peer": {
             condition: {workload: best._asdict() for workload, best in found.items()}

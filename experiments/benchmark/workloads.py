@@ -118,7 +118,6 @@ SUITES = {
         },
     ),
 }
-WORKLOADS = {w.name: w for suite in SUITES.values() for w in suite.workloads}
 
 
 def num_flops(workload: Workload) -> int:

@@ -89,7 +89,7 @@ class TextLines:
         rows = np.asarray(numbers, np.int64)
         starts, ends = self._index[rows + 1].tolist(), self._index[rows + 2].tolist()
         with self.path.open("rb", buffering=0) as file:
-            if self._stamp(file.fileno()) != (self._index[0], self._index[-1]):
+            if _stamp(file.fileno()) != (self._index[0], self._index[-1]):
                 raise UserError(f"{self.path} has changed since it was indexed: start again")
             data = [os.pread(file.fileno(), b - a, a) for a, b in zip(starts, ends, strict=True)]
         return [self._decode(*line) for line in zip(rows.tolist(), data, strict=True)]
@@ -106,14 +106,9 @@ class TextLines:
             place = f"{self.path}, line {number + 1}"
             raise UserError(f"{place}: not {self.encoding} text; give its encoding") from error
 
-    def _stamp(self, file: int | Path) -> tuple[int, int]:
-        """Returns the modification time in nanoseconds and the size of a file."""
-        found = os.stat(file)
-        return found.st_mtime_ns, found.st_size
-
     def _find_index(self) -> np.ndarray:
         """Returns the stamp's time, the offset of each line, and the size of the text, uint64."""
-        stamp = self._stamp(self.path)
+        stamp = _stamp(self.path)
         try:
             index = np.load(self._index_path, mmap_mode="r")
             if (index.dtype, index.ndim) == (np.uint64, 1) and (index[0], index[-1]) == stamp:
@@ -145,6 +140,12 @@ class TextLines:
                 position, end = position + len(block), ends[-1] if ends.size else end
             if end < position:
                 yield [position]
+
+
+def _stamp(file: int | Path) -> tuple[int, int]:
+    """Returns the modification time in nanoseconds and the size of a file."""
+    found = os.stat(file)
+    return found.st_mtime_ns, found.st_size
 
 
 def _write_header(file: BinaryIO, count: int) -> None:

@@ -4,6 +4,7 @@ No JAX device may be used before `start_jax` has set the number of devices.
 """
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, require
 
-BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of Linux's /proc/cpuinfo
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of `cpu_flags`
 MAX_DEVICES = 64  # more than most machines have cores, to try out a large machine on a small one
 
 
@@ -43,11 +44,17 @@ def bfloat16_note(train: ConfigDict) -> str:
     """Returns a line on the speed of `train.compute_dtype=bfloat16` on a CPU, otherwise ""."""
     if train.compute_dtype != "bfloat16" or jax.default_backend() != "cpu":
         return ""
-    cpu = Path("/proc/cpuinfo")
-    flags = set(cpu.read_text(encoding="utf-8").split()) if cpu.exists() else set()
     without = "has no bfloat16 instructions that seqjax knows of: float32 is probably faster"
-    note = "is faster with float32 for small layers" if flags & BFLOAT16_FLAGS else without
+    note = "is faster with float32 for small layers" if cpu_flags() & BFLOAT16_FLAGS else without
     return f"train.compute_dtype=bfloat16: this CPU {note}"
+
+
+def cpu_flags() -> set[str]:
+    """Returns the processor's flags as Linux names them, such as "avx2"; elsewhere none."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()
 
 
 def user_cache() -> Path:

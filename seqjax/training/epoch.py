@@ -35,6 +35,9 @@ from seqjax.training.train_step import (
 )
 from seqjax.typing import Batch
 
+# The step loop reads so many bytes of batches at once, and no more steps: rows may be slow to make.
+CHUNK_BYTES, CHUNK_STEPS = 2**25, 128
+
 
 class TrainData(NamedTuple):
     """The training rows and the order in which an epoch reads them."""
@@ -60,10 +63,6 @@ class TrainData(NamedTuple):
         size = (count_rows(self.rows), self.batch_size, self.drop_remainder, num_devices)
         index, weight = epoch_order(key, *size)
         return index, weight, jnp.zeros(len(index), jnp.int32)
-
-
-# The step loop reads so many bytes of batches at once, and no more steps: rows may be slow to make.
-CHUNK_BYTES, CHUNK_STEPS = 2**25, 128
 
 
 class Place(NamedTuple):

@@ -1,5 +1,5 @@
-"""Columns on disk: equal to arrays in memory, in whatever way their rows are asked for; lines of
-texts found by an index of our own; and what is told of files that cannot be used."""
+"""Columns on disk equal arrays in memory, whichever rows are read; the index finds every line of a
+text; and a file that cannot be used is named in an error."""
 
 import io
 import os

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.commands import ROOT, assert_one_line, enter_empty, run_command
 from support.distributed_runs import RUNS, STOPPED_AT
-from support.processes import free_address
+from support.processes import free_address, start, start_both
 from support.same_runs import read_result
 from support.toys import linear_config, read_json, tiny_config
 
@@ -152,25 +152,17 @@ WORDS = (
 )
 
 
-def start(workdir: Path, cache: Path, *args: str, **variables: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *WORDS, *args]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(cache) | variables, **PIPES)
-
-
-def start_both(workdir: Path, cache: Path, *others: str) -> list[subprocess.Popen]:
-    """Starts two processes of one run; `others` are flags of process 1 alone."""
-    common = (f"--coordinator_address={free_address()}", "--num_processes=2")
-    first = start(workdir, cache, *common, "--process_id=0")
-    return [first, start(workdir.with_name("other"), cache, *common, "--process_id=1", *others)]
-
-
 def start_by_slurm(workdir: Path, cache: Path) -> list[subprocess.Popen]:
     """Starts two processes with the environment variables that Slurm's `srun` sets."""
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
     ids = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(2)]
     return [
-        start(directory, cache, "--distributed", SLURM_NTASKS="2", **job, **variables)
-        for directory, variables in zip((workdir, workdir.with_name("other")), ids, strict=True)
+        start(directory, *WORDS, "--distributed", cache=cache, variables=job | own)
+        for directory, own in zip((workdir, workdir.with_name("other")), ids, strict=True)
     ]
 
 
@@ -184,10 +176,10 @@ def wait_for_records(workdir: Path, number: int, processes: list[subprocess.Pope
 
 @pytest.mark.slow
 def test_after_a_kill_the_other_ends_and_both_resume(tmp_path, cache):
-    alone = start(tmp_path / "alone", cache)
+    alone = start(tmp_path / "alone", *WORDS, cache=cache)
     workdir = tmp_path / "run"
     for victim, records in ((1, 140), (0, 240)):  # a checkpoint is due every 100
-        processes = start_both(workdir, cache)
+        processes = start_both(workdir, *WORDS, cache=cache)
         wait_for_records(workdir, records, processes)
         processes[victim].kill()
         killed = time.monotonic()
@@ -207,7 +199,7 @@ def test_after_a_kill_the_other_ends_and_both_resume(tmp_path, cache):
 @pytest.mark.slow
 def test_processes_with_other_configs_are_told_which(tmp_path, cache):
     (_, main_err, main_code), (_, err, code) = wait_for_ends(
-        *start_both(tmp_path / "run", cache, "--config.seed=1")
+        *start_both(tmp_path / "run", *WORDS, cache=cache, others=["--config.seed=1"])
     )
     message = "error: process 1 does not have the config and data of process 0 (config.seed: 0 -> 1"
     assert code == 2 and err.startswith(message) and err.count("\n") == 1
@@ -218,7 +210,9 @@ def test_processes_with_other_configs_are_told_which(tmp_path, cache):
 def test_a_directory_that_process_0_cannot_use_ends_both(tmp_path, cache):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").touch()
-    (_, main_err, main_code), (_, err, code) = wait_for_ends(*start_both(tmp_path / "run", cache))
+    (_, main_err, main_code), (_, err, code) = wait_for_ends(
+        *start_both(tmp_path / "run", *WORDS, cache=cache)
+    )
     assert main_code == 2 and main_err.count("\n") == 1
     assert "run is not empty and no run: give a new --workdir" in main_err
     assert code != 0 and err == f"error: {LOST}\n"
@@ -226,7 +220,9 @@ def test_a_directory_that_process_0_cannot_use_ends_both(tmp_path, cache):
 
 @pytest.mark.slow
 def test_no_cluster_is_one_line(tmp_path, cache):
-    [(out, err, code)] = wait_for_ends(start(tmp_path / "run", cache, "--distributed"))
+    [(out, err, code)] = wait_for_ends(
+        start(tmp_path / "run", *WORDS, "--distributed", cache=cache)
+    )
     expected = (
         "--distributed finds no Slurm, Open MPI, Kubernetes (with jax[k8s]) or TPU pod here: "
     )
@@ -238,7 +234,7 @@ def test_no_cluster_is_one_line(tmp_path, cache):
 def test_nobody_at_the_address_is_one_line(number, tmp_path, cache):
     address = free_address()
     flags = (f"--coordinator_address={address}", "--num_processes=2", "--initialization_timeout=1")
-    process = start(tmp_path / "run", cache, *flags, f"--process_id={number}")
+    process = start(tmp_path / "run", *WORDS, *flags, f"--process_id={number}", cache=cache)
     [(out, err, code)] = wait_for_ends(process)
     expected = f"not all processes met at {address} within 1 s: start them all, each with its "
     assert_one_line((code, out, err), expected)

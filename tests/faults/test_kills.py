@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.processes import different_bits, finish, free_address, start, start_sweep
+from support.processes import different_bits, finish, start, start_both
 
 from seqjax.distributed.processes import LOST
 
@@ -32,13 +32,7 @@ def start_one(workdir: Path, *args: str, cache: Path) -> list[subprocess.Popen]:
 
 def start_two(workdir: Path, *args: str, cache: Path) -> list[subprocess.Popen]:
     # A process that is killed before they have met is waited for so long.
-    flags = ("--num_processes=2", "--initialization_timeout=60")
-    common = (f"--coordinator_address={free_address()}", *flags)
-    directories = (workdir, workdir.with_name("other"))
-    return [
-        start(directory, *args, *common, f"--process_id={i}", cache=cache)
-        for i, directory in enumerate(directories)
-    ]
+    return start_both(workdir, *args, "--initialization_timeout=60", cache=cache)
 
 
 def start_trials(workdir: Path, *args: str, cache: Path) -> list[subprocess.Popen]:
@@ -46,7 +40,7 @@ def start_trials(workdir: Path, *args: str, cache: Path) -> list[subprocess.Pope
     changes = {"seed": [0, 1, 2], "model.hidden_size": [4, 5]}
     lines = ("from seqjax.sweeps.space import product", f"get_sweep = lambda: product({changes})")
     path.write_text("\n".join(lines), encoding="utf-8")
-    return [start_sweep(workdir, f"--sweep={path}", *args, cache=cache)]
+    return [start(workdir, f"--sweep={path}", *args, cache=cache, entry="sweep")]
 
 
 class Case(NamedTuple):

@@ -5,33 +5,43 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from support.same_runs import packed_arrays, read_result
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(workdir: Path, *args: str, cache: Path, **options) -> subprocess.Popen:
-    """Starts `experiments.train` as a process."""
-    return _start("experiments.train", workdir, *args, cache=cache, **options)
-
-
-def start_sweep(workdir: Path, *args: str, cache: Path) -> subprocess.Popen:
-    """Starts `experiments.sweep` as a process."""
-    return _start("experiments.sweep", workdir, *args, cache=cache)
-
-
-def _start(module: str, workdir: Path, *args: str, cache: Path, **options) -> subprocess.Popen:
+def start(
+    workdir: Path,
+    *args: str,
+    cache: Path,
+    entry: str = "train",
+    variables: Mapping[str, str] = MappingProxyType({}),
+    **options,
+) -> subprocess.Popen:
+    """Starts an entry point as a process."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, f"--workdir={workdir}", *args],
+        [sys.executable, "-m", f"experiments.{entry}", f"--workdir={workdir}", *args],
         cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **options,
     )
+
+
+def start_both(
+    workdir: Path, *args: str, cache: Path, others: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+    """Starts two processes of one run; `others` are flags of process 1 alone."""
+    common = (*args, f"--coordinator_address={free_address()}", "--num_processes=2")
+    first = start(workdir, *common, "--process_id=0", cache=cache)
+    beside = workdir.with_name("other")
+    return [first, start(beside, *common, "--process_id=1", *others, cache=cache)]
 
 
 def free_address() -> str:

@@ -43,8 +43,11 @@ def test_a_run_of_before_was_in_float32():
 def test_a_cpu_says_where_bfloat16_is_slower(monkeypatch):
     low = linear_config(compute_dtype="bfloat16").train
     assert bfloat16_note(linear_config().train) == ""
-    for flags, told in ({"flags"}, "faster with float32 for small layers"), (set(), "no bfloat16"):
-        monkeypatch.setattr(seqjax.distributed.devices, "BFLOAT16_FLAGS", flags)
+    for flags, told in (
+        ({"amx_bf16"}, "faster with float32 for small layers"),
+        ({"avx2"}, "no bfloat16"),
+    ):
+        monkeypatch.setattr(seqjax.distributed.devices, "cpu_flags", lambda found=flags: found)
         assert told in bfloat16_note(low)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert bfloat16_note(low) == ""

@@ -17,12 +17,12 @@ from support.commands import assert_one_line, run_command
 from experiments.benchmark import run, table
 from experiments.benchmark.conditions import find_conditions
 from experiments.benchmark.inputs import make_batches, make_weights
+from experiments.benchmark.machine import machine_facts
 from experiments.benchmark.peers import OURS, PEERS, RATES, ours
 from experiments.benchmark.worker import PeerDied, Process
 from experiments.benchmark.workloads import (
     MEMORY_PASSES,
     SUITES,
-    WORKLOADS,
     find_floor,
     num_flops,
     throughput,
@@ -34,6 +34,7 @@ from seqjax.metrics import compute_means
 
 pytestmark = pytest.mark.slow
 
+WORKLOADS = {w.name: w for suite in SUITES.values() for w in suite.workloads}
 SIZES = {"batch_size": 2, "hidden_size": 5, "source_length": 4, "input_size": 3, "num_classes": 12}
 # Every cell, layer and kind once: compiling is what takes time here.
 TINY = {
@@ -306,7 +307,7 @@ def test_every_condition_has_a_share(fakes, tmp_path, monkeypatch):
         "| --- | --- | --- | --- |",
         "| gru | 0.67 | 0.67 | 0.67 |",
     ]
-    paths = table.save_benchmark(report, tmp_path / "new")
+    paths = table.save_benchmark(report, machine_facts(), tmp_path / "new")
     assert [path.name for path in paths] == ["benchmark.json", "benchmark.md", "benchmark.png"]
     saved = json.loads(paths[0].read_text())
     assert saved["share_of_best_peer"]["busy"]["gru"] == {
