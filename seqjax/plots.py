@@ -150,7 +150,8 @@ def draw_bars(
     for axis, (title, values) in zip(axes.flat, groups.items(), strict=False):
         colors = ["tab:orange" if name == highlighted else "tab:blue" for name in values]
         bars = axis.barh([make_label(name) for name in values], list(values.values()), color=colors)
-        axis.bar_label(bars, fmt="%.3g", padding=2)
+        labels = [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in values.values()]
+        axis.bar_label(bars, labels, padding=2)
         axis.margins(x=0.12)  # room for the numbers
         axis.invert_yaxis()
         axis.set(title=make_label(title), xlabel=unit)
@@ -162,15 +163,18 @@ def draw_scaling(
 ) -> None:
     """Draws one panel per (x label, y label), three in a row, with one line per name.
 
-    Both axes are logarithmic.
+    A name has the same colour in all panels. Both axes are logarithmic.
     """
+    names = dict.fromkeys(name for lines in panels.values() for name in lines)
+    colors = {name: f"C{number}" for number, name in enumerate(names)}
     rows = -(-len(panels) // 3)
     figure, axes = make_figure(rows, 3, width=13.0, height=3.6 * rows)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, ((x, y), lines) in zip(axes.flat, panels.items(), strict=False):
         for name, points in lines.items():
-            axis.plot(*zip(*points, strict=True), label=make_label(name), marker="o", markersize=3)
+            style = {"color": colors[name], "marker": "o", "markersize": 3}
+            axis.plot(*zip(*points, strict=True), label=make_label(name), **style)
         axis.set(xlabel=make_label(x), ylabel=make_label(y), xscale="log", yscale="log")
         axis.grid(alpha=0.3)
         axis.legend()

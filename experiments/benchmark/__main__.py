@@ -65,7 +65,8 @@ def main() -> None:
         suite.environment,
     )
     show(make_table(report))
-    print(shares_table(report))
+    if report.best:
+        print(shares_table(report))
     paths = save_benchmark(report, machine, output)
     if _SUITE.value in ("lengths", "sizes"):
         show(growth_table(report.rows))
