@@ -42,7 +42,7 @@ def memory_mapped(folder: str | Path) -> dict[str, np.memmap]:
     columns = {}
     for path in sorted(Path(folder).glob("*.npy")):
         try:
-            columns[path.stem] = np.load(path, mmap_mode="r")
+            columns[path.stem] = np.lib.format.open_memmap(path, "r")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"cannot map {path}: {error}") from error
     if not columns:
@@ -110,7 +110,7 @@ class TextLines:
         """Returns the stamp's time, the offset of each line, and the size of the text, uint64."""
         stamp = _stamp(self.path)
         try:
-            index = np.load(self._index_path, mmap_mode="r")
+            index = np.lib.format.open_memmap(self._index_path, "r")
             if (index.dtype, index.ndim) == (np.uint64, 1) and (index[0], index[-1]) == stamp:
                 return index
         except (FileNotFoundError, ValueError, EOFError, IndexError):
@@ -126,7 +126,7 @@ class TextLines:
                 file.seek(0)
                 _write_header(file, count)
             beside.replace(self._index_path)
-        return np.load(self._index_path, mmap_mode="r")
+        return np.lib.format.open_memmap(self._index_path, "r")
 
     def _offsets(self) -> Iterator[Sequence[int] | np.ndarray]:
         """Yields the offset of the first line, and the offset after the end of each line."""
