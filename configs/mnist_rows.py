@@ -9,14 +9,14 @@ that of the tutorial's single run:
     ours      0.728 0.163 0.119 0.092 0.078 0.067 0.062
     tutorial  1.004 0.210 0.140 0.113 0.098 0.084 0.072
 
-`lstm` reaches 0.9866 (0.9860 to 0.9870; 3 seeds) and `gru` 0.9875 (0.9875 to 0.9882; 3 seeds). Both
+`lstm` reaches 0.9870 (0.9869 to 0.9871; 3 seeds) and `gru` 0.9874 (0.9859 to 0.9893; 3 seeds). Both
 decay a learning rate of 0.003 along a cosine, which was chosen on the validation images. `faithful`
 reaches 0.9753 (0.9703 to 0.9788; 5 seeds), with the loss 0.796 0.188 0.129 0.102 0.085 0.070 0.067
 at the same epochs. There is no published figure for `bidirectional`.
 `python -m experiments.reproduce` reproduces the figures of the default and of `faithful`, with one
 device per seed.
 On two CPU cores and including compilation, the default takes 21 s (20 s when it is started again),
-`lstm` 80 s and `gru` 84 s.
+`lstm` 60 s and `gru` 49 s.
 """
 
 from seqjax.config import base_config, choose_variant
