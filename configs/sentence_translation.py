@@ -33,7 +33,6 @@ def get_config(variant: str = "default"):
     config.train.monitor = "train.loss"  # five sentences leave none for validation
     config.train.patience = 20
     config.train.checkpoint_every_epochs = 200
-    config.train.num_devices = 1  # too small for two cores, which would wait for each other
     return choose_variant(config, variant, VARIANTS)
 
 

@@ -38,7 +38,6 @@ def get_config(variant: str = "default"):
     config.train.eval_every_epochs = 100  # all epochs in one call
     config.train.checkpoint_every_epochs = 100
     config.train.monitor = "epoch"  # two sentences leave none for validation
-    config.train.num_devices = 1
     return choose_variant(config, variant, VARIANTS)
 
 

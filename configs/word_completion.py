@@ -43,7 +43,6 @@ def get_config(variant: str = "default"):
     config.train.num_epochs = 30
     config.train.monitor = "epoch"  # ten words leave none for validation
     config.train.checkpoint_every_epochs = 30
-    config.train.num_devices = 1  # too small for two cores, which would wait for each other
     return choose_variant(config, variant, VARIANTS)
 
 

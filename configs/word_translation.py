@@ -33,7 +33,6 @@ def get_config(variant: str = "default"):
     config.train.eval_every_epochs = 5
     config.train.monitor = "epoch"  # six words leave none for validation
     config.train.checkpoint_every_epochs = 100
-    config.train.num_devices = 1  # too small for two cores, which would wait for each other
     return choose_variant(config, variant, VARIANTS)
 
 

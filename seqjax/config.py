@@ -81,14 +81,14 @@ def base_config(task: str) -> ConfigDict:
         "min_delta": 0.0,  # smallest change that counts as an improvement
         "drop_remainder": False,  # True leaves out the last, smaller batch of an epoch
         "num_buckets": 1,  # length buckets; the train step is compiled for each of them
-        "microbatch_size": 0,  # rows per gradient computation on a device; 0 = chosen by device
+        "microbatch_size": 0,  # rows per gradient computation on a device; 0 = chosen likewise
         "dropout_at_test": False,  # True adds metrics with dropout switched on, as *_dropout
         "max_skipped_steps": 0,  # steps with a NaN or infinity to skip; one more ends the run
         "steps_per_call": 0,  # steps per call of the program; 0 = about two seconds per call
         "log_every_epochs": 0,  # epochs per line without a terminal; 0 = about 20 lines in all
         "log_every_steps": 0,  # steps per line of steps.jsonl, with norms of gradients; 0 = off
         "loop": "epoch",  # epoch: all rows are on each device; step: they are read batch by batch
-        "num_devices": 0,  # devices over all processes; 0 = all (CPU cores count as devices)
+        "num_devices": 0,  # over all processes; a CPU core is one; 0 = chosen by machine and shape
         "trial_mapping": "auto",  # trials on one device of a sweep: map, vmap; auto: by device
         "backend": "auto",  # scan, fused, xla (either of the two) or cudnn; auto: by device
         "compute_dtype": "float32",  # of operands of matrix products: float32, bfloat16

@@ -5,6 +5,7 @@ python -m experiments.benchmark --condition=quiet,busy,avx2
 python -m experiments.benchmark --suite=lengths
 python -m experiments.benchmark --suite=accelerator
 python -m experiments.benchmark --compile
+python -m experiments.benchmark --tune --workloads=mnist_rows:lstm,my_config.py
 python -m experiments.benchmark --compare --record
 """
 
@@ -26,29 +27,44 @@ from experiments.benchmark.peers import PEERS
 from experiments.benchmark.run import find_peers, find_workloads, run_benchmark
 from experiments.benchmark.scaling import growth_table, save_growth
 from experiments.benchmark.table import make_table, save_benchmark, shares_table, show
+from experiments.benchmark.tune import tune, tune_table
 from experiments.benchmark.workloads import SUITES
 from seqjax.cli import launch
+from seqjax.distributed.choices import choices_file
 from seqjax.distributed.devices import user_cache
 from seqjax.errors import UserError
 from seqjax.runs.signals import say
 
 _SUITE = flags.DEFINE_enum("suite", "tasks", list(SUITES), "which workloads are measured together")
-_WORKLOADS = flags.DEFINE_list("workloads", [], "of the suite, or configs of --compile; or all")
+_WORKLOADS = flags.DEFINE_list(
+    "workloads", [], "of the suite, or configs of --compile and --tune; or all"
+)
 _PEERS = flags.DEFINE_list("peers", [], f"of {', '.join(PEERS)}; by default those of the suite")
 _CONDITIONS = flags.DEFINE_list("condition", ["quiet"], f"of {', '.join(CONDITIONS)}")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each peer")
 _COMPILE = flags.DEFINE_bool("compile", False, "seconds to the first train step of every config")
+_TUNE = flags.DEFINE_bool("tune", False, "find out how runs are best divided on this machine")
 _RECORD = flags.DEFINE_bool("record", False, "add our shares to the history of this machine")
 _COMPARE = flags.DEFINE_bool("compare", False, "name the rows that are slower than recorded")
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "directory of the results")
 
 
+def refuse_with(name: str, *others: flags.FlagHolder) -> None:
+    """Raises UserError for a flag that cannot be used together with the one of that name."""
+    for flag in others:
+        if flag.present:
+            raise UserError(f"--{flag.name} cannot be used with {name}")
+
+
 def main() -> None:
     output = Path(_OUTPUT.value)
+    if _TUNE.value:
+        refuse_with("--tune", _SUITE, _PEERS, _CONDITIONS, _COMPILE, _RECORD, _COMPARE, _OUTPUT)
+        show(tune_table(tune(find_configs(_WORKLOADS.value), _ROUNDS.value, say)))
+        say(str(choices_file()))
+        return
     if _COMPILE.value:
-        for flag in (_SUITE, _PEERS, _CONDITIONS, _ROUNDS, _RECORD, _COMPARE):
-            if flag.present:
-                raise UserError(f"--{flag.name} cannot be used with --compile")
+        refuse_with("--compile", _SUITE, _PEERS, _CONDITIONS, _ROUNDS, _RECORD, _COMPARE)
         steps = measure_first_steps(find_configs(_WORKLOADS.value), say)
         show(first_step_table(steps))
         say(str(save_first_steps(steps, machine_facts(), output)))

@@ -1,6 +1,6 @@
 """Seconds to the first train step of every config, with an empty compilation cache and a full one.
 
-Run as a program, `first_step CONFIG VARIANT CACHE`, it makes the first step of one run.
+Run as a program, `first_step CONFIG CACHE`, it makes the first step of one run.
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
 from rich.table import Table
 
 from experiments.benchmark.machine import child_environment
@@ -36,16 +37,24 @@ class FirstStep(NamedTuple):
 def find_configs(names: Sequence[str]) -> list[str]:
     """Returns `NAME` and `NAME:VARIANT` of all shipped configs, or only those of these names.
 
-    Raises UserError for an unknown one.
+    A name may also be a path, `FILE.py` or `FILE.py:VARIANT`. Raises UserError for an unknown one.
     """
     known = []
     for path in sorted(CONFIGS.glob("*.py")):
         variants = runpy.run_path(str(path)).get("VARIANTS", ())
         known += [path.stem, *(f"{path.stem}:{variant.__name__}" for variant in variants)]
     for name in names:
-        if name not in known:
+        if name not in known and not Path(name.partition(":")[0]).is_file():
             raise unknown_name("config", name, known)
     return list(names) or known
+
+
+def read_config(name: str) -> ConfigDict:
+    """Returns the config of a name of `find_configs`, not locked."""
+    config, _, variant = name.partition(":")
+    path = CONFIGS / f"{config}.py"
+    get_config = runpy.run_path(str(path if path.is_file() else config))["get_config"]
+    return get_config(variant) if variant else get_config()
 
 
 def measure_first_steps(names: Sequence[str], say: Callable[[str], None]) -> list[FirstStep]:
@@ -63,9 +72,7 @@ def measure_first_steps(names: Sequence[str], say: Callable[[str], None]) -> lis
 
 def _start(name: str, cache: str) -> tuple[float, float]:
     """Returns the seconds to the end of the first step of a new process, and those of compiling."""
-    config, _, variant = name.partition(":")
-    module = "experiments.benchmark.first_step"
-    command = [sys.executable, "-m", module, config, variant or "default", cache]
+    command = [sys.executable, "-m", "experiments.benchmark.first_step", name, cache]
     start = time.time()
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment({}))
     if done.returncode:
@@ -95,7 +102,7 @@ def save_first_steps(steps: Sequence[FirstStep], machine: dict[str, Any], direct
     return path
 
 
-def make_first_step(config_name: str, variant: str, cache: str) -> float:
+def make_first_step(name: str, cache: str) -> float:
     """Makes the first step of a run as `fit` does; returns the seconds spent on compiling."""
     import jax
     import numpy as np
@@ -115,7 +122,7 @@ def make_first_step(config_name: str, variant: str, cache: str) -> float:
             compiling.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    config = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"](variant)
+    config = read_config(name)
     config.train.compilation_cache_dir = cache
     start_jax(config.lock().train)
     setup = make_setup(make_task(config), config)

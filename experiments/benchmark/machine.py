@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_CPU_INFO = Path("/proc/cpuinfo")  # on Linux
 # Those on which the speed of matrix products depends.
 _FLAGS = re.compile(r"avx2|avx512f|avx512_vnni|avx512_bf16|avx_vnni|amx_\w+|fma|asimd|sve\w*")
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "keras", "tensorflow-cpu", "tensorflow", "torch")
@@ -18,14 +17,12 @@ def machine_facts() -> dict[str, Any]:
 
     Where the system does not tell the model or the flags they are those that Python knows, or none.
     """
-    from seqjax.distributed.devices import cpu_flags, num_cores  # loads JAX, as not every peer does
+    from seqjax.distributed import devices  # loads JAX, as not every peer does
 
-    info = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
     return {
-        "processor": model[1] if model else platform.processor() or platform.machine(),
-        "flags": sorted(filter(_FLAGS.fullmatch, cpu_flags())),
-        "cores": num_cores(),
+        "processor": devices.processor(),
+        "flags": sorted(filter(_FLAGS.fullmatch, devices.cpu_flags())),
+        "cores": devices.num_cores(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **_versions()},
     }

@@ -4,6 +4,7 @@ No JAX device may be used before `start_jax` has set the number of devices.
 """
 
 import os
+import platform
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -51,10 +52,25 @@ def bfloat16_note(train: ConfigDict) -> str:
 
 def cpu_flags() -> set[str]:
     """Returns the processor's flags as Linux names them, such as "avx2"; elsewhere none."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
     return set(found[1].split()) if found else set()
+
+
+def has_avx512() -> bool:
+    """Returns whether XLA's programs for this CPU use AVX-512."""
+    most = re.search(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+    return "avx512f" in cpu_flags() and (most is None or most[1].startswith(("AVX512", "AMX")))
+
+
+def processor() -> str:
+    """Returns the processor's model where Linux tells it, otherwise what Python knows."""
+    model = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+def _cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def user_cache() -> Path:

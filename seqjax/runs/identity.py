@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields, with_later_fields
+from seqjax.distributed.choices import Choice
 from seqjax.distributed.processes import num_processes
 from seqjax.files import sha256
 
@@ -46,15 +47,16 @@ class Identity(NamedTuple):
 def make_identity(
     config: ConfigDict,
     splits: Mapping[str, Mapping[str, Any]],
-    num_devices: int,
+    choice: Choice,
     files: Iterable[Path],
 ) -> Identity:
-    """The identity of a run on these splits and so many devices that has fitted these files."""
+    """The identity of a run on these splits that has fitted these files."""
     kinds = {device.device_kind for device in jax.devices()}
     count = num_processes()  # who adds up first what its own devices found, then with the others
     fingerprint = {
         "data": {split: arrays_digest(rows) for split, rows in splits.items()},
-        "devices": f"{num_devices} x {', '.join(sorted(kinds))}"
+        "choice": choice._asdict(),
+        "devices": f"{choice.num_devices} x {', '.join(sorted(kinds))}"
         + (f" in {count} processes" if count > 1 else ""),
         "files": {path.name: sha256(path) if path.is_file() else "" for path in files},
     }
@@ -68,6 +70,17 @@ def is_identity(identity: Identity) -> bool:
         return False
     files = fingerprint.get("files")
     return isinstance(files, dict) and all(Path(name).name == name for name in files)
+
+
+def kept_choice(identity: Identity) -> Choice | None:
+    """How a run that was begun divides its batches; None where its fingerprint does not tell."""
+    found = identity.fingerprint.get("choice")
+    if not isinstance(found, dict) or set(found) != set(Choice._fields):
+        return None
+    choice = Choice(**found)
+    sizes = choice.num_devices, choice.microbatch_size
+    is_whole = all(isinstance(size, int) for size in sizes) and sizes >= (1, 0)
+    return choice if is_whole else None
 
 
 def differences(old: Identity, new: Identity) -> list[str]:

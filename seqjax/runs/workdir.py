@@ -121,7 +121,8 @@ def load_run_config(workdir: Path, say: Callable[[str], None]) -> ConfigDict:
 def save_identity(workdir: Path, identity: Identity) -> None:
     """Writes whose run the directory holds, and what it runs on."""
     if not (workdir / ENVIRONMENT).exists():
-        write_json(workdir / ENVIRONMENT, environment(identity.config["train"]["compute_dtype"]))
+        found = environment(identity.config["train"]["compute_dtype"])
+        write_json(workdir / ENVIRONMENT, found | {"choice": identity.fingerprint["choice"]})
     write_json(workdir / CONFIG, identity.config)
     write_json(workdir / FINGERPRINT, identity.fingerprint)
 

@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json
+from seqjax.distributed.choices import choose
 from seqjax.errors import UserError
 from seqjax.files import read_json, sha256, write_json, write_text
 from seqjax.runs.checkpoint import Checkpoints
@@ -27,7 +28,7 @@ from seqjax.tasks.registry import make_task
 from seqjax.training.fit import summarize
 from seqjax.training.logger import Record, write_log
 from seqjax.training.position import Position, to_facts
-from seqjax.training.setup import Setup, make_setup
+from seqjax.training.setup import Setup, make_setup, task_shape
 from seqjax.training.trainer import Trainer
 
 FAILURE = "failure.json"
@@ -91,9 +92,9 @@ def save_trials(
     measure = partial(program.metrics, now.best_params)
     means = {(split, mode): measure(splits[split], mode) for split in splits for mode in modes}
     costs = trainer.costs()
-    # Those on which the same command trains it further.
-    num_devices = trials[0].config.train.num_devices or jax.device_count()
-    fingerprint = make_identity(setup.config, splits, num_devices, ()).fingerprint
+    # The choice with which the same command trains it further.
+    choice = choose(task_shape(setup.task, setup.config), trials[0].config.train)
+    fingerprint = make_identity(setup.config, splits, choice, ()).fingerprint
     fingerprint["files"] = {name: sha256([text.encode()]) for name, text in files.items()}
     for i, trial in enumerate(trials):
         if trial.has_ended or trainer.now.trials[i].failure:

@@ -69,7 +69,7 @@ def shared_config(configs: Sequence[ConfigDict]) -> ConfigDict:
     shared, several = configs[0].copy_and_resolve_references(), len(configs) > 1
     with shared.unlocked():
         if several or shared.train.num_devices > jax.device_count():
-            shared.train.num_devices = NUM_DEVICES
+            shared.train.num_devices = NUM_DEVICES or jax.device_count()
         if several and find_mapping(shared.train) == "vmap" and shared.train.backend == "auto":
             shared.train.backend = "xla"
     return shared.lock()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from seqjax.config import as_json, differing_fields
 from seqjax.data.batching import count_rows
+from seqjax.distributed.choices import Choice
 from seqjax.distributed.devices import bfloat16_note, start_jax
 from seqjax.distributed.mesh import WHOLE, shard
 from seqjax.distributed.packing import pack, unpack
@@ -29,7 +30,7 @@ from seqjax.files import read_json, sha256, write_json
 from seqjax.parameters import count_parameters, parameter_shapes, parameter_table
 from seqjax.plots import draw_curves
 from seqjax.runs.checkpoint import Checkpoint, Checkpoints, NoCheckpoints, newest, set_aside_after
-from seqjax.runs.identity import Identity, differences, make_identity
+from seqjax.runs.identity import Identity, differences, kept_choice, make_identity
 from seqjax.runs.signals import StopSignals, say
 from seqjax.runs.weights import WEIGHTS_FILE, as_params, is_imported, read_weights
 from seqjax.runs.workdir import (
@@ -79,12 +80,14 @@ def fit(
         raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
     with process_directory(workdir) as workdir, lock_workdir(workdir), StopSignals() as signals:
         old = saved_identity(workdir, say)
+        if kept := broadcast(old and kept_choice(old)):
+            setup = make_setup(task, config, Choice(*kept))
         files = (
             [workdir / name for name in old.fingerprint["files"]]
             if old
             else task.save_fitted(workdir)
         )
-        identity = make_identity(config, task.splits, setup.mesh.size, files)
+        identity = make_identity(config, task.splits, setup.choice, files)
         _check_same_everywhere(identity)
         changed = differences(old, identity) if old else []
         if changed and not allow_changes:
@@ -236,6 +239,7 @@ def _train(
     )
     with closing(checkpoints), logger:
         logger.say(parameter_table(now.state.params))
+        logger.say(setup.choice.describe())
         if note := bfloat16_note(train):
             logger.say(note)
         if setup.data.buckets:

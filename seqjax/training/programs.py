@@ -32,7 +32,7 @@ def loop_options(setup: Setup) -> LoopOptions:
         max_steps=train.eval_every_epochs * setup.data.steps_per_epoch,
         num_epochs=train.num_epochs,
         max_skipped=train.max_skipped_steps,
-        microbatch_size=setup.microbatch_size,
+        microbatch_size=setup.choice.microbatch_size,
         log_norms=train.log_every_steps > 0,
     )
 

@@ -9,6 +9,7 @@ from seqjax.config import base_config
 from seqjax.data.batching import check_batch_size, count_rows
 from seqjax.data.bucketing import Buckets, find_buckets
 from seqjax.data.streams import names_on_disk
+from seqjax.distributed.choices import Choice, Shape, choose, find_shape
 from seqjax.distributed.mesh import make_mesh
 from seqjax.errors import UserError, check_keywords, keywords, require, unknown_name
 from seqjax.hparams import LARGEST_INT
@@ -20,7 +21,6 @@ from seqjax.training.evaluator import Evaluator
 from seqjax.training.optimizer import Optimizer, make_optimizer
 from seqjax.training.train_step import init_train_state
 
-CPU_ROWS = 32  # the residuals of so many rows stay in a core's cache during the backward pass
 MAPPINGS = ("auto", "map", "vmap")  # train.trial_mapping
 AT_LEAST = {  # the smallest value of each field of `train`
     "num_epochs": 1,
@@ -47,7 +47,7 @@ class Setup(NamedTuple):
     data: TrainData
     mesh: jax.sharding.Mesh
     evaluator: Evaluator
-    microbatch_size: int  # rows per device whose gradients are computed at once; 0 = all
+    choice: Choice  # how batches are divided
     num_updates: int  # of the whole run: the length of the schedule
 
     def arrays_like(self) -> dict[str, Any]:
@@ -57,8 +57,8 @@ class Setup(NamedTuple):
         return {"state": state, "best_params": params}
 
 
-def make_setup(task: Task, config: ConfigDict) -> Setup:
-    """Returns the parts of a run.
+def make_setup(task: Task, config: ConfigDict, kept: Choice | None = None) -> Setup:
+    """Returns the parts of a run; `kept` is the choice of a run that was begun before.
 
     Raises UserError for a setting that cannot be used.
     """
@@ -79,17 +79,21 @@ def make_setup(task: Task, config: ConfigDict) -> Setup:
         )
     require("seed", config.seed, 0 <= config.seed < 2**32, f"between 0 and {2**32 - 1}")
     find_mapping(train)  # for its errors
-    mesh = make_mesh(train.num_devices)
+    choice = choose(task_shape(task, config), train, kept)
+    mesh = make_mesh(choice.num_devices)
     buckets = _find_buckets(task, train) if train.num_buckets != 1 else None
     data = TrainData(rows, train.batch_size, train.drop_remainder, buckets)
     num_updates = count_updates(config, data)
     optimizer = setup_optimizer(config, data, num_updates)
     check_monitors(task, train, optimizer.plateau)
     evaluator = Evaluator(task.loss_and_metrics, task.predict, train.batch_size, mesh)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    microbatch_size = train.microbatch_size or (CPU_ROWS if on_cpu else 0)
-    parts = (task, config, optimizer, data, mesh, evaluator, microbatch_size, num_updates)
-    return Setup(*parts)
+    return Setup(task, config, optimizer, data, mesh, evaluator, choice, num_updates)
+
+
+def task_shape(task: Task, config: ConfigDict) -> Shape:
+    """Returns the sizes by which the training of a task is divided."""
+    rows = task.splits["train"]
+    return find_shape(parameter_shapes(task.init), rows, config.train.batch_size)
 
 
 def setup_optimizer(config: ConfigDict, data: TrainData, num_updates: int) -> Optimizer:

@@ -27,7 +27,8 @@ from seqjax.runs.workdir import (
     saved_identity,
 )
 
-FINGERPRINT = {"data": {"train": "ab"}, "files": {}, "devices": "1 x cpu"}
+CHOICE = {"num_devices": 1, "microbatch_size": 32, "source": "rule"}
+FINGERPRINT = {"choice": CHOICE, "data": {"train": "ab"}, "files": {}, "devices": "1 x cpu"}
 IDENTITY = Identity(json.loads(linear_config().to_json()), FINGERPRINT)
 
 
@@ -44,7 +45,7 @@ def test_what_was_saved_comes_back(tmp_path):
     }
     assert load_run_config(tmp_path, fail).to_dict() == linear_config().to_dict()
     assert saved_identity(tmp_path, fail) == IDENTITY
-    assert read_json(tmp_path / "environment.json") == environment()
+    assert read_json(tmp_path / "environment.json") == {**environment(), "choice": CHOICE}
 
 
 def test_nobody_begun_nothing_in_a_new_directory(tmp_path):

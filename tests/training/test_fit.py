@@ -23,6 +23,7 @@ from support.toys import (
 )
 
 import seqjax.plots
+from seqjax.distributed.choices import Choice, save_choice
 from seqjax.errors import UserError
 from seqjax.files import sha256
 from seqjax.runs.checkpoint import newest, read_facts
@@ -30,7 +31,7 @@ from seqjax.runs.signals import Stopped
 from seqjax.training.epoch import LOOPS, START, LoopOptions
 from seqjax.training.fit import fit, restore_best
 from seqjax.training.logger import MetricLogger, read_records
-from seqjax.training.setup import CPU_ROWS, make_setup
+from seqjax.training.setup import make_setup, task_shape
 from seqjax.training.train_step import init_train_state, make_keys
 from seqjax.training.trainer import Trainer
 
@@ -104,8 +105,9 @@ def test_a_run_leaves_what_the_design_says(finished):
     }
     assert read_json(finished / "config.json") == json.loads(linear_config().to_json())
     environment = read_json(finished / "environment.json")
-    names = {"python", "platform", "packages", "devices", "matrix_precision", "commit"}
+    names = {"python", "platform", "packages", "devices", "matrix_precision", "commit", "choice"}
     assert set(environment) == names
+    assert environment["choice"] == {"num_devices": 1, "microbatch_size": 32, "source": "rule"}
     assert environment["packages"]["jax"] == jax.__version__
 
 
@@ -585,7 +587,7 @@ def test_evaluating_no_run_makes_no_directory(tmp_path):
         (dict(loop="epochs"), "unknown train.loop 'epochs': did you mean 'epoch'"),
         (dict(monitor="valid.acuracy"), "unknown train.monitor .* mean 'valid.accuracy'"),
         (dict(monitor="test.loss"), "unknown train.monitor 'test.loss'"),
-        (dict(num_devices=9), "train.num_devices=9: this machine has 8; 0 takes them all"),
+        (dict(num_devices=9), "train.num_devices=9: this machine has 8; 0 lets seqjax choose"),
         (dict(num_devices=-1), "train.num_devices=-1: this machine has 8"),
     ],
 )
@@ -605,6 +607,23 @@ def test_monitoring_a_missing_validation_split_is_refused(tmp_path):
     assert "valid" not in read_records(tmp_path / "run" / "metrics.jsonl")[0]
 
 
-def test_a_cpu_computes_a_gradient_some_rows_at_a_time():
-    sizes = [make_setup(linear_task(), linear_config(microbatch_size=n)) for n in (0, 5)]
-    assert [setup.microbatch_size for setup in sizes] == [CPU_ROWS, 5]
+def test_a_resumed_run_keeps_its_choice(tmp_path, monkeypatch):
+    """Another choice is measured while it is paused: it ends as a run without a pause."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = linear_config(num_devices=0, batch_size=8)
+    shape = task_shape(TASK, config)
+    save_choice(shape, Choice(4, 1, "measurement"))
+    fit(TASK, config, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        fit(TASK, config, tmp_path / "paused")
+    save_choice(shape, Choice(2, 2, "measurement"))
+    fit(TASK, config, tmp_path / "paused")
+    fit(TASK, config, tmp_path / "later")
+    assert_same_end(tmp_path / "paused", tmp_path / "whole")
+    sizes = {"whole": (4, 1), "paused": (4, 1), "later": (2, 2)}
+    for name, (num_devices, microbatch_size) in sizes.items():
+        found = read_json(tmp_path / name / "environment.json")["choice"]
+        expected = {"num_devices": num_devices, "microbatch_size": microbatch_size}
+        assert found == {**expected, "source": "measurement"}
+    assert read_json(tmp_path / "later" / "fingerprint.json")["devices"] == "2 x cpu"

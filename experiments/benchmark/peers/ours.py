@@ -14,6 +14,7 @@ from experiments.benchmark.workloads import Workload
 from seqjax.data.bucketing import RowLengths, find_buckets
 from seqjax.decoding.constraints import DecodeOptions
 from seqjax.decoding.sampling import greedy
+from seqjax.distributed.choices import choose, find_shape
 from seqjax.distributed.devices import start_jax
 from seqjax.distributed.mesh import WHOLE, make_mesh, shard
 from seqjax.losses import cross_entropy
@@ -23,11 +24,9 @@ from seqjax.models.seq2seq import Seq2Seq
 from seqjax.nn.layers import functional
 from seqjax.training.epoch import START, LoopOptions, Place, TrainData, make_epoch_loop
 from seqjax.training.optimizer import make_optimizer
-from seqjax.training.setup import CPU_ROWS
 from seqjax.training.train_step import LossAndMetrics, init_train_state, make_keys
 from seqjax.typing import Batch, Params, SpecialIds
 
-_LEAST_ROWS = 32  # of a batch that is shared among the cores: fewer would wait for each other
 _MAX_STEPS = 20_000  # of a call
 _NUM_BUCKETS = 8  # of the corpus
 _PAD = SpecialIds().pad_id
@@ -59,7 +58,9 @@ def _trainer(
     batches: list[dict[str, np.ndarray]],
 ) -> Peer:
     rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-    mesh = make_mesh(0 if workload.batch_size >= _LEAST_ROWS else 1)
+    open_fields = ConfigDict({"num_devices": 0, "microbatch_size": 0})
+    choice = choose(find_shape(params, rows, workload.batch_size), open_fields)
+    mesh = make_mesh(choice.num_devices)
     optimizer = make_optimizer(
         name="adam",
         learning_rate=LEARNING_RATE,
@@ -78,7 +79,7 @@ def _trainer(
         buckets = find_buckets(lengths, _NUM_BUCKETS, workload.batch_size)
     data = TrainData(rows, workload.batch_size, False, buckets)
     per_step = data.steps_per_epoch
-    options = LoopOptions(_MAX_STEPS, num_epochs=1, microbatch_size=CPU_ROWS)
+    options = LoopOptions(_MAX_STEPS, num_epochs=1, microbatch_size=choice.microbatch_size)
     loop = make_epoch_loop(trained_on, optimizer, data, mesh, options)
     state = shard(init_train_state(params, optimizer), mesh, WHOLE)
     keys = make_keys(0)
