@@ -136,7 +136,7 @@ def test_devices_that_cannot_be_shared_are_refused(both):
     for number in range(2):
         results = read_json(both / f"results{number}.json")
         assert results["three"] == "train.num_devices=3 must be a multiple of the 2 processes"
-        assert results["six"] == "train.num_devices=6: the 2 processes have 4; 0 lets seqjax choose"
+        assert results["six"] == "train.num_devices=6: the 2 processes have 4; 0 chooses"
 
 
 # Processes started by command

@@ -587,7 +587,7 @@ def test_evaluating_no_run_makes_no_directory(tmp_path):
         (dict(loop="epochs"), "unknown train.loop 'epochs': did you mean 'epoch'"),
         (dict(monitor="valid.acuracy"), "unknown train.monitor .* mean 'valid.accuracy'"),
         (dict(monitor="test.loss"), "unknown train.monitor 'test.loss'"),
-        (dict(num_devices=9), "train.num_devices=9: this machine has 8; 0 lets seqjax choose"),
+        (dict(num_devices=9), "train.num_devices=9: this machine has 8; 0 chooses"),
         (dict(num_devices=-1), "train.num_devices=-1: this machine has 8"),
     ],
 )
