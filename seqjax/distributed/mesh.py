@@ -37,9 +37,7 @@ def make_mesh(num_devices: int) -> Mesh:
         )
     if not 0 <= num_devices <= len(devices):
         have = "this machine has" if count == 1 else f"the {count} processes have"
-        raise UserError(
-            f"train.num_devices={num_devices}: {have} {len(devices)}; 0 chooses"
-        )
+        raise UserError(f"train.num_devices={num_devices}: {have} {len(devices)}; 0 chooses")
     is_multiple = num_devices % count == 0
     require("train.num_devices", num_devices, is_multiple, f"a multiple of the {count} processes")
     used = [x for part in by_process for x in part[: num_devices // count or None]]

@@ -64,8 +64,6 @@ class Dense(nnx.Linear):
     def __call__(self, inputs: Shaped[Array, "... I"], out_sharding: Any = None) -> Any:
         kernel = self.kernel[...]
         inputs = jnp.asarray(inputs, kernel.dtype)
-        if self.compute_dtype == "float32":
-            return super().__call__(inputs, out_sharding=out_sharding)
         return product(inputs, kernel, self.compute_dtype) + self.bias[...]  # ty: ignore[not-subscriptable]
 
 

@@ -8,6 +8,7 @@ Forward mode (`jax.jvp`) is then not defined.
 on a CPU and computes in float32.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,10 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 def product(x: Any, w: Any, compute_dtype: str) -> Any:
     """Returns `x @ w` for a kernel `w` of two axes."""
-    if compute_dtype == "float32":
-        return x @ w
-    rows = "abcdefgh"[: x.ndim - 1]
-    return _bfloat16_einsum(f"{rows}i,io->{rows}o", x, w)
+    # With one axis of rows XLA takes half of the time for the gradient on a CPU.
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = rows @ w if compute_dtype == "float32" else _bfloat16_einsum("ri,io->ro", rows, w)
+    return y.reshape(*x.shape[:-1], w.shape[-1])
 
 
 def einsum(spec: str, a: Any, b: Any, compute_dtype: str) -> Any:

@@ -50,8 +50,22 @@ def test_a_product_and_its_gradients_round_their_operands():
     assert relative_error(y, x_ @ w_) < 1e-6 < STEP / 100 < relative_error(y, x @ w)
     wanted = gradient_ @ w_.T, x_.reshape(rows).T @ gradient_.reshape(-1, H)
     assert relative_error(pull_back(gradient), wanted) < 1e-6
-    plain = jax.make_jaxpr(partial(product, compute_dtype="float32"))(x, w)
-    assert str(plain) == str(jax.make_jaxpr(lambda x, w: x @ w)(x, w))
+    plain = jax.make_jaxpr(partial(product, compute_dtype="float32"))(x[0], w)
+    assert str(plain) == str(jax.make_jaxpr(lambda x, w: x @ w)(x[0], w))
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(I,), (B, I), (2, B, I), (2, 0, I), (2, 3, B, I)])
+def test_products_have_one_axis_of_rows_also_in_the_backward_pass(shape, compute_dtype):
+    x, w = (np.ones(s, np.float32) for s in (shape, (I, H)))
+
+    def total(x, w):
+        return product(x, w, compute_dtype).sum()
+
+    assert product(x, w, compute_dtype).shape == (x @ w).shape
+    jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1)))(x, w)
+    products = re.findall(r"\w+:[bf]+(?:32|16|f16)\[([\d,]*)\] = dot_general", str(jaxpr))
+    assert len(products) >= 2 and all(sizes.count(",") == 1 for sizes in products)
 
 
 def test_batched_products_round_their_operands():
