@@ -14,10 +14,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqjax.errors import UserError, require
-from seqjax.nn.attention import Attention
+from seqjax.nn.attention import Attention, Memory
 from seqjax.nn.dropout import ModelStream, dropout, fold_keys
 from seqjax.nn.layers import Dense, Embed, one_hot
 from seqjax.nn.precision import product
+from seqjax.nn.remat import map_windows, scan_windows
 from seqjax.nn.stack import DROPOUTS, MAX_SIZE, Rates, check_names, make_stack
 from seqjax.typing import Logits, RowKeys, SpecialIds, Tokens
 
@@ -78,6 +79,7 @@ class Seq2Seq(nnx.Module):
         output_kernel_init: str,
         output_bias_init: str,
         compute_dtype: str = "float32",
+        remat: bool = False,
         rngs: nnx.Rngs,
         **stack: Any,  # the other options of make_stack
     ):
@@ -97,7 +99,7 @@ class Seq2Seq(nnx.Module):
         separate = embed_size and not share_embeddings
         self.source_embed = Embed(*source, rngs=rngs) if separate else None
         precision = {"compute_dtype": compute_dtype, "rngs": rngs}
-        stack |= {"hidden_size": hidden_size, **precision}
+        stack |= {"hidden_size": hidden_size, "remat": remat, **precision}
         dense = partial(Dense, **precision)
         self.encoder = make_stack(
             input_size=embed_size or source_vocab_size,
@@ -119,7 +121,7 @@ class Seq2Seq(nnx.Module):
             fields = jax.tree.leaves(self.decoder.initial_states(1))
             for i in range(len(fields)):
                 setattr(self, f"bridge_{i}", dense(2 * hidden_size, hidden_size))
-        self.attends = attention != "none"
+        self.attends, self.remat = attention != "none", remat
         if self.attends:
             memory_size = self.encoder.output_size
             self.attention = Attention(attention, hidden_size, memory_size, **precision)
@@ -188,7 +190,9 @@ class Seq2Seq(nnx.Module):
             run = self._decode_inputs(state, x, keys, decoder_rates)
             return run.state, (run.hidden[:, 0], run.weights[:, 0])
 
-        state, (hidden, weights) = jax.lax.scan(body, state, jnp.swapaxes(xs, 0, 1))
+        scan = partial(jax.lax.scan, body)
+        scan = partial(scan_windows, scan) if self.remat else scan
+        state, (hidden, weights) = scan(state, jnp.swapaxes(xs, 0, 1))
         return DecoderRun(state, jnp.swapaxes(hidden, 0, 1), jnp.swapaxes(weights, 0, 1))
 
     def logits(self, hidden: Float[Array, "... H"]) -> Logits:
@@ -231,11 +235,19 @@ class Seq2Seq(nnx.Module):
         run = self.decoder(xs, initial_states=state.states, keys=keys, rates=rates)
         hidden, weights, feed = run.sequence, None, state.feed
         if self.attends:
-            contexts, weights = self.attention(hidden, state.memory)
-            hidden = jnp.tanh(self.combine(jnp.concatenate([contexts, hidden], axis=-1)))
+            attend = partial(self._attend, state.memory)
+            in_windows = self.remat and hidden.shape[1] > 1
+            hidden, weights = map_windows(attend, hidden) if in_windows else attend(hidden)
         if self.input_feeding:
             feed = hidden[:, -1]
         return DecoderRun(DecoderState(run.states, state.memory, feed), hidden, weights)
+
+    def _attend(
+        self, memory: Memory, hidden: Float[Array, "B T H"]
+    ) -> tuple[Float[Array, "B T H"], Float[Array, "B T S"]]:
+        """Returns the attentional vectors and the attention weights."""
+        contexts, weights = self.attention(hidden, memory)
+        return jnp.tanh(self.combine(jnp.concatenate([contexts, hidden], axis=-1))), weights
 
     def _inputs(self, embed: Embed | None, tokens: Tokens, side: int) -> Float[Array, "B T E"]:
         return one_hot(tokens, self.vocab_sizes[side]) if embed is None else embed(tokens)

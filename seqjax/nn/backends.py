@@ -1,16 +1,14 @@
 """The backends that run a cell over time, by name: equal results, different speed and memory."""
 
-import math
 import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import jax
-
 from seqjax.errors import unknown_name
 from seqjax.nn.cudnn import has_cudnn, unroll_cudnn, why_not_cudnn
 from seqjax.nn.fused import unroll_fused
+from seqjax.nn.remat import scan_windows
 from seqjax.nn.unroll import cast_inputs, unroll
 
 # (cell, params, state, xs, *, mask, reverse, state_scale) -> (last state, outputs), as `unroll`
@@ -55,44 +53,18 @@ BACKENDS: dict[str, Unroll] = {
 
 
 def in_windows(run: Unroll) -> Unroll:
-    """Returns the backend in windows of sqrt(T) steps, which store only the states between them.
-
-    Differentiation computes each window a second time (Chen et al., 2016, "Training deep nets with
-    sublinear memory cost"). Apart from inputs and outputs, memory grows with sqrt(T) instead of T.
-    """
+    """Returns the backend in windows of sqrt(T) steps, as `scan_windows` runs them."""
 
     def unroll_with_remat(cell, params, state, xs, *, mask=None, reverse=False, state_scale=None):
-        num_steps = xs.shape[0]
-        if not num_steps:
-            return run(cell, params, state, xs, mask=mask, reverse=reverse, state_scale=state_scale)
         state, xs, state_scale = cast_inputs(params, state, xs, state_scale)
-        size = math.isqrt(num_steps - 1) + 1
-        whole = num_steps - num_steps % size
 
         def window(state, steps):
             xs, mask = steps
             options = {"mask": mask, "reverse": reverse, "state_scale": state_scale}
             return run(cell, params, state, xs, **options)
 
-        def windows(state, steps):
-            split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), steps)
-            # XLA cannot merge the body of a loop with its recomputation, so it need not be kept
-            # from doing so.
-            body = jax.checkpoint(window, prevent_cse=False)
-            state, ys = jax.lax.scan(body, state, split, reverse=reverse)
-            return state, ys.reshape(whole, *ys.shape[2:])
-
-        first, rest = (
-            jax.tree.map(lambda x, s=s: x[s], (xs, mask))
-            for s in (slice(whole), slice(whole, None))
-        )
-        parts = [(windows, first), (jax.checkpoint(window), rest)]
-        outputs = []
-        for part, steps in reversed(parts) if reverse else parts:
-            if len(steps[0]):
-                state, ys = part(state, steps)
-                outputs.append(ys)
-        return state, jax.numpy.concatenate(outputs[::-1] if reverse else outputs)
+        steps = xs, mask
+        return scan_windows(window, state, steps, reverse) if len(xs) else window(state, steps)
 
     return unroll_with_remat
 

@@ -83,6 +83,44 @@ def test_steps_reproduce_teacher_forcing(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_remat_changes_neither_values_nor_gradients(name):
+    source, mask, inputs = problem()
+
+    def value_and_gradient(remat):
+        bind, params = make(**MODELS[name], remat=remat)
+
+        def loss(p):
+            return jnp.sum(jnp.sin(bind(p).teacher_forced(source, mask, inputs)))
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    plain, windows = value_and_gradient(False), value_and_gradient(True)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, windows
+    )
+
+
+@pytest.mark.parametrize("input_feeding", [False, True])
+def test_remat_does_not_store_the_attention_of_all_steps(input_feeding):
+    """Compares the temporary memory of a gradient: B T S attention weights are 4 MiB each."""
+    size, num_steps = 4, 512
+    tokens = jax.ShapeDtypeStruct((size, num_steps), jnp.int32)
+
+    def num_bytes(remat):
+        bind, params = make(
+            cell="gru", attention="additive", input_feeding=input_feeding, remat=remat
+        )
+
+        def loss(p, source, inputs):
+            return jnp.sum(bind(p).teacher_forced(source, source > 0, inputs))
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, tokens, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert num_bytes(True) < num_bytes(False) / 8
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_of_the_source_has_no_influence(name, side):
     bind, params = make(**MODELS[name])
