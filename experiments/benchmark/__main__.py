@@ -32,7 +32,7 @@ from experiments.benchmark.workloads import SUITES
 from seqjax.cli import launch
 from seqjax.distributed.choices import choices_file
 from seqjax.distributed.devices import user_cache
-from seqjax.errors import UserError
+from seqjax.errors import UserError, require
 from seqjax.runs.signals import say
 
 _SUITE = flags.DEFINE_enum("suite", "tasks", list(SUITES), "which workloads are measured together")
@@ -59,6 +59,7 @@ def refuse_with(name: str, *others: flags.FlagHolder) -> None:
 def main() -> None:
     output = Path(_OUTPUT.value)
     if _TUNE.value:
+        require("--rounds", _ROUNDS.value, _ROUNDS.value >= 1, "at least 1")
         refuse_with("--tune", _SUITE, _PEERS, _CONDITIONS, _COMPILE, _RECORD, _COMPARE, _OUTPUT)
         show(tune_table(tune(find_configs(_WORKLOADS.value), _ROUNDS.value, say)))
         say(str(choices_file()))

@@ -44,16 +44,24 @@ def find_configs(names: Sequence[str]) -> list[str]:
         variants = runpy.run_path(str(path)).get("VARIANTS", ())
         known += [path.stem, *(f"{path.stem}:{variant.__name__}" for variant in variants)]
     for name in names:
-        if name not in known and not Path(name.partition(":")[0]).is_file():
+        path = Path(name.partition(":")[0])
+        if path.suffix == ".py" and not path.is_file():
+            raise UserError(f"--workloads: {path} is not a file")
+        if name not in known and path.suffix != ".py":
             raise unknown_name("config", name, known)
     return list(names) or known
 
 
 def read_config(name: str) -> ConfigDict:
-    """Returns the config of a name of `find_configs`, not locked."""
+    """Returns the config of a name of `find_configs`, not locked.
+
+    Raises UserError for a file that defines none.
+    """
     config, _, variant = name.partition(":")
-    path = CONFIGS / f"{config}.py"
-    get_config = runpy.run_path(str(path if path.is_file() else config))["get_config"]
+    path = config if config.endswith(".py") else str(CONFIGS / f"{config}.py")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise UserError(f"{path} is not a config: it defines no get_config()")
     return get_config(variant) if variant else get_config()
 
 

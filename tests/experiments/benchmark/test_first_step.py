@@ -8,7 +8,12 @@ import pytest
 from support.toys import CONFIGS
 
 from experiments.benchmark import first_step
-from experiments.benchmark.first_step import FirstStep, find_configs, measure_first_steps
+from experiments.benchmark.first_step import (
+    FirstStep,
+    find_configs,
+    measure_first_steps,
+    read_config,
+)
 from experiments.benchmark.table import show
 from seqjax.errors import UserError
 
@@ -20,6 +25,18 @@ def test_every_config_and_variant_is_found():
     }
     assert {"recall", "mnist_rows", "mnist_rows:lstm", "svo_tagging:large"} <= set(known)
     assert find_configs(["recall"]) == ["recall"]
+
+
+def test_a_config_may_be_a_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.py"
+    with pytest.raises(UserError, match=r"mine\.py is not a file"):
+        find_configs([str(path)])
+    path.write_text("def get_config(variant='a'): return variant", encoding="utf-8")
+    assert find_configs([f"{path}:b"]) == [f"{path}:b"]
+    assert [read_config(f"{path}{variant}") for variant in ("", ":b")] == ["a", "b"]
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.py is not a config: it defines no get_config"):
+        read_config(str(path))
 
 
 def test_slow_configs_are_marked(tmp_path, capsys):
