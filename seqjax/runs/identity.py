@@ -78,8 +78,8 @@ def kept_choice(identity: Identity) -> Choice | None:
     if not isinstance(found, dict) or set(found) != set(Choice._fields):
         return None
     choice = Choice(**found)
-    sizes = choice.num_devices, choice.microbatch_size
-    is_whole = all(isinstance(size, int) for size in sizes) and sizes >= (1, 0)
+    sizes = (choice.num_devices, 1), (choice.microbatch_size, 0)
+    is_whole = all(isinstance(size, int) and size >= least for size, least in sizes)
     return choice if is_whole else None
 
 

@@ -13,9 +13,10 @@ import jax
 import pytest
 from support.toys import linear_config, read_json
 
+from seqjax.distributed.choices import Choice
 from seqjax.errors import UserError
 from seqjax.files import write_json
-from seqjax.runs.identity import Identity
+from seqjax.runs.identity import Identity, kept_choice
 from seqjax.runs.workdir import (
     earlier_identities,
     environment,
@@ -46,6 +47,17 @@ def test_what_was_saved_comes_back(tmp_path):
     assert load_run_config(tmp_path, fail).to_dict() == linear_config().to_dict()
     assert saved_identity(tmp_path, fail) == IDENTITY
     assert read_json(tmp_path / "environment.json") == {**environment(), "choice": CHOICE}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, [], {}, {"num_devices": 1}]
+    + [CHOICE | change for change in ({"num_devices": 0}, {"microbatch_size": -1}, {"more": 1})]
+    + [CHOICE | {"num_devices": size} for size in ("2", None, [2], 1.5)],
+)
+def test_a_damaged_choice_is_not_kept(found):
+    assert kept_choice(IDENTITY) == Choice(**CHOICE)
+    assert kept_choice(Identity({}, FINGERPRINT | {"choice": found})) is None
 
 
 def test_nobody_begun_nothing_in_a_new_directory(tmp_path):
