@@ -54,9 +54,10 @@ class Choice(NamedTuple):
 
     def describe(self) -> str:
         """Returns a line that tells of it."""
-        rows = f"{self.microbatch_size} rows" if self.microbatch_size else "all its rows"
-        devices = "1 device" if self.num_devices == 1 else f"{self.num_devices} devices"
-        return f"{devices}, each computes gradients of {rows} at once (by {self.source})"
+        sizes = (self.num_devices, "device"), (self.microbatch_size, "row")
+        devices, rows = (f"{size} {name}{'s' * (size != 1)}" for size, name in sizes)
+        at_once = f"at most {rows}" if self.microbatch_size else "all rows"
+        return f"{devices}, gradients of {at_once} of a device at once (by {self.source})"
 
 
 def choose(shape: Shape, train: ConfigDict, kept: Choice | None = None) -> Choice:

@@ -77,6 +77,24 @@ def test_the_rule_can_be_followed(shape, available, avx512):
     assert choice.microbatch_size >= 1
 
 
+@pytest.mark.parametrize(
+    ("choice", "line"),
+    [
+        (
+            Choice(1, 32, "rule"),
+            "1 device, gradients of at most 32 rows of a device at once (by rule)",
+        ),
+        (Choice(8, 0, "rule"), "8 devices, gradients of all rows of a device at once (by rule)"),
+        (
+            Choice(2, 1, "measurement"),
+            "2 devices, gradients of at most 1 row of a device at once (by measurement)",
+        ),
+    ],
+)
+def test_a_choice_is_told(choice, line):
+    assert choice.describe() == line
+
+
 def test_accelerators_share_each_batch(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert choose_by_rule(Shape(1, 1, 1, 1)) == Choice(jax.device_count(), 0, "rule")

@@ -607,7 +607,7 @@ def test_monitoring_a_missing_validation_split_is_refused(tmp_path):
     assert "valid" not in read_records(tmp_path / "run" / "metrics.jsonl")[0]
 
 
-def test_a_resumed_run_keeps_its_choice(tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_choice(tmp_path, monkeypatch, capsys):
     """Another choice is measured while it is paused: it ends as a run without a pause."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = linear_config(num_devices=0, batch_size=8)
@@ -618,7 +618,9 @@ def test_a_resumed_run_keeps_its_choice(tmp_path, monkeypatch):
         kill_at(patch, 3)
         fit(TASK, config, tmp_path / "paused")
     save_choice(shape, Choice(2, 2, "measurement"))
+    capsys.readouterr()
     fit(TASK, config, tmp_path / "paused")
+    assert Choice(4, 1, "measurement").describe() in capsys.readouterr().out
     fit(TASK, config, tmp_path / "later")
     assert_same_end(tmp_path / "paused", tmp_path / "whole")
     sizes = {"whole": (4, 1), "paused": (4, 1), "later": (2, 2)}
