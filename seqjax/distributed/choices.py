@@ -56,7 +56,7 @@ class Choice(NamedTuple):
         """Returns a line that tells of it."""
         sizes = (self.num_devices, "device"), (self.microbatch_size, "row")
         devices, rows = (f"{size} {name}{'s' * (size != 1)}" for size, name in sizes)
-        at_once = f"at most {rows}" if self.microbatch_size else "all rows"
+        at_once = rows if self.microbatch_size else "all rows"
         return f"{devices}, gradients of {at_once} of a device at once (by {self.source})"
 
 

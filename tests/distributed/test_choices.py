@@ -82,12 +82,12 @@ def test_the_rule_can_be_followed(shape, available, avx512):
     [
         (
             Choice(1, 32, "rule"),
-            "1 device, gradients of at most 32 rows of a device at once (by rule)",
+            "1 device, gradients of 32 rows of a device at once (by rule)",
         ),
         (Choice(8, 0, "rule"), "8 devices, gradients of all rows of a device at once (by rule)"),
         (
             Choice(2, 1, "measurement"),
-            "2 devices, gradients of at most 1 row of a device at once (by measurement)",
+            "2 devices, gradients of 1 row of a device at once (by measurement)",
         ),
     ],
 )
