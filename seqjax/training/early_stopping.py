@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, unknown_name
@@ -112,7 +112,7 @@ def check_monitors(task: Task, train: ConfigDict, plateau: Plateau | None) -> No
     if train.monitor not in known:
         raise unknown_name("train.monitor", train.monitor, known)
     if plateau:
-        trained = [f"train.{metric}" for metric in metric_shapes(task, np.int32(0))]
+        trained = [f"train.{metric}" for metric in metric_shapes(task, jnp.int32(0))]
         known = trained + [name for name in known if name.startswith("valid.")]
         if plateau.monitor not in known:
             raise unknown_name("optim.schedule: monitor", plateau.monitor, known)

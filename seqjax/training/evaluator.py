@@ -46,6 +46,7 @@ class Evaluator:
         for i, (batch, _) in enumerate(self._batches(rows)):
             first_row = jnp.int32(i * count_rows(batch))
             parts.append(self._measure(params, batch, key, first_row))
+            jax.block_until_ready(parts[-2:-1])  # so that no more than two batches are in memory
         return compute_means(jax.tree.map(lambda *xs: np.stack(xs), *gather_shards(parts)))
 
     def predict(self, params: Params, rows: Rows) -> Any:
