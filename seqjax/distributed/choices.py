@@ -50,7 +50,7 @@ class Choice(NamedTuple):
 
     num_devices: int  # that share a batch
     microbatch_size: int  # rows per device whose gradients are computed at once; 0 = all
-    source: str  # config, rule, or measured
+    source: str  # config, rule or measurement
 
     def describe(self) -> str:
         """Returns a line that tells of it."""
@@ -95,7 +95,7 @@ def choose_by_rule(shape: Shape) -> Choice:
 
 
 def choices_file() -> Path:
-    """Returns the path of what was measured on the user's machines, which may not exist."""
+    """Returns the path of the measurements made on the user's machines; there may be none yet."""
     return user_cache() / "choices.json"
 
 

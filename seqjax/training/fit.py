@@ -80,7 +80,8 @@ def fit(
         raise UserError(f"{workdir} holds weights trained elsewhere: give a new --workdir")
     with process_directory(workdir) as workdir, lock_workdir(workdir), StopSignals() as signals:
         old = saved_identity(workdir, say)
-        if kept := broadcast(old and kept_choice(old)):
+        kept = broadcast(old and kept_choice(old))
+        if kept and Choice(*kept) != setup.choice:
             setup = make_setup(task, config, Choice(*kept))
         files = (
             [workdir / name for name in old.fingerprint["files"]]
