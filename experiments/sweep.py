@@ -2,8 +2,15 @@
 
 python -m experiments.sweep --config=configs/word_completion.py --sweep=configs/sweeps/seeds.py
 python -m experiments.sweep --config=configs/mnist_rows.py --sweep=configs/sweeps/mnist_cells.py
+
+A process that is started by the same command on the same directory, on this machine or another, is
+one more worker of the sweep:
+
+srun -n 8 python -m experiments.sweep --config=configs/mnist_rows.py --sweep=...
+python -m experiments.sweep --config=... --sweep=... --num_workers=4
 """
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,24 +22,27 @@ from ml_collections import config_flags
 from seqjax.cli import default_workdir, launch
 from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
-from seqjax.sweeps.executors import EXECUTORS
 from seqjax.sweeps.optuna import run_search
+from seqjax.sweeps.ray import RayWorker, start_ray
 from seqjax.sweeps.space import Search
-from seqjax.sweeps.sweep import load_sweep, run_sweep
-from seqjax.sweeps.workers import start_devices
+from seqjax.sweeps.sweep import Workers, load_sweep, run_sweep
+from seqjax.sweeps.workers import LOG, end_with_parent, run_workers, start_devices, start_worker
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"
+    "config",
+    None,
+    "configs/NAME.py[:VARIANT], or a run's directory; fields are set as --config.model.cell=gru",
 )
 _SWEEP = flags.DEFINE_string("sweep", "", "configs/sweeps/NAME.py[:ARGUMENT]")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the sweep; by default runs/sweeps/NAME"
 )
-_EXECUTOR = flags.DEFINE_enum(
-    "executor", "local", list(EXECUTORS), "what trains the groups of trials"
+_WORKERS = flags.DEFINE_integer("num_workers", 1, "number of processes that train groups of trials")
+_GROUPS = flags.DEFINE_integer(
+    "num_groups", 0, "smallest number of groups of trials; 0 = as many as workers, or Slurm's tasks"
 )
-_WORKERS = flags.DEFINE_integer(
-    "num_workers", 0, "number of workers of processes and ray; 0 = by cores"
+_EXECUTOR = flags.DEFINE_enum(
+    "executor", "local", ["local", "ray"], "where the workers run: on this machine or by Ray"
 )
 _ADDRESS = flags.DEFINE_string(
     "address", "", "address of a Ray cluster; by default one on this machine"
@@ -41,9 +51,9 @@ _HALVING = flags.DEFINE_integer(
     "halving", 0, "k: keep the best 1/k of the trials at each rung; 0 = all"
 )
 _STORAGE = flags.DEFINE_string(
-    "storage", "", "storage of an Optuna study: sqlite:///FILE or journal:FILE"
+    "storage", "", "storage of the Optuna study: sqlite:///FILE or journal:FILE"
 )
-_STUDY = flags.DEFINE_string("study", "", "name of the Optuna study, which machines may share")
+_STUDY = flags.DEFINE_string("study", "", "name of the Optuna study")
 
 
 def main() -> None:
@@ -53,33 +63,56 @@ def main() -> None:
     name = f"{default_workdir().name}-{Path(_SWEEP.value.partition(':')[0]).stem}"
     directory = Path(_WORKDIR.value or Path("runs/sweeps") / name)
     _check_flags(isinstance(sweep, Search))
-    start_devices(config.train, num_cores())
-    options: dict[str, Any] = {}
-    if _EXECUTOR.value != "local":
-        options["num_workers"] = _WORKERS.value
-    if _EXECUTOR.value == "ray":
-        options["address"] = _ADDRESS.value
-    executor = partial(EXECUTORS[_EXECUTOR.value], **options)
-    num_workers = 1 if _EXECUTOR.value == "local" else _WORKERS.value or num_cores()
+    end_with_parent()
+    workers = _workers(directory)
+    if workers is None:
+        start_devices(config.train)
+    slurm = os.environ.get("SLURM_NTASKS", "")
+    num_groups = _GROUPS.value or _WORKERS.value * int(slurm if slurm.isdecimal() else 1)
     if isinstance(sweep, Search):
         study = _STUDY.value or name
         run_search(
-            config, sweep, directory, executor, num_workers, storage=_STORAGE.value, study=study
+            config,
+            sweep,
+            directory,
+            num_groups=num_groups,
+            storage=_STORAGE.value,
+            study=study,
+            workers=workers,
         )
     else:
-        run_sweep(config, sweep, directory, executor, num_workers, halving=_HALVING.value)
+        run_sweep(
+            config,
+            sweep,
+            directory,
+            num_groups=num_groups,
+            halving=_HALVING.value,
+            workers=workers,
+        )
+
+
+def _workers(directory: Path) -> Workers | None:
+    """Returns what runs other processes as workers; None if this process is the only one."""
+    count, log = _WORKERS.value, directory / LOG
+    command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:]]
+    command += [f"--workdir={directory}", "--num_workers=1", "--executor=local", "--address="]
+
+    def start(index: int) -> Any:
+        if _EXECUTOR.value == "ray":
+            return RayWorker(start_ray(_ADDRESS.value), command, log, index, count)
+        return start_worker(command, log, index, max(1, num_cores() // count))
+
+    is_alone = count == 1 and _EXECUTOR.value == "local"
+    return None if is_alone else partial(run_workers, start, count, log)
 
 
 def _check_flags(is_search: bool) -> None:
     """Raises UserError for flags that nothing would read."""
-    if _EXECUTOR.value == "local" and _WORKERS.value:
-        raise UserError("--num_workers is for --executor=processes or ray: leave it out, or add it")
-    if _WORKERS.value < 0:
-        raise UserError(f"--num_workers={_WORKERS.value} must be at least 0")
+    for flag, least in ((_WORKERS, 1), (_GROUPS, 0)):
+        if flag.value < least:
+            raise UserError(f"--{flag.name}={flag.value} must be at least {least}")
     if _ADDRESS.value and _EXECUTOR.value != "ray":
         raise UserError("--address is for --executor=ray: add it")
-    if _ADDRESS.value and not _WORKERS.value:
-        raise UserError("--address needs --num_workers: how many groups the cluster trains at once")
     if is_search and _HALVING.value:
         raise UserError("--halving is for sweeps of fixed trials: leave it out with Optuna")
     for flag in () if is_search else (_STORAGE, _STUDY):

@@ -24,6 +24,7 @@ from seqjax.errors import (
     run_user_file,
     unknown_name,
 )
+from seqjax.runs import config_of_run
 from seqjax.runs.signals import Stopped
 
 _MAX_LENGTH = 1000  # characters of an error message
@@ -72,13 +73,19 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
 
 
 def default_workdir() -> Path:
-    """Returns `runs/NAME` for --config=configs/NAME.py, `runs/NAME-VARIANT` with a variant."""
+    """Returns `runs/NAME` for --config=configs/NAME.py, `runs/NAME-VARIANT` with a variant.
+
+    For the directory of a run it is that directory.
+    """
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    if path == config_of_run.__file__:
+        return Path(variant)
     return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
 
 
 def _parse_flags(argv: list[str]) -> None:
     """Parses the flags; raises UserError, in one line, where the libraries print fifty."""
+    argv = [_of_run(arg) for arg in argv]
     config = _load_config_file(argv) if "config" in flags.FLAGS else None
     if config is not None:
         for name in _overridden(argv):
@@ -103,12 +110,22 @@ def _parse_flags(argv: list[str]) -> None:
         check_values(flags.FLAGS.config.to_dict())
 
 
+def _of_run(arg: str) -> str:
+    """Returns the flag --config=RUN_DIRECTORY as the config file that reads that run's config."""
+    found = re.fullmatch(r"--?config=(.*)", arg, re.DOTALL)
+    if not found or not Path(found[1]).is_dir():
+        return arg
+    return f"--config={config_of_run.__file__}:{found[1]}"
+
+
 def _load_config_file(argv: list[str]) -> ConfigDict:
     """Returns the config of --config without the command line's changes."""
     values = re.findall(r"^--?config(?:=|\n)(.*)$", "\n".join(argv), flags=re.MULTILINE)
     if not values:
         raise UserError("--config is missing: give a file, as --config=configs/mnist_rows.py")
     path, *variant = values[-1].split(":", 1)
+    if path == config_of_run.__file__:
+        return config_of_run.get_config(*variant)
     if not Path(path).is_file():
         folder = Path(path).parent
         files = ", ".join(sorted(map(str, folder.glob("*.py")))) or "no .py file"

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, unknown_name
@@ -242,6 +243,38 @@ def find_field(config: ConfigDict, name: str) -> Any:
     if isinstance(value, ConfigDict):
         raise UserError(f"config field {name} is a section: set a field of it, such as {name}.X")
     return value
+
+
+def change_fields(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """Returns the locked config with changes, by the full names of fields.
+
+    Raises UserError for a field that it does not have, and for a value that is not of its type.
+    """
+    changed = config.copy_and_resolve_references()
+    for name, value in changes.items():
+        if not isinstance(name, str):
+            raise UserError(f"the sweep sets {name!r}: write a field's path, as 'model.cell'")
+        value, default = plain_value(value), find_field(config, name)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            kind = type(default).__name__
+            raise UserError(f"the sweep sets {name}={value!r}, but {name} is of type {kind}")
+        *path, field = name.split(".")
+        section = changed
+        for part in path:
+            section = section[part]
+        with section.unlocked():
+            section[field] = value
+    check_values(changed.to_dict())
+    return changed.lock()
+
+
+def plain_value(value: Any) -> Any:
+    """Returns a value, or those of a tuple, as Python's own types instead of NumPy's."""
+    if isinstance(value, tuple):
+        return tuple(map(plain_value, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:

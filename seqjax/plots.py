@@ -1,6 +1,6 @@
 """Draws pictures of runs and predictions as PNG files.
 
-Only this module and `sweeps/plots.py` import Matplotlib, and only when they draw something.
+Only this module imports Matplotlib, and only when it draws something.
 """
 
 import warnings
@@ -14,6 +14,8 @@ import numpy as np
 from seqjax.errors import brief
 
 HANGUL_FONT = "NanumGothic"  # from the package koreanize-matplotlib
+MAX_TICKS = 20
+WIDE = 30.0  # times the smallest of some numbers is the largest: their axis is logarithmic
 MAX_STEPS, MAX_LABEL = 100, 40  # tokens and characters that are drawn, to bound the picture's size
 
 
@@ -201,6 +203,50 @@ def draw_bands(panels: Sequence[tuple[Any, ...]], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     save_figure(figure, path)
+
+
+def draw_against(
+    columns: Mapping[str, Sequence[Any]],
+    values: Sequence[float],
+    label: str,
+    marked: int,
+    title: str,
+    path: Path,
+) -> None:
+    """Draws values against the entries of each column, with medians where entries repeat.
+
+    Columns of numbers are scatter plots; the others have a strip for each entry. The value at the
+    position `marked` is the best one. Axes of positive numbers over a wide range are logarithmic.
+    """
+    ys = np.array(values, float)
+    width = max(5.0, 3.6 * len(columns))
+    figure, axes = make_figure(1, len(columns), width=width, height=4.2)
+    for axis, (name, column) in zip(axes.flat, columns.items(), strict=True):
+        names = list(dict.fromkeys(map(str, column)))
+        are_numbers = all(type(x) in (int, float) for x in column)
+        xs = np.array([x if are_numbers else names.index(str(x)) for x in column], float)
+        axis.scatter(xs, ys, alpha=0.6, s=24, label="trial")
+        if len(there := np.unique(xs)) < len(xs):
+            medians = [np.median(ys[xs == x]) for x in there]
+            axis.plot(there, medians, "k_", markersize=18, label="median")
+        axis.scatter(xs[marked], ys[marked], color="tab:red", s=40, label="best", zorder=3)
+        axis.set(xlabel=make_label(name), ylabel=make_label(label), yscale=_scale_of(ys))
+        if are_numbers:
+            axis.set_xscale(_scale_of(xs))
+        else:
+            every = -(-len(names) // MAX_TICKS)
+            ticks = [make_label(text) for text in names[::every]]
+            axis.set_xticks(range(0, len(names), every), ticks, fontsize=8, rotation=30)
+            axis.margins(x=0.5 / len(names))
+        axis.grid(alpha=0.3)
+    figure.suptitle(make_label(title))
+    handles = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, path)
+
+
+def _scale_of(values: np.ndarray) -> str:
+    return "log" if values.min() > 0 and values.max() > WIDE * values.min() else "linear"
 
 
 def _labels(texts: Sequence[str]) -> list[str]:

@@ -36,7 +36,7 @@ ROOMS = {
 }
 LIBRARIES = {  # where alone each of these is imported
     "flax": ("seqjax/nn/", "seqjax/models/", "experiments/benchmark/peers/"),
-    "matplotlib": ("seqjax/plots.py", "seqjax/sweeps/plots.py"),
+    "matplotlib": ("seqjax/plots.py",),
     "orbax": ("seqjax/runs/",),
     "gradio": ("seqjax/serving/",),
     "ray": ("seqjax/sweeps/",),

@@ -16,7 +16,6 @@ from experiments.reproduce.show import save_ledger, show_ledger
 from experiments.reproduce.trials import MANY
 from seqjax.cli import launch
 from seqjax.config import base_config
-from seqjax.distributed.devices import num_cores
 from seqjax.runs.signals import say
 from seqjax.sweeps.workers import start_devices
 
@@ -31,7 +30,7 @@ def get_config(name: str, variant: str) -> ConfigDict:
 
 def main() -> None:
     directory = Path(_WORKDIR.value)
-    start_devices(base_config("").train, num_cores())
+    start_devices(base_config("").train)
     sections, study = reproduce(_ONLY.value, get_config, directory, _SEEDS.value, say)
     show_ledger(sections)
     for path in save_ledger(sections, study, directory):

@@ -20,17 +20,16 @@ from seqjax.errors import UserError
 from seqjax.files import read_json
 from seqjax.runs.signals import say
 from seqjax.runs.workdir import CONFIG, ENVIRONMENT, RESULT
-from seqjax.sweeps.group import train_group
+from seqjax.sweeps.group import divide
 from seqjax.sweeps.report import LiveTable
-from seqjax.sweeps.sweep import GROUPS
-from seqjax.sweeps.trial import Trial
-from seqjax.sweeps.workers import divide
+from seqjax.sweeps.sweep import GROUPS, train_groups
 from seqjax.tasks.base import Task
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq_data import Seq2SeqData
 from seqjax.training.fit import restore_best
 from seqjax.training.logger import Record, read_records
 from seqjax.training.setup import make_setup
+from seqjax.training.trials import Trial
 from seqjax.typing import Params
 
 # Seeds: fewer of what takes minutes each.
@@ -67,7 +66,7 @@ def train_trials(configs: Sequence[ConfigDict], directory: Path) -> list[Path]:
     """A finished run directory for each config, in order; they differ in their seeds only.
 
     What is finished is not trained again; the others are trained together, or go on. Raises as
-    `train_group` does, and UserError for a trial that failed or a directory of another config.
+    `train_groups` does, and UserError for a trial that failed or a directory of another config.
     """
     workdirs = [directory / f"seed-{config.seed}" for config in configs]
     trials = [Trial(*pair) for pair in zip(configs, workdirs, strict=True)]
@@ -77,10 +76,9 @@ def train_trials(configs: Sequence[ConfigDict], directory: Path) -> list[Path]:
     if left := [trial for trial in trials if not trial.has_ended]:
         say(f"{directory.name}: {len(left)} of {len(trials)} seeds to train, in one program")
         whole = divide(trials, 1, directory / GROUPS)  # goes on also where it began to end
-        chunks = whole if whole[0].workdir.exists() else divide(left, 1, directory / GROUPS)
-        with LiveTable(left) as table:
-            for chunk in chunks:
-                train_group(*chunk, table.watch)
+        groups = whole if whole[0].workdir.exists() else divide(left, 1, directory / GROUPS)
+        with LiveTable(lambda: left, directory / GROUPS) as table:
+            train_groups(groups, table.look)
         shutil.rmtree(directory / GROUPS)
     for trial in trials:
         if reason := trial.failure():

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from seqjax.errors import one_line
@@ -22,14 +23,15 @@ class Stopped(SystemExit):
 class StopSignals:
     """A context in which the first signal is noted in `received` and the second ends the process.
 
-    While `unsaved` is false there is nothing to wait for, and the first one does. A thread of its
-    own sees them, because Python's handlers wait until a compilation has ended. Outside of the main
-    thread signals are left as they are.
+    While `unsaved` is false there is nothing to wait for, and the first one does, after calling
+    `leaving`. A thread of its own sees them, because Python's handlers wait until a compilation has
+    ended. Outside of the main thread signals are left as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaving: Callable[[], object] = lambda: None) -> None:
         self.received: int | None = None
         self.unsaved = False
+        self._leaving = leaving
 
     def __enter__(self) -> "StopSignals":
         self._main = threading.current_thread() is threading.main_thread()
@@ -66,6 +68,7 @@ class StopSignals:
             os.write(1, b"\x1b[?25h\n")  # the progress bar had hidden the cursor
         lost = "what was not saved is lost" if self.unsaved else "nothing is lost"
         say(f"{name}: {lost}; the same command resumes from the last checkpoint")
+        self._leaving()
         os._exit(128 + number)
 
 

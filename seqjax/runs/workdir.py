@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Generator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from seqjax.runs.identity import Identity, is_identity
 
 CONFIG, FINGERPRINT, ENVIRONMENT = "config.json", "fingerprint.json", "environment.json"
 CHECKPOINTS, RESULT, CHANGES, LOCK = "checkpoints", "result.json", "changes.jsonl", "lock"
+_POLL_SECONDS = 0.05  # between two attempts to lock a directory
 PACKAGES = ("seqjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -31,21 +33,22 @@ class WorkdirLocked(UserError):
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Generator[None]:
+def lock_workdir(workdir: Path, wait_seconds: float = 0.0) -> Generator[str]:
     """Makes the directory, if need be, and keeps every other process from training in it.
 
-    The system lets go of the lock when a process ends, however it ends. Raises UserError if
-    the directory holds something else or cannot be written, WorkdirLocked if another process has
-    it.
+    The system releases the lock when a process ends, however it ends. Yields the name of the last
+    process that was killed while it held the lock, otherwise "". Raises UserError if the directory
+    holds something else or cannot be written, and WorkdirLocked if another process holds the lock
+    for longer than `wait_seconds`.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / LOCK).exists() and not is_run(workdir) and any(workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and no run: give a new --workdir")
         with (workdir / LOCK).open("a+", encoding="utf-8") as lock:
-            _take(lock, workdir)
+            killed = _take(lock, workdir, time.monotonic() + wait_seconds)
             try:
-                yield
+                yield killed
             finally:
                 lock.truncate(0)
     except OSError as error:
@@ -62,19 +65,27 @@ def lock_workdir(workdir: Path) -> Generator[None]:
         ) from None
 
 
-def _take(lock: Any, workdir: Path) -> None:
-    """Locks the open file and writes into it who holds it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        raise WorkdirLocked(
-            f"{workdir} is in use by {holder}: wait for it, stop it, or give another --workdir"
-        ) from None
+def _take(lock: Any, workdir: Path, end: float) -> str:
+    """Locks the open file and writes into it who holds it; returns who was killed holding it."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+                continue
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise WorkdirLocked(
+                f"{workdir} is in use by {holder}: wait for it, stop it, or give another --workdir"
+            ) from None
+    lock.seek(0)
+    killed = lock.read().strip()
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
+    return killed
 
 
 def is_run(workdir: Path) -> bool:

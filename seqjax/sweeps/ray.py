@@ -1,125 +1,99 @@
-"""Ray, which trains chunks of a sweep on any machines."""
+"""Workers of a sweep as tasks of Ray, on the cluster at an address or on one started here."""
 
-import json
 import logging
 import os
 import platform
 import re
 import socket
+import subprocess
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
-from seqjax.runs.signals import Stopped
-from seqjax.sweeps.group import NONE_DROPPED, Dropped, Watch
-from seqjax.sweeps.workers import (
-    POLL_SECONDS,
-    RETRIES,
-    STOP_SECONDS,
-    Chunk,
-    conclude_chunk,
-    do_job,
-    make_job,
-    stoppable,
-    unwatched,
-)
+from seqjax.sweeps.sweep import POLL_SECONDS
+from seqjax.sweeps.workers import STOP_SECONDS, start_worker
 
 CONNECT_SECONDS = 10.0
-RAY_SETTINGS = {
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # what its daemons would print here
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_task_oom_retries": str(RETRIES),  # else for ever
-}
+# What Ray's daemons would print here, and what they would send.
+RAY_SETTINGS = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def on_ray(
-    chunks: Sequence[Chunk],
-    *,
-    until: int | None = None,
-    dropped: Dropped = NONE_DROPPED,
-    watch: Watch = unwatched,
-    num_workers: int = 0,
-    num_cpus: int = 1,
-    address: str = "",
-) -> Iterator[Chunk]:
-    """As tasks of Ray, a chunk each, of so many CPUs: each of these is a device.
+class RayWorker:
+    """A worker as a task on one of the nodes, with the methods of a subprocess.Popen.
 
-    On the cluster at `address`, or else on one that is started here, for so many workers at once
-    (0: as many as the cores allow), and ends with this process. The nodes must have seqjax
-    installed, and see the directories of chunks and trials by the same absolute paths, on a file
-    system that they share. `watch` is told of a chunk's epochs when the chunk has ended, and not
-    of those that were saved before a worker died. Raises UserError without the package, without
-    the cluster, and for a node that does not see a directory.
+    The nodes must have seqjax installed, and see the working directory and the directory of the
+    log, which is that of the sweep, by the same absolute paths.
     """
-    ray = start_ray(address, num_cpus * num_workers or num_cores())
-    most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-    if num_cpus > most:  # Ray would wait, for ever and in silence
-        raise UserError(f"num_cpus={num_cpus}: no node of the Ray cluster has more than {most:g}")
-    own = 0 if address else num_workers  # with other nodes it is for them to say
-    options: Any = {"until": until, "dropped": dropped, "num_workers": own}
-    task = ray.remote(num_cpus=num_cpus, max_retries=RETRIES)(do_job_on_node)
-    running: dict[Any, Chunk] = {}
-    with stoppable() as check:
+
+    def __init__(self, ray: Any, command: Sequence[str], log: Path, index: int, num_workers: int):
+        cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        share = max(1, int(min(sum(cpus) // num_workers, max(cpus))))
+        start, self._ray = ray.remote(num_cpus=share, max_retries=0)(_work), ray
+        self._task = start.remote([*command], str(log.absolute()), os.getcwd(), index, share)
+
+    def poll(self, timeout: float = 0.0) -> int | None:
+        """Returns the exit code, None while it runs; UserError if the node lacks a directory."""
+        if not self._ray.wait([self._task], timeout=timeout)[0]:
+            return None
         try:
-            for chunk in chunks:
-                chunk.workdir.mkdir(parents=True, exist_ok=True)  # which each node should see
-                running[task.remote(make_job(chunk, num_cores=num_cpus, **options))] = chunk
-            while running:
-                check()
-                for ref in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
-                    chunk = running.pop(ref)
-                    try:
-                        message, told = ray.get(ref)
-                    except ray.exceptions.RayError as error:
-                        reason = str(error).strip().partition("\n")[0]
-                        message, told = {"failed": f"{RETRIES + 1} workers died: {reason}"}, []
-                    for call in told:
-                        watch(chunk.trials[call["trial"]], call["records"])
-                    conclude_chunk(chunk, message)
-                    yield chunk
-        finally:
-            for ref in running:
-                ray.cancel(ref)  # its worker takes that for Ctrl-C
-            ray.wait(list(running), num_returns=len(running), timeout=STOP_SECONDS)
+            return self._ray.get(self._task)
+        except UserError as error:  # Ray adds the traceback to its text
+            raise UserError(error.args[0]) from None
+        except self._ray.exceptions.RayError:  # the node or the task's process has died
+            return -9
+
+    def wait(self, timeout: float) -> None:
+        if self.poll(timeout) is None:
+            raise subprocess.TimeoutExpired("task", timeout)
+
+    def terminate(self) -> None:
+        self._ray.cancel(self._task)  # which raises KeyboardInterrupt in the task
+
+    def kill(self) -> None:
+        self._ray.cancel(self._task, force=True)
 
 
-def start_ray(address: str, num_cpus: int) -> Any:
-    """The package `ray`, connected to a cluster, and quiet."""
-    for name, value in RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
+def _work(command: list[str], log: str, cwd: str, index: int, share: int) -> int:
+    """Runs a worker on this node, which may be another machine, and returns its exit code."""
+    for place in (Path(cwd), Path(log).parent):
+        if not place.is_dir():
+            missing = f"node {platform.node()} does not see {place}"
+            raise UserError(f"{missing}: work in directories that all nodes share")
+    os.chdir(cwd)
+    process = start_worker(command, Path(log), index, share)
+    try:
+        while (code := process.poll()) is None:  # unlike `wait`, a sleep can be interrupted
+            time.sleep(POLL_SECONDS)
+        return code
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+
+
+def start_ray(address: str) -> Any:
+    """Returns the package `ray`, connected to the cluster; without an address, to a new one here.
+
+    Raises UserError without the package and without the cluster.
+    """
+    os.environ.update({name: os.environ.get(name, x) for name, x in RAY_SETTINGS.items()})
     try:
         import ray
     except ImportError:
-        raise UserError("executor 'ray' needs a package: pip install 'seqjax[ray]'") from None
-    if not ray.is_initialized():
-        where: Any = (
-            {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
-        )
-        options: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
-        try:
-            with warnings.catch_warnings():  # of forks, which become other programs at once
-                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                if re.fullmatch(r"[^:/]+:\d+", address):  # Ray would try for five minutes
-                    host, _, port = address.partition(":")
-                    socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-                ray.init(**where, **options)
-        except (OSError, ValueError, OverflowError) as error:
-            raise UserError(f"no Ray cluster at {address!r} ({error}): `ray start` one") from None
-    return ray
-
-
-def do_job_on_node(job: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What came of a job, and what it told, on a machine that may be another."""
-    workdir = json.loads(job)["workdir"]
-    if not Path(workdir).is_dir():
-        node = platform.node()
-        told = f"node {node} does not see {workdir}: give a directory that all nodes share"
-        return {"refused": told}, []
-    told: list[dict[str, Any]] = []
+        raise UserError("--executor=ray needs a package: pip install 'seqjax[ray]'") from None
+    here = {"num_cpus": num_cores(), "include_dashboard": False}
+    options: Any = {"address": address} if address else here
     try:
-        return do_job(job, told.append), told
-    except Stopped:  # by Ray, which starts it again unless it was cancelled
-        os._exit(1)
+        with warnings.catch_warnings():  # of forks, which become other programs at once
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            if re.fullmatch(r"[^:/]+:\d+", address):  # Ray would try for five minutes
+                host, _, port = address.partition(":")
+                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            if not ray.is_initialized():
+                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at {address!r} ({error}): `ray start` one") from None
+    return ray

@@ -1,321 +1,168 @@
-"""Results of a sweep's trials, which of them is the best, and the files that hold them.
+"""Results of a sweep's trials: by trial for `trials.jsonl`, and by setting for `summary.csv`.
 
 Trials are compared by what their config monitors, as result.json has it of the weights that are
-kept; never by a test split. A figure that is no finite number is None.
+kept; never by a test split.
 """
 
 import csv
 import io
 import json
-import math
-import shlex
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
-from pathlib import Path
-from types import MappingProxyType
+from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json
-from seqjax.errors import UserError, one_line
+from seqjax.errors import UserError
 from seqjax.files import json_text, read_json
 from seqjax.runs.workdir import RESULT
-from seqjax.sweeps.trial import Trial
+from seqjax.training.trials import Trial
 
 STATUSES = ("finished", "failed", "unfinished")
-STATISTICS: Mapping[str, Callable[[Any], Any]] = {
-    "median": np.median,
-    "p5": lambda values: np.percentile(values, 5),
-    "p95": lambda values: np.percentile(values, 95),
-    "mean": np.mean,
-    "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else None,
-}
-
-
-class Entry(NamedTuple):
-    """A trial of a sweep: its name, and what it changes in the sweep's config, by full name."""
-
-    name: str
-    overrides: dict[str, Any]
-    trial: Trial
+STATISTICS = {"median": median, "min": min, "max": max}  # over seeds
+COUNTS = ("best_epoch", "num_epochs", "num_parameters")  # of a result
 
 
 class Objective(NamedTuple):
-    """What trials are compared by. The sign is 1 where more is better, and -1 where less is."""
+    """The metric SPLIT.METRIC that compares trials; the sign is 1 if more is better, else -1."""
 
-    split: str
-    metric: str
+    name: str
     sign: int
 
-    @property
-    def name(self) -> str:
-        return f"{self.split}.{self.metric}"
-
-    @property
-    def mode(self) -> str:
-        return "max" if self.sign > 0 else "min"
+    def __str__(self) -> str:
+        return f"{self.name} ({'max' if self.sign > 0 else 'min'})"
 
     def rank(self, value: float | None) -> tuple[bool, float]:
-        """A key that sorts the best value first, and what is no finite number last."""
-        if value is None or not math.isfinite(value):
-            return True, 0.0
-        return False, -self.sign * value
-
-
-class Outcome(NamedTuple):
-    """What came of a trial. Without a result all that is known of it is why."""
-
-    entry: Entry
-    status: str  # one of STATUSES
-    reason: str = ""  # of a failure
-    value: float | None = None  # of the objective; None if it is NaN or infinite
-    result: Mapping[str, Any] = MappingProxyType({})  # result.json
-
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """The result's figures as SPLIT.METRIC."""
-        splits = {split: part for split, part in self.result.items() if isinstance(part, Mapping)}
-        return {f"{s}.{metric}": x for s, part in splits.items() for metric, x in part.items()}
-
-
-def objective(config: ConfigDict) -> Objective:
-    """What trials of the config are compared by: `train.monitor`, or the last training loss where
-    that is "epoch". Raises UserError where it would be a test split."""
-    if config.train.monitor == "epoch":
-        return Objective("train", "loss", -1)
-    split, _, metric = config.train.monitor.partition(".")
-    if split not in ("train", "valid"):
-        raise UserError(
-            f"train.monitor={config.train.monitor!r}: trials are compared by train or valid"
-        )
-    return Objective(split, metric, 1 if config.train.monitor_mode == "max" else -1)
+        """Returns a key that sorts the best value first and a missing value last."""
+        return (True, 0.0) if value is None else (False, -self.sign * value)
 
 
 def shared_objective(configs: Iterable[ConfigDict]) -> Objective:
-    """What all trials are compared by; raises UserError unless it is one thing."""
-    found = list(dict.fromkeys(objective(config) for config in configs))
-    if len(found) != 1:
-        names = " and ".join(f"{one.name} ({one.mode})" for one in found) or "nothing"
+    """Returns `train.monitor`, or the last training loss where that is "epoch".
+
+    Raises UserError for a test split, and for configs with several objectives.
+    """
+    found = []
+    for train in (config.train for config in configs):
+        is_loss = train.monitor == "epoch"
+        if not is_loss and not train.monitor.startswith(("train.", "valid.")):
+            raise UserError(
+                f"train.monitor={train.monitor!r}: trials are compared by train or valid"
+            )
+        sign = 1 if train.monitor_mode == "max" and not is_loss else -1
+        found.append(Objective("train.loss" if is_loss else train.monitor, sign))
+    if len(names := dict.fromkeys(map(str, found))) > 1:
         raise UserError(
-            f"trials cannot be compared by {names}: give all the same train.monitor and mode"
+            f"trials cannot be compared by {' and '.join(names)}: give all the same "
+            "train.monitor and mode"
         )
     return found[0]
 
 
-def read_outcome(entry: Entry) -> Outcome:
-    """What came of a trial so far; raises UserError for a damaged file."""
-    trial = entry.trial
-    if (trial.directory / RESULT).exists():
-        result = json.loads(json_text(read_json(trial.directory / RESULT)))  # NaN of old versions
-        return Outcome(entry, "finished", "", _read_value(trial, result), result)
-    return Outcome(entry, "failed" if trial.has_ended else "unfinished", trial.failure())
+class Outcome(NamedTuple):
+    """The state of a trial; one that has not finished has neither a value nor metrics."""
+
+    trial: Trial
+    status: str  # one of STATUSES
+    reason: str  # of a failure, otherwise ""
+    value: float | None  # of the objective; None if it is NaN or infinite
+    result: Mapping[str, Any]  # result.json
+    metrics: Mapping[str, float | None]  # of the result, as SPLIT.METRIC
+
+    @property
+    def name(self) -> str:
+        return self.trial.directory.name
 
 
-def best_of(outcomes: Iterable[Outcome], by: Objective) -> Outcome | None:
-    """The best trial of the seeds with the best median; None if no value is a finite number."""
-    for combination in combine(outcomes, by):
-        if combination[0].value is not None:
-            return combination[0]
-    return None
+def read_outcome(trial: Trial) -> Outcome:
+    """Returns the state of a trial so far; raises UserError for a damaged file."""
+    path, by = trial.directory / RESULT, shared_objective([trial.config])
+    if not path.exists():
+        status = "failed" if trial.has_ended else "unfinished"
+        return Outcome(trial, status, trial.failure(), None, {}, {})
+    result = json.loads(json_text(read_json(path)))  # results of version 0.1 may hold NaN
+    try:
+        splits = {split: part for split, part in result.items() if isinstance(part, dict)}
+        metrics = {f"{s}.{name}": x for s, part in splits.items() for name, x in part.items()}
+        value = None if metrics[by.name] is None else float(metrics[by.name])
+        return Outcome(trial, "finished", "", value, result, metrics)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise UserError(f"{path} does not hold {by.name}: restore it from a copy") from None
 
 
-def combine(outcomes: Iterable[Outcome], by: Objective) -> list[list[Outcome]]:
-    """Trials that differ in nothing but the seed together, the best median and member first."""
+def by_setting(outcomes: Iterable[Outcome], by: Objective) -> list[list[Outcome]]:
+    """Groups trials that differ only in the seed: the best median first, in it the best trial."""
     found: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        kind = json.dumps(as_json(outcome.entry.trial.config) | {"seed": 0})
-        found.setdefault(kind, []).append(outcome)
+        setting = json.dumps(as_json(outcome.trial.config) | {"seed": 0})
+        found.setdefault(setting, []).append(outcome)
     ranked = [sorted(members, key=lambda one: by.rank(one.value)) for members in found.values()]
-    return sorted(ranked, key=lambda members: by.rank(statistics(values_of(members))["median"]))
+    ranks = [by.rank(compute(median, [one.value for one in members])) for members in ranked]
+    return [ranked[i] for i in sorted(range(len(ranked)), key=ranks.__getitem__)]
 
 
-def values_of(outcomes: Iterable[Outcome]) -> list[float]:
-    """The objective of those that finished with a number."""
-    return [outcome.value for outcome in outcomes if outcome.value is not None]
+def compute(statistic: Any, values: Iterable[float | None]) -> float | None:
+    """Returns a statistic of those values that are finite, None if there are none."""
+    finite = [value for value in values if value is not None]
+    return statistic(finite) if finite else None
 
 
-def statistics(values: Sequence[float]) -> dict[str, float | None]:
-    """STATISTICS of finite values: 5 and 95 % percentiles, the sample's standard deviation, None
-    where there are too few."""
-    with np.errstate(invalid="ignore", over="ignore"):  # of values such as 1e308
-        found = {name: of(values) if len(values) else None for name, of in STATISTICS.items()}
-    return {name: None if x is None else float(x) for name, x in found.items()}
+def varied(trials: Sequence[Trial]) -> list[str]:
+    """Returns the fields, without the seed, that do not have the same value in all trials."""
+    names = dict.fromkeys(name for trial in trials for name in trial.changes if name != "seed")
+    return [name for name in names if len({repr(value_in(trial, name)) for trial in trials}) > 1]
 
 
-def count_statuses(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """How many there are of each status."""
-    found = [outcome.status for outcome in outcomes]
-    return {status: found.count(status) for status in STATUSES}
-
-
-def told_counts(outcomes: Iterable[Outcome]) -> str:
-    """The counts that are not 0, in words."""
-    return ", ".join(
-        f"{number} {status}" for status, number in count_statuses(outcomes).items() if number
-    )
-
-
-def overridden(entries: Iterable[Entry]) -> list[str]:
-    """The fields that any trial overrides."""
-    return list(dict.fromkeys(name for entry in entries for name in entry.overrides))
-
-
-def varied(entries: Sequence[Entry]) -> list[str]:
-    """The fields that are not the same in all trials."""
-    return [
-        name
-        for name in overridden(entries)
-        if len({repr(value_in(entry, name)) for entry in entries}) > 1
-    ]
-
-
-def value_in(entry: Entry, name: str) -> Any:
-    """What a field is in a trial, whether it overrides it or not; None if it has no such field."""
-    if name in entry.overrides:
-        return entry.overrides[name]
+def value_in(trial: Trial, name: str) -> Any:
+    """Returns the value of a field in a trial's config, None if it has no such field."""
     try:
-        return reduce(getitem, name.split("."), entry.trial.config)
+        return reduce(getitem, name.split("."), trial.config)
     except (KeyError, TypeError):
         return None
 
 
-def _read_value(trial: Trial, result: Any) -> float | None:
-    by = objective(trial.config)
-    try:
-        value = result[by.split][by.metric]
-        return None if value is None else float(value)
-    except (ValueError, TypeError, LookupError):
-        raise UserError(
-            f"{trial.directory / RESULT} does not say what {by.name} is: restore it from a copy"
-        ) from None
-
-
-COUNTS = ("best_epoch", "num_epochs", "num_parameters")  # of a result
-_BEST_CONFIG = '''"""{doc}
-"""
-
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict(
-        {{
-{fields}
-        }}
-    )
-'''
+def summarize_settings(settings: Sequence[Sequence[Outcome]]) -> list[dict[str, Any]]:
+    """Returns a row for each setting: its best trial, its fields, how many trials have which
+    status, and STATISTICS over the seeds of the objective and of every metric."""
+    outcomes = [one for members in settings for one in members]
+    metrics, rows = sorted({name for one in outcomes for name in one.metrics}), []
+    fields = varied([one.trial for one in outcomes])
+    for members in settings:
+        row: dict[str, Any] = {"best_trial": members[0].name}
+        row |= {name: value_in(members[0].trial, name) for name in fields}
+        row |= {status: sum(one.status == status for one in members) for status in STATUSES}
+        columns = {"objective": [one.value for one in members]}
+        columns |= {name: [one.metrics.get(name) for one in members] for name in metrics}
+        for name, column in columns.items():
+            for kind, statistic in STATISTICS.items():
+                row[f"{name}.{kind}"] = compute(statistic, column)
+        rows.append(row)
+    return rows
 
 
 def trials_jsonl(outcomes: Iterable[Outcome], by: Objective) -> str:
-    """A JSON object a trial, on a line of its own."""
-    lines = [
-        {
-            "name": outcome.entry.name,
-            "overrides": outcome.entry.overrides,
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "objective": outcome.value,
-            "objective_name": by.name,
-            **{name: outcome.result.get(name) for name in COUNTS},
-            "metrics": {k: v for k, v in outcome.result.items() if isinstance(v, Mapping)},
-        }
-        for outcome in outcomes
-    ]
-    return "".join(json_text(line) + "\n" for line in lines)
-
-
-def trials_csv(outcomes: Sequence[Outcome]) -> str:
-    """A row a trial: its fields, what came of it, and a column SPLIT.METRIC for each figure."""
-    fields, metrics = overridden(o.entry for o in outcomes), _metrics(outcomes)
-    rows = [
-        [
-            outcome.entry.name,
-            *(value_in(outcome.entry, name) for name in fields),
-            outcome.status,
-            outcome.reason,
-            outcome.value,
-            *(outcome.result.get(name) for name in COUNTS),
-            *(outcome.metrics.get(name) for name in metrics),
-        ]
-        for outcome in outcomes
-    ]
-    return _csv(["name", *fields, "status", "reason", "objective", *COUNTS, *metrics], rows)
-
-
-def summary_csv(outcomes: Sequence[Outcome], by: Objective) -> str:
-    """A row for each set of trials that differ in nothing but the seed, the best median first: how
-    many finished or did not, and statistics over the finished ones of every figure."""
-    fields = [name for name in overridden(o.entry for o in outcomes) if name != "seed"]
-    metrics, rows = _metrics(outcomes), []
-    for members in combine(outcomes, by):
-        columns = [values_of(members)]
-        for name in metrics:
-            columns.append([x for one in members if (x := one.metrics.get(name)) is not None])
-        shared = [value_in(members[0].entry, name) for name in fields]
-        figures = [x for values in columns for x in statistics(values).values()]
-        rows.append([*shared, len(members), *count_statuses(members).values(), *figures])
-    figures = [f"{name}.{kind}" for name in ("objective", *metrics) for kind in STATISTICS]
-    return _csv([*fields, "seeds", *STATUSES, *figures], rows)
-
-
-def best_config(best: Outcome, outcomes: Sequence[Outcome], by: Objective, path: Path) -> str:
-    """The best trial's config as a config file that lies at the path, with every field."""
-    entry, epoch = best.entry, best.result["best_epoch"]
-    claim = f"Trial {entry.name}: {by.name} {best.value:.6g} ({by.mode}) at epoch {epoch}"
-    combinations = combine(outcomes, by)
-    [members] = [found for found in combinations if any(one is best for one in found)]
-    if len(combinations) < len(outcomes):
-        median = statistics(values_of(members))["median"]
-        why = f"The best seed of those with the best median, {median:.6g} ({told_counts(members)})."
-    else:
-        why = f"The best of {len(outcomes)} trials."
-    changes = ", ".join(f"{name}={value!r}" for name, value in entry.overrides.items())
-    command = f"    python -m experiments.train --config={shlex.quote(str(path))}"
-    doc = (f"{claim}.", "", why, f"Overrides: {changes or 'none'}.", "", command)
-    return _BEST_CONFIG.format(
-        doc="\n".join(map(_in_docstring, doc)),
-        fields="\n".join(_code(entry.trial.config.to_dict(), " " * 12)),
-    )
-
-
-def _code(fields: Mapping[str, Any], indent: str) -> list[str]:
-    """Lines of a dict, numbers and names before sections."""
+    """Returns the text of `trials.jsonl`: a JSON object a trial, on a line of its own."""
     lines = []
-    for name, value in sorted(fields.items(), key=lambda item: isinstance(item[1], Mapping)):
-        if isinstance(value, Mapping) and value:
-            lines += [f"{indent}{name!r}: {{", *_code(value, f"{indent}    "), f"{indent}}},"]
-        else:
-            lines.append(f"{indent}{name!r}: {value!r},")
-    return lines
+    for one in outcomes:
+        line: dict[str, Any] = {
+            "name": one.name,
+            "overrides": one.trial.changes,
+            "status": one.status,
+        }
+        line |= {"reason": one.reason, "objective": one.value, "objective_name": by.name}
+        line |= {name: one.result.get(name) for name in COUNTS}
+        metrics = {split: x for split, x in one.result.items() if isinstance(x, Mapping)}
+        lines.append(json_text(line | {"metrics": metrics}) + "\n")
+    return "".join(lines)
 
 
-def _in_docstring(text: str) -> str:
-    return one_line(text).replace("\\", "\\\\").replace('"', '\\"')
-
-
-def _metrics(outcomes: Iterable[Outcome]) -> list[str]:
-    """All figures, sorted, so that columns do not depend on which trial has finished first."""
-    return sorted({name for outcome in outcomes for name in outcome.metrics})
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Text that pandas and spreadsheets read; these need a mark at the start to know UTF-8."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(
-        [[_cell(x) for x in row] for row in (header, *rows)]
-    )
-    text = file.getvalue()
-    return text if text.isascii() else f"\ufeff{text}"
-
-
-def _cell(value: Any) -> Any:
-    """A number as it is; a text on one line, behind a ' where a spreadsheet would run it."""
-    if value is None or isinstance(value, int | float):
-        return value
-    text = one_line(str(value))
-    runs = unicodedata.normalize("NFKC", text).lstrip().startswith(("=", "+", "-", "@"))
-    return f"'{text}" if runs else text
+def summary_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the text of `summary.csv`, of the rows of `summarize_settings`."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from seqjax.config import check_values, find_field
+from seqjax.config import change_fields, plain_value
 from seqjax.errors import UserError, require
 
 MAX_TRIALS = 10_000
@@ -44,26 +44,34 @@ class Distribution(NamedTuple):
 
 def uniform(low: Number, high: Number) -> Distribution:
     """Floats, all alike."""
-    return Distribution("uniform", _bounds("uniform", float, low, high))
+    return _between("uniform", float, low, high)
 
 
 def log_uniform(low: Number, high: Number) -> Distribution:
     """Floats whose logarithm is uniform: as many below the geometric mean as above."""
-    if not low > 0:
-        raise UserError(f"log_uniform({low}, {high}): both bounds must be above 0")
-    return Distribution("log_uniform", _bounds("log_uniform", float, low, high))
+    return _between("log_uniform", float, low, high)
 
 
 def integer(low: Number, high: Number) -> Distribution:
     """Integers from `low` to `high`."""
-    return Distribution("integer", _bounds("integer", int, low, high))
+    return _between("integer", int, low, high)
+
+
+def _between(kind: str, as_type: type[Number], low: Any, high: Any) -> Distribution:
+    if kind == "log_uniform" and not low > 0:
+        raise UserError(f"{kind}({low}, {high}): both bounds must be above 0")
+    if not low < high:
+        raise UserError(f"{kind}({low}, {high}): the first bound must be below the second")
+    if (as_type(low), as_type(high)) != (low, high):
+        raise UserError(f"{kind}({low}, {high}): both bounds must be of type {as_type.__name__}")
+    return Distribution(kind, (as_type(low), as_type(high)))
 
 
 def choice(*values: Any) -> Distribution:
     """One of the values."""
     if not values:
         raise UserError("choice() needs at least one value")
-    return Distribution("choice", plain(values))
+    return Distribution("choice", plain_value(values))
 
 
 class Search(NamedTuple):
@@ -85,7 +93,7 @@ class Search(NamedTuple):
         if not isinstance(self.space, Mapping) or not self.space:
             raise UserError(f"Search({self.space!r}): give a dict of at least one field's choice")
         tries = [(n, value) for n, own in self.space.items() for value in _known(n, own).options]
-        return [apply(config, {name: value}) for name, value in tries]
+        return [change_fields(config, {name: value}) for name, value in tries]
 
 
 def seeds(number: int | str) -> list[Changes]:
@@ -126,45 +134,13 @@ def random(number: int, space: Mapping[str, Any], seed: int = 0) -> list[Changes
     return [{name: _known(name, d).sample(rng) for name, d in space.items()} for _ in range(number)]
 
 
-def apply(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """The locked config with its changes.
-
-    Raises UserError for a field that it has not, or a value that is not of the field's type.
-    """
-    changed = config.copy_and_resolve_references()
-    for name, value in changes.items():
-        if not isinstance(name, str):
-            raise UserError(f"the sweep sets {name!r}: write a field's path, as 'model.cell'")
-        value, wanted = plain(value), find_field(config, name)
-        if isinstance(wanted, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(wanted):
-            kind = type(wanted).__name__
-            raise UserError(f"the sweep sets {name}={value!r}, but {name} is of type {kind}")
-        *path, field = name.split(".")
-        section = changed
-        for part in path:
-            section = section[part]
-        with section.unlocked():
-            section[field] = value
-    check_values(changed.to_dict())
-    return changed.lock()
-
-
 def _each(name: str, values: Any) -> list[Changes]:
     """One field's values, as plain Python has them."""
     if isinstance(values, str) or not hasattr(values, "__len__"):
         raise UserError(f"the sweep gives {name} {values!r}: give a list of values")
     if len(values) > MAX_TRIALS:
         check_num_trials(len(values))
-    return [{name: plain(value)} for value in values]
-
-
-def plain(value: Any) -> Any:
-    """A value, or those of a tuple, as plain Python has it."""
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    return [{name: plain_value(value)} for value in values]
 
 
 def _known(name: str, distribution: Any) -> Distribution:
@@ -183,11 +159,3 @@ def check_num_trials(number: int) -> None:
     """Raises UserError unless a sweep may have so many trials."""
     if not 1 <= number <= MAX_TRIALS:
         raise UserError(f"a sweep of {number:,} trials: it needs between 1 and {MAX_TRIALS:,}")
-
-
-def _bounds(name: str, kind: type[Number], low: Any, high: Any) -> tuple[Number, Number]:
-    if not low < high:
-        raise UserError(f"{name}({low}, {high}): the first bound must be below the second")
-    if (kind(low), kind(high)) != (low, high):
-        raise UserError(f"{name}({low}, {high}): both bounds must be of type {kind.__name__}")
-    return kind(low), kind(high)

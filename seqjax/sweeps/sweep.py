@@ -1,130 +1,171 @@
-"""A sweep: its trials, trained by group, resumed, thinned out, compared.
+"""A sweep: its trials, the worker that trains them, successive halving, and the end.
 
-Its directory holds `sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`,
-what resuming needs, until all trials have ended; and at the end the report.
+A worker is this function, called again on the same directory by any process on any machine: it
+takes the next group that is neither finished nor locked, trains it, and takes the next. The
+directory holds `sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`, what
+resuming needs, until all trials have ended; and at the end the report.
 """
 
 import json
 import math
 import runpy
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ml_collections import ConfigDict
 
-from seqjax.config import as_json
+from seqjax.config import as_json, change_fields, plain_value
 from seqjax.errors import UserError, run_user_file
 from seqjax.files import read_json, write_json
-from seqjax.runs.workdir import lock_workdir
-from seqjax.sweeps.group import NONE_DROPPED, PROGRESS, Dropped
-from seqjax.sweeps.report import LiveTable, save_report, show_table
-from seqjax.sweeps.results import Entry, objective
-from seqjax.sweeps.space import Changes, Search, apply, check_num_trials, plain
-from seqjax.sweeps.trial import Trial
-from seqjax.sweeps.vectorized import group_key
-from seqjax.sweeps.workers import Chunk, divide
+from seqjax.runs.signals import say
+from seqjax.runs.workdir import WorkdirLocked, lock_workdir
+from seqjax.sweeps.group import Group, divide, train_group
+from seqjax.sweeps.report import LiveTable, report
+from seqjax.sweeps.results import shared_objective
+from seqjax.sweeps.space import Changes, Search, check_num_trials
+from seqjax.training.programs import group_key
+from seqjax.training.trials import NONE_DROPPED, Dropped, Trial, have_reached, paused_trials
 
-SWEEP, _HALVING, _DIVISION = "sweep.json", "halving.json", "division.json"
-TRIALS, GROUPS = "trials", "groups"
+SWEEP, TRIALS, GROUPS, _HALVING = "sweep.json", "trials", "groups", "halving.json"
+POLL_SECONDS = 0.5  # between two looks for a group that is free
+LOCK_SECONDS = 60.0  # for another worker to read or write the sweep's own files
 
-# (chunks, *, until, dropped, watch) -> the chunks as they end
-Executor = Callable[..., Iterator[Chunk]]
+Look = Callable[..., None]
+Workers = Callable[[Look], None]  # runs the workers of a sweep, and looks at it meanwhile
 
 
 def run_sweep(
     config: ConfigDict,
     changes: Sequence[Changes],
     directory: Path,
-    executor: Executor,
-    num_workers: int = 1,
     *,
+    num_groups: int = 1,
     halving: int = 0,
-) -> list[Entry]:
-    """Trains every trial that has not ended yet, and writes the report; all the trials.
+    workers: Workers | None = None,
+) -> list[Trial]:
+    """Trains the trials that no other worker trains, and returns all when all have ended.
 
-    With `halving` of k, of the trials that are left only the best k-th goes on after 1 / k^n, ...,
-    1 / k of the epochs (Jamieson and Talwalkar, 2016). Raises UserError, before anything is
-    trained, for changes that the config does not take, and for a directory of another sweep.
+    The first worker divides the trials into at least `num_groups` groups. With `halving` of k, of
+    the trials that are left only the best k-th goes on after 1 / k^n, ..., 1 / k of the epochs
+    (Jamieson and Talwalkar, 2016). With `workers` other processes train. Raises UserError, before
+    anything is trained, for changes that the config does not take, and for a directory of another
+    sweep.
     """
-    entries = [make_entry(config, own, directory, number) for number, own in enumerate(changes)]
-    rungs, table = rungs_of(config, halving), LiveTable([entry.trial for entry in entries])
-    sweep = {"config": as_json(config), "trials": [entry.overrides for entry in entries]}
-    with lock_workdir(directory):
-        check_same(directory / SWEEP, sweep | {"halving": halving})
-        with table:
-            dropped: dict[Path, int] = {}
-            for until in (*rungs, None):
-                if until is None or not _decided(directory, until):
-                    train_all(entries, directory, executor, table, num_workers, until, dropped)
-                if until is not None:
-                    names = _thin_out(entries, directory, until, halving)
-                    dropped |= {e.trial.directory: until for e in entries if e.name in names}
-        end_sweep(entries, directory)
-    return entries
+    trials = [make_trial(config, own, directory, number) for number, own in enumerate(changes)]
+    shared_objective(trial.config for trial in trials)
+    rungs, table = rungs_of(config, halving), LiveTable(lambda: trials, directory / GROUPS)
+    sweep = {"config": as_json(config), "trials": [trial.changes for trial in trials]}
+    with begin_sweep(directory, sweep | {"halving": halving}, num_groups) as saved:
+        groups = divide(trials, saved["num_groups"], directory / GROUPS)
+    dropped: dict[Path, int] = {}
+    with table:
+        if workers:
+            workers(table.look)
+        for until in (*rungs, None):
+            train_groups(groups, table.look, until, dropped)
+            if until is not None:
+                names = _thin_out(trials, directory, until, halving)
+                dropped |= {t.directory: until for t in trials if t.directory.name in names}
+    end_sweep(trials, directory)
+    return trials
 
 
-def make_entry(config: ConfigDict, changes: Changes, directory: Path, number: int) -> Entry:
-    """The trial of that number; raises UserError for changes that the config does not take."""
-    name = f"{number:04}"
+def make_trial(config: ConfigDict, changes: Changes, directory: Path, number: int) -> Trial:
+    """Returns the trial of that number; raises UserError for changes the config does not take."""
     try:
-        own = {field: plain(value) for field, value in changes.items()}
-        trial = Trial(apply(config, own), directory / TRIALS / name)
-        group_key(trial.config)  # for its complaints
-        return Entry(name, own, trial)
+        own = {field: plain_value(value) for field, value in changes.items()}
+        trial = Trial(change_fields(config, own), directory / TRIALS / f"{number:04}", own)
+        group_key(trial.config)  # for its errors
+        return trial
     except UserError as error:
         raise UserError(f"trial {number}: {error}") from None
 
 
-def train_all(
-    entries: Sequence[Entry],
-    directory: Path,
-    executor: Executor,
-    table: Any,
-    num_workers: int,
+@contextmanager
+def begin_sweep(
+    directory: Path, sweep: Mapping[str, Any], num_groups: int
+) -> Generator[dict[str, Any]]:
+    """Holds the lock of the directory; yields what the sweep is, as its first worker wrote it.
+
+    That is written at the end of a first context that raises nothing. Raises UserError if the
+    directory is that of another sweep.
+    """
+    sweep, path = json.loads(json.dumps(sweep)), directory / SWEEP
+    own = {"num_groups": num_groups, "id": uuid4().hex}  # of the first worker, not compared
+    with lock_workdir(directory, LOCK_SECONDS):
+        saved = own | (read_json(path) if path.exists() else sweep)
+        if sweep != {name: value for name, value in saved.items() if name not in own}:
+            raise UserError(
+                f"{directory} holds another sweep: give a new --workdir, or the old settings to "
+                "resume"
+            )
+        yield saved
+        write_json(path, saved)
+
+
+def train_groups(
+    groups: Sequence[Group],
+    look: Look,
     until: int | None = None,
     dropped: Dropped = NONE_DROPPED,
 ) -> None:
-    """Trains the trials that have not ended, to their end or up to an epoch.
-
-    They stay divided for as many workers as there were at first, so that groups go on.
-    """
-    trials, division = [entry.trial for entry in entries], directory / GROUPS / _DIVISION
-    if not division.exists():
-        division.parent.mkdir(exist_ok=True)
-        write_json(division, num_workers)
-    chunks = divide(trials, read_json(division), directory / GROUPS)
-    for _ in executor(chunks, until=until, dropped=dropped, watch=table.watch):
-        pass
+    """Trains groups until all trials have ended, or reached an epoch; waits for other workers."""
+    told = False
+    while left := [group for group in groups if not have_reached(*group, until)]:
+        if not train_free(left, look, until, dropped):
+            if not told:
+                say(f"waiting for {len(left)} groups of trials that other workers train")
+            told = True
+            look()
+            time.sleep(POLL_SECONDS)
 
 
-def end_sweep(entries: Sequence[Entry], directory: Path) -> None:
-    """Writes the report, shows it, and removes what resuming needed."""
-    shutil.rmtree(directory / GROUPS, ignore_errors=True)
-    paths = save_report(entries, directory)
-    show_table(entries)
-    print(f"written to {directory}: {', '.join(path.name for path in paths)}")
+def train_free(
+    groups: Sequence[Group],
+    look: Look,
+    until: int | None = None,
+    dropped: Dropped = NONE_DROPPED,
+) -> bool:
+    """Trains each of the groups that no other worker trains; returns whether there was one."""
+    trained = False
+    for group in groups:
+        with suppress(WorkdirLocked):
+            if not have_reached(*group, until):
+                train_group(*group, look, until=until, dropped=dropped)
+                trained = True
+    return trained
+
+
+def end_sweep(trials: Sequence[Trial], directory: Path) -> None:
+    """Removes what resuming needed, writes the report and prints it."""
+    with lock_workdir(directory, LOCK_SECONDS):
+        shutil.rmtree(directory / GROUPS, ignore_errors=True)
+        report(trials, directory)
 
 
 def load_sweep(source: str) -> Sequence[Changes] | Search:
-    """What the `get_sweep` of a file gives, `FILE[:ARGUMENT]`; raises UserError where it cannot."""
+    """Returns what `get_sweep` of a file, `FILE[:ARGUMENT]`, returns; raises UserError."""
     path, _, argument = source.partition(":")
     if not Path(path).is_file():
-        there = ", ".join(sorted(map(str, Path(path).parent.glob("*.py")))) or "no .py file"
-        raise UserError(f"sweep file {path} does not exist: in {Path(path).parent} is {there}")
+        files = ", ".join(sorted(map(str, Path(path).parent.glob("*.py")))) or "no .py file"
+        raise UserError(f"sweep file {path} does not exist: in {Path(path).parent} is {files}")
     arguments = [argument] if argument else []
     sweep = run_user_file(source, lambda: runpy.run_path(path)["get_sweep"](*arguments))
     if isinstance(sweep, Search):
         return sweep
     if not isinstance(sweep, Sequence) or not all(isinstance(own, dict) for own in sweep):
-        raise UserError(f"{source}: get_sweep() must return what product() gives, not {sweep!r}")
+        raise UserError(f"{source}: get_sweep() must return what product() returns, not {sweep!r}")
     check_num_trials(len(sweep))
     return sweep
 
 
 def rungs_of(config: ConfigDict, halving: int) -> list[int]:
-    """The epochs after which trials are dropped: num_epochs over k^n, ..., over k."""
+    """Returns the epochs after which trials are dropped: num_epochs over k^n, ..., over k."""
     if halving == 0:
         return []
     if halving < 2:
@@ -139,45 +180,18 @@ def rungs_of(config: ConfigDict, halving: int) -> list[int]:
     return sorted({rung for rung in rungs if rung < config.train.num_epochs})
 
 
-def _decided(directory: Path, until: int) -> bool:
-    return str(until) in _decisions(directory)
-
-
-def _decisions(directory: Path) -> dict[str, list[str]]:
-    path = directory / _HALVING
-    return read_json(path) if path.exists() else {}
-
-
-def _thin_out(entries: Sequence[Entry], directory: Path, until: int, halving: int) -> Sequence[str]:
-    """The trials that are not to go on after this epoch, decided once and for all."""
-    decisions = _decisions(directory)
-    if str(until) not in decisions:
-        values = _values(entries, directory)
-        ranked = sorted(sorted(values), key=lambda name: -values[name])
-        decisions[str(until)] = ranked[-(-len(ranked) // halving) :]
-        write_json(directory / _HALVING, decisions)
-    return decisions[str(until)]
-
-
-def _values(entries: Sequence[Entry], directory: Path) -> Mapping[str, float]:
-    """How good each trial that has not ended has been so far; more is better."""
-    by = objective(entries[0].trial.config)
-    ended = {entry.name for entry in entries if entry.trial.has_ended}
-    values = {}
-    for path in (directory / GROUPS).rglob(PROGRESS):
-        for name, value in read_json(path).items():
-            if name not in ended:
-                values[name] = -math.inf if value is None else by.sign * value
-    return values
-
-
-def check_same(path: Path, sweep: dict[str, Any]) -> None:
-    """Notes what the sweep is; raises UserError if the directory is another one's."""
-    sweep = json.loads(json.dumps(sweep))
-    if not path.exists():
-        write_json(path, sweep)
-    elif read_json(path) != sweep:
-        raise UserError(
-            f"{path.parent} holds another sweep: give a new --workdir, or the old settings to "
-            "resume"
-        )
+def _thin_out(trials: Sequence[Trial], directory: Path, until: int, halving: int) -> Sequence[str]:
+    """Returns the trials that are dropped after this epoch, decided by the first worker."""
+    path, by = directory / _HALVING, shared_objective([trials[0].config])
+    with lock_workdir(directory, LOCK_SECONDS):
+        decisions = read_json(path) if path.exists() else {}
+        if str(until) not in decisions:
+            paused, values = paused_trials(directory / GROUPS), {}
+            for name in sorted(trial.directory.name for trial in trials if not trial.has_ended):
+                if paused[name]["goes_on"]:
+                    value = paused[name]["value"]
+                    values[name] = -math.inf if value is None else by.sign * value
+            ranked = sorted(values, key=lambda name: -values[name])
+            decisions[str(until)] = ranked[-(-len(ranked) // halving) :]
+            write_json(path, decisions)
+        return decisions[str(until)]

@@ -1,214 +1,106 @@
-"""Chunks of a sweep, and what trains them: this process, or one that was started for it.
+"""Processes that are workers of a sweep: the same command, started again on the same directory."""
 
-python -m seqjax.sweeps.workers NUMBER is such a process; NUMBER is its pipe's file descriptor.
-"""
-
-import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import pairwise
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from seqjax.config import as_json, make_config
-from seqjax.distributed.devices import num_cores as available_cores
-from seqjax.distributed.devices import start_jax
-from seqjax.errors import UserError, brief
-from seqjax.files import sha256
-from seqjax.parameters import device_bytes
+from seqjax.distributed.devices import num_cores, start_jax
+from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped, StopSignals
-from seqjax.runs.workdir import WorkdirLocked
-from seqjax.sweeps.group import MEMORY_SHARE, NONE_DROPPED, Dropped, Watch, train_group
-from seqjax.sweeps.trial import Trial, save_failure
-from seqjax.sweeps.vectorized import group_key
+from seqjax.sweeps.sweep import POLL_SECONDS, Look
 
-RETRIES = 2  # of a chunk whose worker has died
-POLL_SECONDS = 0.2  # between looks for a signal
+LOG = "workers.log"
 STOP_SECONDS = 60.0  # for workers to save in
-IN_USE_SECONDS = 30  # in which a worker that lost its sweep has saved and ended
-_MAX_REASON = 1000  # characters
-
-
-class Chunk(NamedTuple):
-    """What one process trains together."""
-
-    trials: Sequence[Trial]  # of one group key
-    workdir: Path  # the group's own directory
-
-    @property
-    def has_ended(self) -> bool:
-        return all(trial.has_ended for trial in self.trials)
-
-
-def divide(trials: Sequence[Trial], num_workers: int, directory: Path) -> list[Chunk]:
-    """Chunks for so many workers, large ones first, with their own directories in this one.
-
-    The directories are the same whenever the trials and the number are: give all trials, also
-    those that have ended.
-    """
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(group_key(trial.config), []).append(trial)
-    parts = Counter(groups.keys())
-    while parts.total() < min(num_workers, len(trials)):
-        parts[max(groups, key=lambda key: len(groups[key]) / parts[key])] += 1
-    chunks = []
-    for key, group in groups.items():
-        bounds = [i * len(group) // parts[key] for i in range(parts[key] + 1)]
-        for start, stop in pairwise(bounds):
-            identity = [[t.directory.name, as_json(t.config)] for t in group[start:stop]]
-            digest = sha256([json.dumps(identity).encode()])
-            chunks.append(Chunk(group[start:stop], directory / digest[:16]))
-    return sorted(chunks, key=lambda chunk: -len(chunk.trials))
-
-
-def train_chunk(
-    chunk: Chunk,
-    watch: Watch,
-    until: int | None = None,
-    dropped: Dropped = NONE_DROPPED,
-    num_workers: int = 1,
-) -> str:
-    """Trains a chunk on a machine that so many share; why it failed, "" if it did not.
-
-    Raises UserError where it is not for the trials that it cannot go on, as on a full disk or where
-    another process trains it; and Stopped after a signal.
-    """
-    end = time.monotonic() + IN_USE_SECONDS
-    while True:
-        try:
-            max_bytes = MEMORY_SHARE * device_bytes() / num_workers
-            options: Any = {"until": until, "dropped": dropped, "max_bytes": max_bytes}
-            train_group(chunk.trials, chunk.workdir, watch, **options)
-            return ""
-        except WorkdirLocked:
-            if time.monotonic() > end:
-                raise
-            time.sleep(1)
-        except UserError:
-            raise
-        except Exception as error:  # one chunk's end is not the sweep's
-            return brief(f"{type(error).__name__}: {error}", _MAX_REASON)
-
-
-def conclude_chunk(chunk: Chunk, message: dict[str, Any]) -> None:
-    """Ends the trials of a chunk that failed; raises UserError if it could not be begun."""
-    if "refused" in message:
-        raise UserError(message["refused"])
-    if message["failed"]:
-        for trial in chunk.trials:
-            save_failure(trial, message["failed"])
-
-
-def unwatched(trial: Trial, records: Any) -> None:
-    """Nobody is told."""
-
-
-@contextmanager
-def stoppable() -> Generator[Callable[[], None]]:
-    """A context in which signals are noted; the function raises Stopped after one."""
-    with StopSignals() as signals:
-        signals.unsaved = True
-
-        def check() -> None:
-            if signals.received is not None:
-                told = "stopped; what was trained is saved: the same command resumes there"
-                raise Stopped(signals.received, told)
-
-        yield check
-
-
-# XLA compiles other code for one device than for several: with two at least, a group that goes on
+RESTARTS = 10  # of killed workers, for each worker
+_PARENT = "SEQJAX_SWEEP_PARENT"  # set for a worker that ends with the process that started it
+# XLA compiles other code for one device than for several: with at least two, a group that goes on
 # with another number of them keeps to the code that it began with.
 MIN_DEVICES = 2
 
 
-def start_devices(train: ConfigDict, num_cores: int) -> None:
-    """Makes so many cores, and two at least, the devices that groups are trained on."""
-    start_jax(train, max(MIN_DEVICES, num_cores))
+def start_devices(train: ConfigDict) -> None:
+    """Makes the cores of this process, and at least two, the devices that groups are trained on."""
+    start_jax(train, max(MIN_DEVICES, num_cores()))
 
 
-def make_job(
-    chunk: Chunk,
-    *,
-    until: int | None,
-    dropped: Dropped,
-    num_cores: int,
-    num_workers: int,
-) -> str:
-    """A chunk, and how to train it, as JSON: on so many cores of a machine that so many workers
-    share (0: as many as it has cores for)."""
-    return json.dumps(
-        {
-            "trials": [[as_json(t.config), str(t.directory.absolute())] for t in chunk.trials],
-            "workdir": str(chunk.workdir.absolute()),
-            "until": until,
-            "dropped": [dropped.get(trial.directory) for trial in chunk.trials],
-            "num_cores": num_cores,
-            "num_workers": num_workers,
-        }
-    )
+def start_worker(command: Sequence[str], log: Path, index: int, share: int) -> subprocess.Popen:
+    """Starts the worker of that number of this machine as a process that uses so many cores.
 
-
-def do_job(job: str, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Trains the chunk of `make_job`; what came of it: `failed`, a reason or "", or `refused`.
-
-    What a watch is called with, the trial as its place in the chunk, is told as it comes.
+    It is in a session of its own: Ctrl-C in the terminal is for this process, which passes it on.
     """
-    absl_logging.set_verbosity(absl_logging.FATAL)  # as `launch` does
-    fields = json.loads(job)
-    try:
-        trials = [Trial(make_config(config), Path(path)) for config, path in fields["trials"]]
-        start_devices(trials[0].config.train, fields["num_cores"])
-    except UserError as error:
-        return {"failed": str(error)}
-
-    def watch(trial: Trial, records: Sequence[Any]) -> None:
-        tell({"trial": places[trial.directory], "records": records})
-
-    places = {trial.directory: i for i, trial in enumerate(trials)}
-    chunk = Chunk(trials, Path(fields["workdir"]))
-    ends = zip(trials, fields["dropped"], strict=True)
-    dropped = {trial.directory: epoch for trial, epoch in ends if epoch is not None}
-    num_workers = fields["num_workers"] or max(1, available_cores() // fields["num_cores"])
-    try:
-        return {"failed": train_chunk(chunk, watch, fields["until"], dropped, num_workers)}
-    except UserError as error:
-        return {"refused": str(error)}
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), _PARENT: "1"}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env=os.environ | environment,
+        )
+    if hasattr(os, "sched_setaffinity"):  # Linux only
+        cores = sorted(os.sched_getaffinity(0))
+        own = {cores[(index * share + i) % len(cores)] for i in range(share)}
+        os.sched_setaffinity(process.pid, own)  # before it has started a thread
+    return process
 
 
-def main() -> None:
-    """Does the jobs that come through the pipe, until its other end is closed."""
-    pipe = Connection(int(sys.argv[1]))
-    jobs: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_listen, args=(pipe, jobs), daemon=True).start()
+def end_with_parent() -> None:
+    """Makes a worker that was started by `start_worker` save and end when that process has died."""
 
-    def tell(message: dict[str, Any]) -> None:
-        with suppress(OSError):  # nobody listens any more; the signal to save is on its way
-            pipe.send_bytes(json.dumps(message).encode())
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    while True:
-        tell(do_job(jobs.get(), tell))
+    if os.environ.pop(_PARENT, ""):
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
-def _listen(pipe: Connection, jobs: SimpleQueue[str]) -> None:
-    """The end of the pipe is the end of the sweep, however that came: save what is unsaved."""
-    with suppress(EOFError, OSError):
-        while True:
-            jobs.put(pipe.recv_bytes().decode())
-    os.kill(os.getpid(), signal.SIGTERM)
+def run_workers(start: Callable[[int], Any], num_workers: int, log: Path, look: Look) -> None:
+    """Runs so many workers until each has ended; one that is killed is started again.
+
+    `start(index)` returns a worker with the methods of a subprocess.Popen. After a signal the
+    workers save and end, and Stopped is raised. Raises UserError if no worker came to the end.
+    """
+    codes, restarts = [], RESTARTS * num_workers
+    with StopSignals() as signals:
+        signals.unsaved = True
+        workers = {index: start(index) for index in range(num_workers)}
+        try:
+            while workers and signals.received is None:
+                look()
+                time.sleep(POLL_SECONDS)
+                for index in [i for i, worker in workers.items() if worker.poll() is not None]:
+                    codes.append(workers.pop(index).poll())
+                    if codes[-1] < 0 < restarts:
+                        restarts -= 1
+                        workers[index] = start(index)
+        finally:
+            _stop(workers.values())
+        if signals.received is not None:
+            message = "stopped; what was trained is saved: the same command resumes there"
+            raise Stopped(signals.received, message)
+    if 0 not in codes:
+        last = (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
+        raise UserError(f"{last.removeprefix('error: ')} (from {log}; exit codes {codes})")
 
 
-if __name__ == "__main__":
-    main()
+def _stop(workers: Iterable[Any]) -> None:
+    """Ends workers; they save first what is unsaved."""
+    end = time.monotonic() + STOP_SECONDS
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        try:
+            worker.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()

@@ -20,7 +20,7 @@ from seqjax.distributed.processes import LOST
 
 pytestmark = pytest.mark.slow
 
-TABLES = ("trials.csv", "trials.jsonl", "summary.csv", "sweep.json")
+TABLES = ("trials.jsonl", "summary.csv")
 MAX_KILLS = 5  # of one run, before it is left to end
 
 Start = Callable[..., list[subprocess.Popen]]  # (workdir, *args, cache=...) -> its processes

@@ -20,7 +20,7 @@ from seqjax.parameters import count_parameters, parameter_shapes
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import token_metrics
 from seqjax.tasks.seq2seq_data import load_seq2seq_data
-from seqjax.training.evaluator import Evaluator
+from seqjax.training.setup import Evaluator
 
 PAD, BOS, EOS, UNK = range(4)
 ROWS, WIDE = 3, 10  # of a batch, and places for a source: four more than the longest needs

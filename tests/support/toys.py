@@ -15,8 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import seqjax.plots
-import seqjax.sweeps.plots
-import seqjax.sweeps.vectorized
+import seqjax.training.programs
 from seqjax.config import base_config
 from seqjax.data.batching import take_rows
 from seqjax.losses import cross_entropy
@@ -36,9 +35,8 @@ SIZES = {"train": 22, "valid": 9, "test": 5}
 def use_linear_task(monkeypatch) -> None:
     """Registers the task `linear`, draws no pictures, and trains trials on two devices."""
     monkeypatch.setitem(TASKS, "linear", lambda config, directory: linear_task())
-    monkeypatch.setattr(seqjax.sweeps.vectorized, "NUM_DEVICES", 2)
-    for module in (seqjax.plots, seqjax.sweeps.plots):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(seqjax.training.programs, "NUM_DEVICES", 2)
+    monkeypatch.setattr(seqjax.plots, "save_figure", lambda figure, path: path.touch())
 
 
 def linear_task(sizes: Mapping[str, int] = SIZES) -> Task:

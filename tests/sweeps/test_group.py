@@ -1,5 +1,8 @@
-"""Groups: each member's run is, up to rounding, the one that it would be alone on one device."""
+"""Groups: each trial's run is, up to rounding, the one that it would be alone on one device; and
+groups whose training fails or is killed."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,18 +27,17 @@ from support.toys import (
     use_linear_task,
 )
 
+from seqjax.config import change_fields
 from seqjax.errors import UserError
 from seqjax.hparams import HParams
 from seqjax.runs.signals import Stopped, StopSignals
-from seqjax.runs.workdir import CHECKPOINTS
-from seqjax.sweeps.group import PROGRESS, train_group
-from seqjax.sweeps.space import apply
-from seqjax.sweeps.trial import Trial
-from seqjax.sweeps.vectorized import group_key
+from seqjax.runs.workdir import CHECKPOINTS, LOCK
+from seqjax.sweeps.group import divide, train_group
 from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.fit import fit, restore_best
-from seqjax.training.programs import TrialParallel
+from seqjax.training.programs import TrialParallel, group_key
 from seqjax.training.setup import make_setup
+from seqjax.training.trials import FAILURE, PAUSED, Trial
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def toy(monkeypatch):
 
 
 def make_trials(directory: Path, config: ConfigDict, *changes: dict) -> list[Trial]:
-    return [Trial(apply(config, own), directory / str(i)) for i, own in enumerate(changes)]
+    return [Trial(change_fields(config, own), directory / str(i)) for i, own in enumerate(changes)]
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ def test_what_cannot_be_begun_fails_alone(tmp_path, assert_as_alone):
     assert_as_alone(trials[2])
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A kill, as far as files are concerned."""
 
 
@@ -227,7 +229,9 @@ def test_a_group_waits_at_an_epoch_and_drops_members(tmp_path, assert_as_alone):
     values = []
     for _ in range(2):  # the second time there is nothing to train
         train_group(trials, tmp_path / "group", until=2)
-        values.append(read_json(tmp_path / "group" / PROGRESS))
+        paused = read_json(tmp_path / "group" / PAUSED)
+        assert {(found["epoch"], found["goes_on"]) for found in paused.values()} == {(2, True)}
+        values.append({name: found["value"] for name, found in paused.items()})
     assert values[0] == values[1]
     train_group(trials, tmp_path / "group", dropped={trials[0].directory: 2})
     seen = [read_lines(trial.directory / "metrics.jsonl")[:2] for trial in trials]
@@ -267,8 +271,8 @@ def test_memory_estimates_are_per_device_and_linear(tmp_path):
 def test_a_group_too_large_for_the_memory_is_trained_in_halves(tmp_path, assert_as_alone):
     trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
     train_group(trials, tmp_path / "group", max_bytes=1.0, until=1)
-    train_group(trials, tmp_path / "group")  # halves go on, also where there is room for more
     assert (tmp_path / "group" / "second" / "second").is_dir()
+    train_group(trials, tmp_path / "group")  # halves go on, also where there is room for more
     for trial in trials:
         assert_as_alone(trial)
 
@@ -306,7 +310,7 @@ def test_a_trial_is_a_run_that_can_be_evaluated_and_trained_on(seeds, tmp_path, 
     assert (trial.directory / "curves.png").exists()
     # The same command trains no more; with more epochs it ends as a run that had them all.
     assert fit(linear_task(), trial.config, trial.directory)["best_epoch"] == result["best_epoch"]
-    longer = trial._replace(config=apply(trial.config, {"train.num_epochs": 6}))
+    longer = trial._replace(config=change_fields(trial.config, {"train.num_epochs": 6}))
     fit(linear_task(), longer.config, trial.directory, allow_changes=True)
     assert_as_alone(longer)
     assert read_lines(trial.directory / "steps.jsonl")[:5] == before
@@ -328,5 +332,110 @@ def test_a_trial_is_a_run_that_can_be_evaluated_and_trained_on(seeds, tmp_path, 
 )
 def test_what_changes_the_program_makes_another_group(change):
     config = tiny_config("word_completion")
-    config = apply(config, {"optim.name": "adamw(weight_decay=0.1)"})
-    assert group_key(apply(config, change)) != group_key(config)
+    config = change_fields(config, {"optim.name": "adamw(weight_decay=0.1)"})
+    assert group_key(change_fields(config, change)) != group_key(config)
+
+
+# Division
+
+
+def word_trials(directory: Path, num_trials: int, **train) -> list[Trial]:
+    config = tiny_config("word_completion", **train)
+    return make_trials(directory, config, *({"seed": seed} for seed in range(num_trials)))
+
+
+def test_a_sweep_is_divided_by_group_keys_and_then_evenly():
+    trials, others = word_trials(Path("a"), 7), word_trials(Path("b"), 2, batch_size=5)
+    shuffled = [*trials[:3], *others, *trials[3:]]
+    for num_groups, sizes in ((1, [7, 2]), (2, [4, 3, 2]), (3, [3, 2, 2, 2]), (9, [1] * 9)):
+        groups = divide(shuffled, num_groups, Path("groups"))
+        assert [len(group.trials) for group in groups] == sizes
+        held = [trial.directory for group in groups for trial in group.trials]
+        assert sorted(held) == sorted(trial.directory for trial in shuffled)
+        assert len({group.workdir for group in groups}) == len(sizes)
+    assert len(divide(shuffled, 20, Path())) == 9
+
+
+def test_the_same_trials_find_their_directories_again():
+    there = [group.workdir for group in divide(word_trials(Path("a"), 4), 2, Path("groups"))]
+    assert there == [g.workdir for g in divide(word_trials(Path("/b"), 4), 2, Path("groups"))]
+    other = word_trials(Path("a"), 4)
+    with other[0].config.unlocked():
+        other[0].config.optim.learning_rate = 0.5
+    found = [group.workdir for group in divide(other, 2, Path("groups"))]
+    assert found[0] != there[0] and found[1] == there[1]
+
+
+# Failures
+
+
+def fail(trial, records):
+    raise RuntimeError(f"two\nlines at epoch {records[-1]['epoch']}")
+
+
+def test_a_group_that_fails_three_times_ends_with_the_reason(tmp_path, capfd):
+    """Each attempt goes on from the checkpoint; a new checkpoint begins the count again."""
+    config = linear_config(num_epochs=6, checkpoint_every_epochs=2)
+    trials, epochs = make_trials(tmp_path / "trials", config, *SEEDS), []
+
+    def fail_at_4(trial, records):
+        epochs.append(records[-1]["epoch"])
+        if records[-1]["epoch"] >= 4:
+            fail(trial, records)
+
+    train_group(trials, tmp_path / "group", fail)
+    train_group(trials, tmp_path / "group", fail)
+    assert not any(trial.has_ended for trial in trials)
+    for _ in range(3):
+        assert not any(trial.has_ended for trial in trials)
+        train_group(trials, tmp_path / "group", fail_at_4)
+    assert min(epochs[4 * len(trials) :]) == 3  # from the checkpoint of epoch 2 on
+    for trial in trials:
+        expected = "training failed 3 times: RuntimeError: two lines at epoch 4"
+        assert trial.failure() == expected
+        assert read_json(trial.directory / "config.json")["seed"] == trial.config.seed
+    assert capfd.readouterr().err.count("Traceback") == 5  # of the user's own code, perhaps
+    assert not (tmp_path / "group").exists()
+
+
+def die(workdir: Path) -> None:
+    """Leaves behind what a process that is killed as it trains leaves behind."""
+    workdir.mkdir(exist_ok=True)
+    (workdir / LOCK).write_text("process 7 on node\n")
+
+
+def test_a_group_whose_worker_is_killed_three_times_ends_with_the_reason(tmp_path):
+    trials = word_trials(tmp_path / "trials", 2)
+    for _ in range(2):
+        die(tmp_path / "group")
+        with pytest.raises(Interrupted):
+            train_group(trials, tmp_path / "group", never)
+    assert not any(trial.has_ended for trial in trials)
+    die(tmp_path / "group")
+    train_group(trials, tmp_path / "group", never)
+    reason = "process 7 on node was killed, as when memory is short"
+    for trial in trials:
+        assert (
+            read_json(trial.directory / FAILURE)["reason"] == f"training failed 3 times: {reason}"
+        )
+
+
+def test_a_worker_that_was_asked_to_stop_was_not_killed(tmp_path):
+    """A second Ctrl-C ends the process at once; the lock then names nobody."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from seqjax.sweeps import group
+
+def train(*args):
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+group.train_trials = train
+group.train_group([group.Trial(None, Path("trial"))], Path("group"), max_bytes=1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 130 and "SIGINT: nothing is lost" in done.stderr
+    assert (tmp_path / "group" / LOCK).read_text() == ""

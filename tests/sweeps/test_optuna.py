@@ -1,27 +1,20 @@
-"""Optuna's proposals: trained in batches, told once, shared by two processes, resumed, refused."""
+"""Optuna's proposals: trained in batches, told once, shared by workers, resumed, refused."""
 
-import subprocess
-import sys
-from functools import partial
+import threading
+from collections import Counter
 
 import pytest
-from support.commands import ROOT
-from support.toys import (
-    linear_config,
-    read_json,
-    use_linear_task,
-)
+from support.processes import finish, start
+from support.toys import linear_config, read_json, use_linear_task
 
-import seqjax.sweeps.optuna
 from seqjax.errors import UserError
-from seqjax.sweeps.executors import EXECUTORS
+from seqjax.sweeps import group
 from seqjax.sweeps.space import Search, choice, integer, log_uniform, uniform
-from seqjax.sweeps.trial import save_failure
+from seqjax.training.trials import save_failure
 
 optuna = pytest.importorskip("optuna")
-from seqjax.sweeps.optuna import PROPOSALS, run_search  # noqa: E402
+from seqjax.sweeps.optuna import run_search  # noqa: E402
 
-local = EXECUTORS["local"]
 RATE = {"optim.learning_rate": log_uniform(1e-3, 1.0)}
 SPACE = RATE | {
     "train.batch_size": integer(5, 7),
@@ -36,23 +29,23 @@ def toy(monkeypatch):
 
 
 class Ends:
-    """An executor that trains nothing: trials end at once, as failures; killed at its k-th call."""
+    """Trains nothing: the trials of a group end at once, as failures; it is killed at its k-th."""
 
     def __init__(self, killed_at: int = 0):
         self.calls, self.killed_at = [], killed_at
 
-    def __call__(self, chunks, **options):
-        self.calls.append(chunks)
+    def __call__(self, trials, workdir, *options):
+        self.calls.append([trial.directory.name for trial in trials])
         if len(self.calls) == self.killed_at:
             raise KeyboardInterrupt
-        for chunk in chunks:
-            for trial in chunk.trials:
-                save_failure(trial, "not trained")
-            yield chunk
+        for trial in trials:
+            save_failure(trial, "not trained")
 
 
-def search_in(directory, executor=None, search=RATES, config=None, **options):
-    return run_search(config or linear_config(), search, directory, executor or Ends(), **options)
+def search_in(directory, train=None, search=RATES, config=None, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "train_trials", train or Ends())
+        return run_search(config or linear_config(), search, directory, **options)
 
 
 def open_study(storage: str, name: str = "seqjax"):
@@ -70,71 +63,73 @@ def told_by(error) -> str:
 def test_proposals_are_trained_and_told(tmp_path):
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     config = linear_config(num_epochs=2)
-    entries = run_search(config, SEARCH, tmp_path / "a", local, storage=storage, study="s")
+    trials = run_search(config, SEARCH, tmp_path / "a", storage=storage, study="s")
     study = open_study(storage, "s")
-    assert len(entries) == len(study.trials) == 7
-    for entry, trial in zip(entries, study.trials, strict=True):
-        result = read_json(entry.trial.directory / "result.json")
-        assert trial.value == pytest.approx(result["valid"]["loss"])
-        assert entry.trial.config.optim.learning_rate == trial.params["optim.learning_rate"]
-        assert repr(entry.trial.config.model.input_dropout) == trial.params["model.input_dropout"]
-    assert len({entry.trial.config.optim.learning_rate for entry in entries}) == 7
+    assert len(trials) == len(study.trials) == 7
+    for trial, proposal in zip(trials, study.trials, strict=True):
+        result = read_json(trial.directory / "result.json")
+        assert proposal.value == pytest.approx(result["valid"]["loss"])
+        assert trial.config.optim.learning_rate == proposal.params["optim.learning_rate"]
+        assert repr(trial.config.model.input_dropout) == proposal.params["model.input_dropout"]
+        assert proposal.user_attrs["batch"] == proposal.number // 3
+    assert len({trial.config.optim.learning_rate for trial in trials}) == 7
 
 
 def test_a_search_goes_on_where_it_was(tmp_path):
-    """Each batch is trained by itself and once, a killed one in its own directories."""
+    """Each batch is trained by itself and once, by the groups that the search began with."""
     killed, resumed, search = Ends(killed_at=2), Ends(), Search(RATE, 9, 3)
     with pytest.raises(KeyboardInterrupt):
         search_in(tmp_path / "killed", killed, search)
-    entries = search_in(tmp_path / "killed", resumed, search, num_workers=3)
-    trained = [
-        [trial.directory.name for chunk in chunks for trial in chunk.trials]
-        for chunks in (killed.calls[0], *resumed.calls)
-    ]
-    assert trained == [["0000", "0001", "0002"], ["0003", "0004", "0005"], ["0006", "0007", "0008"]]
-    assert resumed.calls[0] == killed.calls[1]
-    assert [len(chunks) for chunks in resumed.calls] == [1, 3]
+    trials = search_in(tmp_path / "killed", resumed, search, num_groups=3)
+    batches = [["0000", "0001", "0002"], ["0003", "0004", "0005"], ["0006", "0007", "0008"]]
+    assert [killed.calls[0], *resumed.calls] == batches
     study = open_study(f"journal:{tmp_path / 'killed' / 'study.log'}")
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 9
     whole = search_in(tmp_path / "whole", search=search)
-    assert [entry.overrides for entry in entries] == [entry.overrides for entry in whole]
-    assert len({entry.trial.config.optim.learning_rate for entry in whole}) == 9
+    assert [trial.changes for trial in trials] == [trial.changes for trial in whole]
+    assert len({trial.config.optim.learning_rate for trial in whole}) == 9
+    parts = Ends()
+    search_in(tmp_path / "parts", parts, search, num_groups=3)
+    assert [len(call) for call in parts.calls] == [1] * 9
 
 
-@pytest.mark.parametrize("place", ["ask", "note"])
-def test_proposals_that_a_kill_left_behind(place, tmp_path, monkeypatch):
-    """Those that are whole are trained, others do not count."""
-
+def test_proposals_that_a_kill_left_behind_do_not_count(tmp_path, monkeypatch):
     def kill(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        if place == "ask":
-            patch.setattr(optuna.trial.Trial, "set_user_attr", kill)
-        else:
-            patch.setattr(seqjax.sweeps.optuna, "write_json", kill)
+        patch.setattr(optuna.trial.Trial, "set_user_attr", kill)
         search_in(tmp_path / "a")
-    entries = search_in(tmp_path / "a")
-    first = 1 if place == "ask" else 0
-    assert [int(entry.name) for entry in entries] == list(range(first, first + 7))
+    trials = search_in(tmp_path / "a")
+    assert [int(trial.directory.name) for trial in trials] == list(range(1, 8))
 
 
-def test_who_shares_a_study_proposes_something_else(tmp_path):
-    storage = f"journal:{tmp_path / 'study.log'}"
-    for name in ("a", "b"):
-        with pytest.raises(KeyboardInterrupt):
-            search_in(tmp_path / name, Ends(killed_at=1), storage=storage)
-    trials = open_study(storage).trials
-    assert len(trials) == len({trial.params["optim.learning_rate"] for trial in trials}) == 6
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_two_workers_train_each_batch_once(kind, tmp_path, monkeypatch):
+    """Workers are threads here, each with a connection of its own."""
+    config, train = linear_config(num_epochs=2), group.train_trials
+    times, both = Counter(), threading.Barrier(2)
 
+    def count(trials, workdir, *options):
+        times[threading.current_thread().name, workdir] += 1
+        if len(times) <= 2:  # each has a batch at the same time
+            both.wait(60)
+        train(trials, workdir, *options)
 
-def test_a_full_study_has_nothing_left(tmp_path, capsys):
-    storage = f"journal:{tmp_path / 'study.log'}"
-    search_in(tmp_path / "a", storage=storage)
-    capsys.readouterr()
-    assert search_in(tmp_path / "b", storage=storage) == []
-    told = f"study 'seqjax' has its 7 trials: none is left for {tmp_path / 'b'}\n"
-    assert capsys.readouterr().out == told
+    monkeypatch.setattr(group, "train_trials", count)
+    path = tmp_path / "study"
+    options = {"storage": {"journal": f"journal:{path}", "sqlite": f"sqlite:///{path}"}[kind]}
+    args = (config, Search(RATE, 12, 3), tmp_path / "a")
+    threads = [threading.Thread(target=run_search, args=args, kwargs=options) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name for name, _ in times} == {thread.name for thread in threads}
+    assert sorted(Counter(workdir for _, workdir in times.elements()).values()) == [1] * 4
+    study = open_study(options["storage"])
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
+    assert len({trial.params["optim.learning_rate"] for trial in study.trials}) == 12
 
 
 @pytest.mark.parametrize(
@@ -186,74 +181,53 @@ def test_a_storage_that_fails_is_one_line(method, tmp_path, monkeypatch):
 
 
 def test_another_storage_does_not_go_on_here(tmp_path):
-    begin = partial(search_in, tmp_path / "a")
+    storage = f"journal:{tmp_path / 'study.log'}"
     with pytest.raises(KeyboardInterrupt):
-        begin(Ends(killed_at=2), storage=f"journal:{tmp_path / 'study.log'}")
+        search_in(tmp_path / "a", Ends(killed_at=2), storage=storage)
     for options in ({}, {"storage": f"journal:{tmp_path / 'other.log'}"}):
         with pytest.raises(UserError, match="holds another sweep: give a new --workdir"):
-            begin(**options)
+            search_in(tmp_path / "a", **options)
     assert not (tmp_path / "other.log").exists() and not (tmp_path / "a" / "study.log").exists()
     (tmp_path / "study.log").unlink()
     with pytest.raises(UserError) as error:
-        begin(storage=f"journal:{tmp_path / 'study.log'}")
-    assert "study.log does not have trial 0 as this sweep noted it: restore" in told_by(error)
+        search_in(tmp_path / "a", storage=storage)
+    assert "study.log has none of the trials of" in told_by(error)
+    assert "restore the storage from a copy" in told_by(error)
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"search": RATES._replace(space={"seed": integer(0, 3)})}, "space.optim.learning_rate"),
-        ({"config": linear_config(num_epochs=2)}, "config.train.num_epochs: 6 -> 2"),
-        ({"config": linear_config(monitor_mode="max")}, "monitor_mode: 'min' -> 'max'"),
-    ],
-)
-def test_another_sweep_s_study_is_refused(options, told, tmp_path):
+def test_the_study_of_another_directory_is_refused(tmp_path):
     storage = f"journal:{tmp_path / 'study.log'}"
     search_in(tmp_path / "a", storage=storage)
     with pytest.raises(UserError) as error:
-        search_in(tmp_path / "b", storage=storage, **options)
-    assert told in told_by(error) and "give another --study" in told_by(error)
-    assert told_by(error).startswith(f"study 'seqjax' in {storage} is of another sweep (")
+        search_in(tmp_path / "b", storage=storage)
+    expected = f"study 'seqjax' in {storage} is that of another directory: give that one"
+    assert told_by(error).startswith(expected)
+    assert len(search_in(tmp_path / "b", storage=storage, study="other")) == 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"search": RATES._replace(space={"seed": integer(0, 3)})},
+        {"config": linear_config(num_epochs=2)},
+        {"config": linear_config(monitor_mode="max")},
+    ],
+)
+def test_another_search_does_not_go_on_here(options, tmp_path):
+    search_in(tmp_path / "a")
+    with pytest.raises(UserError, match="holds another sweep: give a new --workdir"):
+        search_in(tmp_path / "a", **options)
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_study(tmp_path):
-    (tmp_path / "search.py").write_text(
-        """
-from seqjax.sweeps.space import Search, log_uniform
-def get_sweep():
-    return Search({"optim.learning_rate": log_uniform(1e-3, 1e-1)}, num_trials=6, batch_size=2)
-""",
-        encoding="utf-8",
-    )
-    storage = f"journal:{tmp_path / 'study.log'}"
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "experiments.sweep"),
-                "--config=configs/word_completion.py",
-                "--config.train.num_epochs=2",
-                f"--sweep={tmp_path / 'search.py'}",
-                f"--workdir={tmp_path / name}",
-                f"--storage={storage}",
-                "--study=shared",
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("a", "b")
-    ]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    study = open_study(storage, "shared")
-    own = [
-        {number for batch in read_json(tmp_path / name / PROPOSALS) for number, _ in batch}
-        for name in ("a", "b")
-    ]
-    assert own[0] and own[1] and not own[0] & own[1]
-    assert own[0] | own[1] == {trial.number for trial in study.trials}
-    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
-    assert 6 <= len(study.trials) <= 8  # both may ask for the last batch of two at once
+def test_two_processes_share_a_search(tmp_path):
+    lines = ("from seqjax.sweeps.space import Search, log_uniform", "def get_sweep():")
+    space = '{"optim.learning_rate": log_uniform(1e-3, 1e-1)}'
+    text = "\n".join([*lines, f"    return Search({space}, num_trials=6, batch_size=2)"])
+    (tmp_path / "search.py").write_text(text, encoding="utf-8")
+    args = ("--config=configs/word_completion.py", "--config.train.num_epochs=2")
+    args += (f"--sweep={tmp_path / 'search.py'}", "--num_workers=2")
+    out = finish(start(tmp_path / "a", *args, cache=tmp_path / "cache", entry="sweep"))
+    assert "6 trials: 6 finished" in out
+    study = open_study(f"journal:{tmp_path / 'a' / 'study.log'}", "word_completion-search")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 6

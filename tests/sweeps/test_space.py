@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.toys import get_config, linear_config
 
+from seqjax.config import change_fields
 from seqjax.errors import UserError
 from seqjax.sweeps.space import (
     MAX_TRIALS,
-    apply,
     choice,
     integer,
     log_uniform,
@@ -61,7 +61,7 @@ def test_draws_follow_the_seed_and_the_distributions():
 
 def test_changes_are_applied_to_a_copy():
     config = linear_config()
-    changed = apply(
+    changed = change_fields(
         config, {"seed": 3, "optim.learning_rate": 1, "model.input_dropout": (0.1, 0.2)}
     )
     assert (changed.seed, changed.optim.learning_rate) == (3, 1.0)
@@ -84,7 +84,7 @@ def test_changes_are_applied_to_a_copy():
 )
 def test_what_the_config_does_not_take_is_refused(changes, told):
     with pytest.raises(UserError) as error:
-        apply(get_config("mnist_rows").lock(), changes)
+        change_fields(get_config("mnist_rows").lock(), changes)
     assert told in str(error.value) and "\n" not in str(error.value)
 
 

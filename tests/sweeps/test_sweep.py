@@ -1,7 +1,8 @@
 """Sweeps: trained, thinned out, killed and gone on with, and refused in one line."""
 
-import csv
 import runpy
+import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ from support.toys import (
     use_linear_task,
 )
 
+from seqjax.config import change_fields
 from seqjax.errors import UserError
-from seqjax.sweeps.executors import EXECUTORS
-from seqjax.sweeps.space import apply, product, seeds
+from seqjax.sweeps import group
+from seqjax.sweeps.space import product, seeds
 from seqjax.sweeps.sweep import GROUPS, load_sweep, run_sweep, rungs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-local = EXECUTORS["local"]
 SEEDS = "--sweep=configs/sweeps/seeds.py:2"
 RATES = {"optim.learning_rate": [0.003, 0.03, 0.3, 1.0]}
 
@@ -31,27 +32,26 @@ def toy(monkeypatch):
     use_linear_task(monkeypatch)
 
 
-def rows_of(directory: Path) -> list[dict[str, str]]:
-    with (directory / "trials.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def rows_of(directory: Path) -> list[dict]:
+    return read_lines(directory / "trials.jsonl")
 
 
 def test_every_trial_is_trained_once_and_told(tmp_path, capsys):
     changes = product(seeds(2), RATES, {"train.batch_size": [5, 7]})
-    entries = run_sweep(linear_config(), changes, tmp_path / "sweep", local)
-    assert [entry.overrides for entry in entries] == changes
-    assert all((entry.trial.directory / "result.json").exists() for entry in entries)
+    trials = run_sweep(linear_config(), changes, tmp_path / "sweep")
+    assert [trial.changes for trial in trials] == changes
+    assert all((trial.directory / "result.json").exists() for trial in trials)
     assert len(rows_of(tmp_path / "sweep")) == 16
     assert not (tmp_path / "sweep" / GROUPS).exists()
     assert "16 trials: 16 finished" in capsys.readouterr().out
-    before = {entry.trial.directory.stat().st_mtime_ns for entry in entries}
-    run_sweep(linear_config(), changes, tmp_path / "sweep", local)
-    assert before == {entry.trial.directory.stat().st_mtime_ns for entry in entries}
+    before = {trial.directory.stat().st_mtime_ns for trial in trials}
+    run_sweep(linear_config(), changes, tmp_path / "sweep")
+    assert before == {trial.directory.stat().st_mtime_ns for trial in trials}
 
 
 def test_what_fails_is_told_and_the_others_are_unharmed(tmp_path, capsys):
     changes = product({"optim.learning_rate": [0.03, 1e38, 0.3], "optim.clip_norm": [0.0, -1.0]})
-    run_sweep(linear_config(), changes, tmp_path / "sweep", local)
+    run_sweep(linear_config(), changes, tmp_path / "sweep")
     told = capsys.readouterr().out
     assert "6 trials: 2 finished, 4 failed" in told
     assert "optim.clip_norm=-1.0 must be at least 0" in told and "at step " in told
@@ -63,19 +63,19 @@ def test_halving_keeps_the_best(tmp_path):
     config = linear_config(num_epochs=8, monitor="valid.loss")
     assert rungs_of(config, 2) == [1, 2, 4]
     changes = product(seeds(2), RATES)
-    entries = run_sweep(config, changes, tmp_path / "halved", local, halving=2)
-    results = [read_json(entry.trial.directory / "result.json") for entry in entries]
+    trials = run_sweep(config, changes, tmp_path / "halved", halving=2)
+    results = [read_json(trial.directory / "result.json") for trial in trials]
     assert sorted(result["num_epochs"] for result in results) == [1, 1, 1, 1, 2, 2, 4, 8]
     decided = read_json(tmp_path / "halved" / "halving.json")
     assert {epoch: len(names) for epoch, names in decided.items()} == {"1": 4, "2": 2, "4": 1}
-    whole = run_sweep(config, changes, tmp_path / "whole", local)
+    whole = run_sweep(config, changes, tmp_path / "whole")
     # The one that is left has been trained as without halving, and was the best at each rung.
     last = max(range(8), key=lambda i: results[i]["num_epochs"])
-    alone = whole[last].trial.directory
-    left = entries[last].trial.directory
+    alone = whole[last].directory
+    left = trials[last].directory
     assert (left / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
     assert read_result(left) == read_result(alone)
-    first = [read_records(entry)[0]["valid"]["loss"] for entry in whole]
+    first = [read_records(trial)[0]["valid"]["loss"] for trial in whole]
     dropped = {int(name) for name in decided["1"]}
     assert max(first[i] for i in set(range(8)) - dropped) < min(first[i] for i in dropped)
 
@@ -83,51 +83,83 @@ def test_halving_keeps_the_best(tmp_path):
 @pytest.mark.parametrize(
     "rung", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(None, marks=pytest.mark.slow)]
 )
-def test_a_halved_sweep_goes_on_with_other_workers(rung, tmp_path):
+def test_a_halved_sweep_goes_on_with_the_groups_that_it_began_with(rung, tmp_path, monkeypatch):
     """It is broken off before and behind a rung, with a checkpoint as early as one can be."""
     config = linear_config(num_epochs=8, monitor="valid.loss", checkpoint_every_epochs=1)
-    changes = product(seeds(2), RATES)
-    run_sweep(config, changes, tmp_path / "whole", local, halving=2)
+    changes, trained = product(seeds(2), RATES), []
+    run_sweep(config, changes, tmp_path / "whole", halving=2)
+    train = group.train_trials
 
-    def breaks(chunks, *, until=None, **options):
-        """Trains one chunk of those of this rung."""
-        for number, chunk in enumerate(local(chunks, until=until, **options)):
-            if until == rung and number == 0:
-                raise KeyboardInterrupt
-            yield chunk
+    def breaks(trials, workdir, signals, watch, until, *options):
+        """Trains one group of those of this rung."""
+        if until == rung and trained:
+            raise KeyboardInterrupt
+        train(trials, workdir, signals, watch, until, *options)
+        trained.extend([workdir] * (until == rung))
 
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(config, changes, tmp_path / "broken", breaks, num_workers=3, halving=2)
-    run_sweep(config, changes, tmp_path / "broken", local, num_workers=1, halving=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(group, "train_trials", breaks)
+        run_sweep(config, changes, tmp_path / "broken", num_groups=3, halving=2)
+    run_sweep(config, changes, tmp_path / "broken", halving=2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert read_json(whole / "halving.json") == read_json(broken / "halving.json")
-    assert_close(read_lines(whole / "trials.jsonl"), read_lines(broken / "trials.jsonl"))
+    assert_close(rows_of(whole), rows_of(broken))
     with pytest.raises(UserError, match="holds another sweep"):
-        run_sweep(config, changes, tmp_path / "broken", local, halving=4)
+        run_sweep(config, changes, tmp_path / "broken", halving=4)
 
 
 def test_what_ends_at_a_rung_takes_no_place_at_the_next(tmp_path):
-    """Also where the failed trial's chunk has only ended ones left."""
+    """Also where the failed trial's group has only ended ones left."""
     config = linear_config(num_epochs=8, monitor="valid.loss")
     changes = product({"optim.learning_rate": [0.003, 1e38, 0.03, 0.3]})
     kept = []
-    for workers in (1, 4):
-        run_sweep(config, changes, tmp_path / f"{workers}", local, workers, halving=2)
-        kept.append(read_json(tmp_path / f"{workers}" / "halving.json"))
+    for num_groups in (1, 4):
+        directory = tmp_path / f"{num_groups}"
+        run_sweep(config, changes, directory, num_groups=num_groups, halving=2)
+        kept.append(read_json(directory / "halving.json"))
     assert kept[0] == kept[1]
 
 
-def read_records(entry) -> list[dict]:
+@pytest.mark.parametrize("halving", [0, 2])
+def test_two_workers_train_each_group_once(halving, tmp_path, monkeypatch):
+    """Workers are threads here; their locks are as those of processes."""
+    config = linear_config(num_epochs=8, monitor="valid.loss")
+    changes, times, train = product(seeds(2), RATES), Counter(), group.train_trials
+    both = threading.Barrier(2)
+
+    def count(trials, workdir, signals, watch, until, *options):
+        times[threading.current_thread().name, workdir, until] += 1
+        if len(times) <= 2:  # each has a group at the same time
+            both.wait(60)
+        train(trials, workdir, signals, watch, until, *options)
+
+    run_sweep(config, changes, tmp_path / "alone", num_groups=4, halving=halving)
+    monkeypatch.setattr(group, "train_trials", count)
+    options = {"num_groups": 4, "halving": halving}
+    args = (config, changes, tmp_path / "shared")
+    threads = [threading.Thread(target=run_sweep, args=args, kwargs=options) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name for name, *_ in times} == {thread.name for thread in threads}
+    groups = Counter((workdir, until) for _, workdir, until in times.elements())
+    assert set(groups.values()) == {1}
+    for name in ("trials.jsonl", "summary.csv", *(["halving.json"] if halving else [])):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes()
+
+
+def read_records(trial) -> list[dict]:
     import json
 
-    text = (entry.trial.directory / "metrics.jsonl").read_text(encoding="utf-8")
+    text = (trial.directory / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def test_another_sweep_does_not_go_on_here(tmp_path):
-    run_sweep(linear_config(num_epochs=1), seeds(2), tmp_path, local)
+    run_sweep(linear_config(num_epochs=1), seeds(2), tmp_path)
     with pytest.raises(UserError, match="holds another sweep: give a new --workdir"):
-        run_sweep(linear_config(num_epochs=1), seeds(3), tmp_path, local)
+        run_sweep(linear_config(num_epochs=1), seeds(3), tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.py")), ids=lambda p: p.stem)
@@ -141,7 +173,7 @@ def test_shipped_sweeps_fit_the_configs_that_they_are_for(path):
             if isinstance(sweep, list)
             else [{name: own.options[0] for name, own in sweep.space.items()}]
         )
-        assert all(apply(config, changes).is_locked for changes in trials)
+        assert all(change_fields(config, changes).is_locked for changes in trials)
 
 
 SWEEPS = {
@@ -166,7 +198,7 @@ SWEEPS = {
         ("many", "a sweep of 10,000,000 trials"),
         ("syntax", "line 2: invalid syntax: def get_sweep(: pass"),
         ("none", "get_sweep"),
-        ("other", "get_sweep() must return what product() gives"),
+        ("other", "get_sweep() must return what product() returns"),
         ("mixed", "cannot be compared"),
         ("optimizer", "trial 1: cannot read optimizer 'adam('"),
         ("missing", "sweep file missing.py does not exist"),
@@ -196,13 +228,10 @@ def test_an_error_of_a_sweep_keeps_its_traceback(tmp_path, monkeypatch, capfd):
         (("--sweep=configs/sweeps/seeds.py:x",), "the number of seeds=x must be a whole number"),
         (("--sweep=configs/sweeps/seeds.py:10000000000",), "a sweep of 10,000,000,000 trials"),
         ((SEEDS, "--halving=2", "--config.train.eval_every_epochs=0"), "must be at least 1"),
-        ((SEEDS, "--num_workers=2"), "--num_workers is for --executor=processes or ray"),
-        (
-            (SEEDS, "--executor=processes", "--num_workers=-1"),
-            "--num_workers=-1 must be at least 0",
-        ),
+        ((SEEDS, "--num_workers=0"), "--num_workers=0 must be at least 1"),
+        ((SEEDS, "--num_groups=-1"), "--num_groups=-1 must be at least 0"),
+        ((SEEDS, "--executor=processes"), "should be one of <local|ray>"),
         ((SEEDS, "--address=here:1"), "--address is for --executor=ray"),
-        ((SEEDS, "--executor=ray", "--address=here:1"), "--address needs --num_workers"),
         ((SEEDS, "--storage=journal:x"), "--storage is for a sweep that is a Search"),
         ((SEEDS, "--study=x"), "--study is for a sweep that is a Search"),
         (("--sweep=configs/sweeps/seeds.py:2", "--halving=1"), "--halving=1: give 2 or more"),
@@ -216,7 +245,7 @@ def test_bad_flags_are_one_line(args, told, tmp_path, monkeypatch, capfd):
 
 
 def test_a_seed_that_is_none_fails_alone(tmp_path, capsys):
-    run_sweep(linear_config(), product({"seed": [0, 1, -1]}), tmp_path / "sweep", local)
+    run_sweep(linear_config(), product({"seed": [0, 1, -1]}), tmp_path / "sweep")
     assert "3 trials: 2 finished, 1 failed" in capsys.readouterr().out
 
 
@@ -226,8 +255,8 @@ def test_values_of_numpy_are_written_as_python_has_them(tmp_path):
     config = linear_config()
     with config.unlocked():
         config.optim.betas = (0.9,)
-    assert apply(config, changes[0]).optim.betas == (0.5,)
-    assert type(apply(config, changes[0]).optim.betas[0]) is float
+    assert change_fields(config, changes[0]).optim.betas == (0.5,)
+    assert type(change_fields(config, changes[0]).optim.betas[0]) is float
 
 
 def test_a_full_disk_ends_no_trial(tmp_path, monkeypatch):
@@ -240,6 +269,6 @@ def test_a_full_disk_ends_no_trial(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("seqjax.training.trainer.to_facts", full)
         with pytest.raises(UserError, match="make room"):
-            run_sweep(linear_config(), changes, tmp_path / "sweep", local)
-    entries = run_sweep(linear_config(), changes, tmp_path / "sweep", local)
-    assert all((entry.trial.directory / "result.json").exists() for entry in entries)
+            run_sweep(linear_config(), changes, tmp_path / "sweep")
+    trials = run_sweep(linear_config(), changes, tmp_path / "sweep")
+    assert all((trial.directory / "result.json").exists() for trial in trials)

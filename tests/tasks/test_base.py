@@ -16,9 +16,9 @@ from seqjax.nn.dropout import row_keys
 from seqjax.tasks.base import add_metric
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import make_seq2seq_task
-from seqjax.training.evaluator import Evaluator
 from seqjax.training.fit import fit
 from seqjax.training.logger import read_records
+from seqjax.training.setup import Evaluator
 
 
 def confidence(logits, batch) -> Average:

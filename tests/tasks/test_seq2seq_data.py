@@ -25,8 +25,8 @@ from seqjax.nn.dropout import row_keys
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq import make_seq2seq_task, score_replies, token_counts
 from seqjax.tasks.seq2seq_data import load_seq2seq_data
-from seqjax.training.evaluator import Evaluator
 from seqjax.training.fit import fit
+from seqjax.training.setup import Evaluator
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from seqjax.nn.dropout import row_keys
 from seqjax.tasks import base, mnist_rows, recall, word_completion
 from seqjax.tasks import tagging as tagging_task
 from seqjax.tasks.registry import TASKS, make_task
-from seqjax.training.evaluator import Evaluator
+from seqjax.training.setup import Evaluator
 
 PICTURES = {  # of each config, and what else is written
     "mnist_rows": {"confusion.png", "misread.png"},

@@ -14,8 +14,8 @@ from seqjax.distributed.devices import bfloat16_note
 from seqjax.errors import UserError
 from seqjax.runs.identity import Identity, differences
 from seqjax.sweeps.group import train_group
-from seqjax.sweeps.trial import Trial
 from seqjax.training.fit import fit
+from seqjax.training.trials import Trial
 
 BAND = 1e-3  # nats between the medians, as seqjax/config.py says
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.toys import linear_task
 
 from seqjax.distributed.mesh import make_mesh
-from seqjax.training.evaluator import Evaluator
+from seqjax.training.setup import Evaluator
 
 TASK = linear_task({"train": 23})
 ROWS = TASK.splits["train"]

@@ -16,11 +16,11 @@ import seqjax.plots
 import seqjax.training.fit
 from seqjax.distributed.mesh import make_mesh
 from seqjax.sweeps.group import train_group
-from seqjax.sweeps.trial import Trial
 from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.epoch import Program
 from seqjax.training.fit import fit, load_run
 from seqjax.training.logger import read_records
+from seqjax.training.trials import Trial
 
 TOLERANCE = 1e-5
 

@@ -49,11 +49,10 @@ from experiments.reproduce.verdict import (
     within,
 )
 from seqjax.errors import UserError
-from seqjax.sweeps.group import train_group
+from seqjax.sweeps.group import divide, train_group
 from seqjax.sweeps.sweep import GROUPS
-from seqjax.sweeps.trial import Trial, save_failure
-from seqjax.sweeps.workers import divide
 from seqjax.training.logger import read_records
+from seqjax.training.trials import Trial, save_failure
 
 FIGURES = [figure for figures in SECTIONS.values() for figure in figures]
 RANK = [OUTSIDE, MET, BETTERED]
@@ -337,7 +336,7 @@ def test_figures_are_those_of_the_runs(small):
 
 def test_what_is_finished_is_not_trained_again(small, monkeypatch):
     _, study, directory = small
-    monkeypatch.setattr(experiments.reproduce.trials, "train_group", None)
+    monkeypatch.setattr(experiments.reproduce.trials, "train_groups", None)
     again = TrialSet(small_config, directory, 1)
     for spec in study.used:
         assert again.trials(spec).results == study.trials(spec).results
@@ -350,13 +349,13 @@ def test_a_group_whose_trials_have_begun_to_end_goes_on(small, tmp_path):
     _, study, _ = small
     configs = [study.config(WORDS_FAITHFUL, seed) for seed in (0, 1)]
     trials = [Trial(config, tmp_path / f"seed-{config.seed}") for config in configs]
-    [chunk] = divide(trials, 1, tmp_path / GROUPS)
-    train_group(*chunk, until=95)
+    [group] = divide(trials, 1, tmp_path / GROUPS)
+    train_group(*group, until=95)
     save_failure(trials[0], "as if it had ended")
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "experiments.reproduce.trials.LiveTable.watch", lambda table, *told: seen.append(told)
+            "experiments.reproduce.trials.LiveTable.look", lambda table, *told: seen.append(told)
         )
         with pytest.raises(UserError, match="seed-0 failed: as if it had ended"):
             train_trials(configs, tmp_path)
