@@ -1,0 +1,123 @@
+"""Workers of two machines share a sweep and are killed at random: every trial ends once, no group
+is trained by two at a time, and the results have the same bits as without kills.
+
+The machines are two host names and two paths to one directory. Five kills in a usual run of the
+tests. In about ten minutes, half of them for the sweep without kills:
+
+    pytest tests/faults/test_shared_sweep.py -m slow --kills=240
+"""
+
+import itertools
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from support.processes import ROOT, different_bits
+from support.same_runs import read_lines
+
+pytestmark = pytest.mark.slow
+
+HOSTS = ("north", "south")
+EPOCHS_PER_KILL = 100
+SWEEP = """
+from seqjax.sweeps.space import product
+def get_sweep():
+    return product({"seed": [0, 1, 2, 3], "model.hidden_size": [4, 5], "train.batch_size": [3, 4]})
+"""
+# The same command under another host name, which writes down when it trains which group. A kill
+# from outside is not a failure of the group, however often it comes.
+WORKER = """
+import os, runpy, socket, sys, time
+from seqjax.sweeps import group
+
+host, log = sys.argv.pop(1), sys.argv.pop(1)
+socket.gethostname = lambda: host
+group.MAX_FAILURES = 10**6
+train = group.train_trials
+
+def note(event, workdir):
+    with open(log, "a") as file:
+        file.write(f"{event} {workdir.name} {os.getpid()} {time.monotonic()}\\n")
+
+def train_trials(trials, workdir, *args):
+    note("begin", workdir)
+    train(trials, workdir, *args)
+    note("end", workdir)
+
+group.train_trials = train_trials
+sys.path.insert(0, os.getcwd())
+runpy.run_module("experiments.sweep", run_name="__main__")
+"""
+
+
+def test_killed_workers_of_two_machines_end_every_trial_once(tmp_path, request, record_property):
+    num_kills = request.config.getoption("--kills") // 2
+    rng = random.Random(f"{request.config.getoption('--fault-seed')} shared")
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    (tmp_path / "sweep.py").write_text(SWEEP, encoding="utf-8")
+    through, shared = tmp_path / "through", tmp_path / "shared"
+    (tmp_path / "mounted").symlink_to(shared)
+
+    def start(directory: Path, host: str) -> subprocess.Popen:
+        command = [sys.executable, tmp_path / "worker.py", host, f"{directory}.log"]
+        command += ["--config=configs/word_completion.py", f"--sweep={tmp_path / 'sweep.py'}"]
+        command += [f"--config.train.num_epochs={EPOCHS_PER_KILL * num_kills}", "--num_groups=8"]
+        command += ["--config.train.steps_per_call=20", "--config.train.log_every_steps=50"]
+        command += ["--config.train.checkpoint_every_minutes=0.003", f"--workdir={directory}"]
+        pipe, text = subprocess.PIPE, True
+        return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=text)
+
+    def start_on(host: str) -> subprocess.Popen:
+        return start(shared if host == HOSTS[0] else tmp_path / "mounted", host)
+
+    assert "16 trials: 16 finished" in finish(start(through, "alone"))
+    workers = [(host, start_on(host)) for host in HOSTS for _ in range(2)]
+    killed_at = {}
+    for _ in range(num_kills):
+        time.sleep(rng.uniform(0.5, 4.0))
+        host, victim = workers.pop(rng.randrange(len(workers)))
+        killed_at[str(victim.pid)] = time.monotonic()
+        victim.kill()
+        victim.communicate()
+        workers.append((host, start_on(host)))
+    for _, worker in workers:
+        assert "16 trials: 16 finished" in finish(worker)
+
+    times = defaultdict(list)
+    for directory in (shared, tmp_path / "mounted"):
+        for line in Path(f"{directory}.log").read_text().splitlines():
+            event, group, pid, seconds = line.split()
+            times[group, pid].append((event, float(seconds)))
+    intervals = defaultdict(list)
+    for (group, pid), events in times.items():
+        for begin, end in zip(
+            events[::2], [*events[1::2], ("end", killed_at.get(pid))], strict=False
+        ):
+            assert (begin[0], end[0]) == ("begin", "end") and end[1] is not None
+            intervals[group].append((begin[1], end[1]))
+    assert len(intervals) == 8
+    for own in intervals.values():
+        own.sort()
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(own))
+    names = [line["name"] for line in read_lines(shared / "trials.jsonl")]
+    assert names == sorted(path.name for path in (shared / "trials").iterdir())
+    for name in ("trials.jsonl", "summary.csv"):
+        assert (through / name).read_bytes() == (shared / name).read_bytes()
+    bits = [different_bits(through / "trials" / n, shared / "trials" / n) for n in names]
+    assert bits == [0] * 16
+    taken = sum(len(own) for own in intervals.values())
+    record_property(
+        "fault",
+        f"shared sweep    {num_kills} SIGKILLs of workers of two machines, 8 groups were taken "
+        f"{taken} times, never by two: every trial ended once, 0 bits differ",
+    )
+
+
+def finish(worker: subprocess.Popen) -> str:
+    out, errors = worker.communicate(timeout=600)
+    assert worker.returncode == 0, errors
+    return out
