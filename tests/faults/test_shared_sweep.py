@@ -32,6 +32,7 @@ def get_sweep():
 # from outside is not a failure of the group, however often it comes.
 WORKER = """
 import os, runpy, socket, sys, time
+sys.path.insert(0, os.getcwd())
 from seqjax.sweeps import group
 
 host, log = sys.argv.pop(1), sys.argv.pop(1)
@@ -49,7 +50,6 @@ def train_trials(trials, workdir, *args):
     note("end", workdir)
 
 group.train_trials = train_trials
-sys.path.insert(0, os.getcwd())
 runpy.run_module("experiments.sweep", run_name="__main__")
 """
 
