@@ -23,10 +23,17 @@ from seqjax.cli import default_workdir, launch
 from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
 from seqjax.sweeps.optuna import run_search
-from seqjax.sweeps.ray import RayWorker, start_ray
 from seqjax.sweeps.space import Search
 from seqjax.sweeps.sweep import Workers, load_sweep, run_sweep
-from seqjax.sweeps.workers import LOG, end_with_parent, run_workers, start_devices, start_worker
+from seqjax.sweeps.workers import (
+    LOG,
+    RayWorker,
+    end_with_parent,
+    run_workers,
+    start_ray,
+    start_worker,
+)
+from seqjax.training.trials import start_devices
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",

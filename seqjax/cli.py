@@ -21,6 +21,7 @@ from seqjax.errors import (
     UserError,
     is_from_user_code,
     one_line,
+    require_file,
     run_user_file,
     unknown_name,
 )
@@ -85,7 +86,7 @@ def default_workdir() -> Path:
 
 def _parse_flags(argv: list[str]) -> None:
     """Parses the flags; raises UserError, in one line, where the libraries print fifty."""
-    argv = [_of_run(arg) for arg in argv]
+    argv = [_of_run(arg, before) for arg, before in zip(argv, ["", *argv], strict=False)]
     config = _load_config_file(argv) if "config" in flags.FLAGS else None
     if config is not None:
         for name in _overridden(argv):
@@ -110,12 +111,14 @@ def _parse_flags(argv: list[str]) -> None:
         check_values(flags.FLAGS.config.to_dict())
 
 
-def _of_run(arg: str) -> str:
-    """Returns the flag --config=RUN_DIRECTORY as the config file that reads that run's config."""
-    found = re.fullmatch(r"--?config=(.*)", arg, re.DOTALL)
-    if not found or not Path(found[1]).is_dir():
-        return arg
-    return f"--config={config_of_run.__file__}:{found[1]}"
+def _of_run(arg: str, before: str) -> str:
+    """Returns the value of --config that is a run's directory as the file that reads its config."""
+    found = re.fullmatch(r"(--?config=)?(.*)", arg, re.DOTALL)
+    assert found
+    is_config = found[1] or before in ("--config", "-config")
+    if is_config and found[2] and Path(found[2]).is_dir():
+        return f"{found[1] or ''}{config_of_run.__file__}:{found[2]}"
+    return arg
 
 
 def _load_config_file(argv: list[str]) -> ConfigDict:
@@ -126,10 +129,7 @@ def _load_config_file(argv: list[str]) -> ConfigDict:
     path, *variant = values[-1].split(":", 1)
     if path == config_of_run.__file__:
         return config_of_run.get_config(*variant)
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        files = ", ".join(sorted(map(str, folder.glob("*.py")))) or "no .py file"
-        raise UserError(f"config file {path} does not exist: in {folder} is {files}")
+    require_file("config", path)
     config = run_user_file(path, lambda: _get_config(path, variant))
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return a ConfigDict, not {config!r}")

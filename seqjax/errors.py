@@ -44,6 +44,14 @@ def require(field: str, value: object, holds: bool, expected: str) -> None:
         raise UserError(f"{field}={value} must be {expected}")
 
 
+def require_file(what: str, path: str) -> None:
+    """Raises UserError, with the Python files in its folder, unless the file exists."""
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        files = ", ".join(sorted(map(str, folder.glob("*.py")))) or "no .py file"
+        raise UserError(f"{what} file {path} does not exist: in {folder} is {files}")
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """Returns the error for a name that is not known, which shows the nearest known names."""
     return UserError(f"unknown {what} {name!r}: {_nearest(name, known)}")

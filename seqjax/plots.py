@@ -239,9 +239,11 @@ def draw_against(
             axis.set_xticks(range(0, len(names), every), ticks, fontsize=8, rotation=30)
             axis.margins(x=0.5 / len(names))
         axis.grid(alpha=0.3)
-    figure.suptitle(make_label(title))
-    handles = axes.flat[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(make_label(title, 100))
+    pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes.flat]
+    handles = {label: handle for pair in pairs for handle, label in pair}
+    place = "outside lower center"
+    figure.legend(handles.values(), handles.keys(), loc=place, ncols=3, frameon=False)
     save_figure(figure, path)
 
 
@@ -254,12 +256,12 @@ def _labels(texts: Sequence[str]) -> list[str]:
     return [make_label(text) for text in texts[:MAX_STEPS]]
 
 
-def make_label(text: str) -> str:
-    """Returns the text on one line, cut to MAX_LABEL characters, with "$" escaped.
+def make_label(text: str, most: int = MAX_LABEL) -> str:
+    """Returns the text on one line, cut to so many characters, with "$" escaped.
 
     Matplotlib would read "$" as the beginning of a formula.
     """
-    return brief(text, MAX_LABEL).replace("$", r"\$")
+    return brief(text, most).replace("$", r"\$")
 
 
 def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:

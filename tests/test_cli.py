@@ -11,12 +11,14 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from support.commands import ROOT, assert_one_line
-from support.toys import read_json
+from support.toys import read_json, tiny_config
 
 import seqjax.cli
 from seqjax.cli import default_workdir, launch
+from seqjax.config import as_json
 from seqjax.distributed.devices import start_jax
 from seqjax.errors import UserError
+from seqjax.files import write_json
 
 # ml_collections reads config files by a method that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -104,13 +106,30 @@ def test_a_mistake_is_one_line(arg, expected, command, empty):
     assert not (empty / "runs").exists()
 
 
+@pytest.mark.parametrize("form", [("--config=run: 1",), ("--config", "run: 1")])
+def test_the_config_may_be_that_of_a_run(form, command, empty):
+    config = tiny_config("recall", num_epochs=3)
+    (empty / "run: 1").mkdir()
+    write_json(empty / "run: 1" / "config.json", as_json(config))
+    code, _, err = command("train", *form, "--config.train.num_epochs=1", "--workdir=a")
+    assert (code, err) == (0, "")
+    written = read_json(empty / "a" / "config.json")
+    assert written["train"].pop("num_epochs") == 1
+    expected = as_json(config)
+    expected["train"].pop("num_epochs")
+    assert written == expected
+    assert not (empty / "run: 1" / "checkpoints").exists()
+    outcome = command("train", *form, "--config.train.num_epoch=1")
+    assert_one_line(outcome, "did you mean 'train.num_epochs'?")
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
         ((), "--config is missing: give a file, as --config="),
         (("--workdir=x",), "--config is missing"),
         (("--config=configs/nothing.py",), "configs/nothing.py does not exist: in configs is"),
-        (("--config=configs",), "config file configs does not exist"),
+        (("--config=configs",), "configs/config.json does not exist: is configs a run directory?"),
         (("--config=configs/mnist_rows.py:lstn",), "unknown variant 'lstn': did you mean 'lstm'?"),
         (("--config=configs/recall.py", "stray"), "cannot use 'stray': flags are written as"),
         (("--config", "configs/recall.py", "--config.sed", "1"), "unknown config field 'sed'"),

@@ -17,7 +17,7 @@ from experiments.reproduce.trials import MANY
 from seqjax.cli import launch
 from seqjax.config import base_config
 from seqjax.runs.signals import say
-from seqjax.sweeps.workers import start_devices
+from seqjax.training.trials import start_devices
 
 _ONLY = flags.DEFINE_list("only", [], f"of {', '.join(NAMES)}; by default all")
 _SEEDS = flags.DEFINE_integer("seeds", MANY, "at most so many of each config")

@@ -20,9 +20,8 @@ from seqjax.errors import UserError
 from seqjax.files import read_json
 from seqjax.runs.signals import say
 from seqjax.runs.workdir import CONFIG, ENVIRONMENT, RESULT
-from seqjax.sweeps.group import divide
-from seqjax.sweeps.report import LiveTable
-from seqjax.sweeps.sweep import GROUPS, train_groups
+from seqjax.sweeps.results import LiveTable
+from seqjax.sweeps.sweep import GROUPS, divide, train_groups
 from seqjax.tasks.base import Task
 from seqjax.tasks.registry import make_task
 from seqjax.tasks.seq2seq_data import Seq2SeqData

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,7 @@ from seqjax.config import as_json
 from seqjax.errors import UserError, brief
 from seqjax.runs.workdir import lock_workdir
 from seqjax.sweeps import sweep
-from seqjax.sweeps.group import divide
-from seqjax.sweeps.report import LiveTable
-from seqjax.sweeps.results import read_outcome, shared_objective
+from seqjax.sweeps.results import LiveTable, read_outcome, shared_objective
 from seqjax.sweeps.space import Changes, Distribution, Search
 from seqjax.training.programs import group_key
 from seqjax.training.trials import Trial
@@ -42,11 +41,10 @@ def run_search(
 ) -> list[Trial]:
     """Trains proposals that no other worker trains until the search has its number of trials.
 
-    `storage` is `sqlite:///FILE` or `journal:FILE`, by default a journal in the directory. The
-    arguments `num_groups`, of each batch, and `workers` are those of `run_sweep`. The proposals of
-    a single worker follow from the config's seed. Raises UserError, before anything is asked, for a
-    search that the config does not take, without Optuna, for a storage that cannot be used, and for
-    a study or a directory of another sweep.
+    `storage` is `sqlite:///FILE` or `journal:FILE`, by default a journal in the directory; each
+    batch is divided into `num_groups`, and `workers` are those of `run_sweep`. The proposals of a
+    single worker follow from the config's seed. Raises UserError, before anything is asked, for a
+    search or a storage that cannot be used, and for a study or directory of another sweep.
     """
     configs = [config, *search.tried(config)]
     shared_objective(configs)
@@ -55,15 +53,16 @@ def run_search(
     space = {name: list(own) for name, own in search.space.items()}
     settings = {"config": as_json(config), "space": space, "storage": storage, "study": study}
     with sweep.begin_sweep(directory, settings, num_groups) as saved:
-        shared = Study(config, search, directory, storage, study, saved["id"])
+        shared = Study(config, search, directory, saved)
     groups = directory / sweep.GROUPS
-    with LiveTable(shared.trials, groups) as table:
+    with LiveTable(lambda: [*chain(*shared.batches())], groups) as table:
         if workers:
             workers(table.look)
         while True:
-            batches, trials = shared.batches(), shared.trials()
-            parts = [divide(batch, saved["num_groups"], groups) for batch in batches]
-            if sweep.train_free([group for part in parts for group in part], table.look):
+            batches = shared.batches()
+            trials = [*chain(*batches)]
+            parts = [sweep.divide(batch, saved["num_groups"], groups) for batch in batches]
+            if sweep.train_groups([*chain(*parts)], table.look, wait=False):
                 continue
             with lock_workdir(directory, sweep.LOCK_SECONDS):
                 shared.tell(trials)
@@ -84,38 +83,26 @@ class Study:
     which a kill left behind, does not count. `tell` and `propose` need the lock of the directory.
     """
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        search: Search,
-        directory: Path,
-        storage: str,
-        name: str,
-        identity: str,
-    ):
+    def __init__(self, config: ConfigDict, search: Search, directory: Path, saved: Any):
         try:
             import optuna
         except ImportError:
             raise UserError("this sweep needs Optuna: pip install -e '.[search]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._config, self._search = optuna, config, search
-        self._directory, self._storage = directory, storage or f"journal:{directory / 'study.log'}"
+        self._storage = saved["storage"] or f"journal:{directory / 'study.log'}"
+        self._directory, name, identity = directory, saved["study"], saved["id"]
         self._made: dict[int, Trial] = {}
         mode = "maximize" if shared_objective([config]).sign > 0 else "minimize"
         with self._storage_errors():
             self._study = optuna.create_study(
                 storage=self._open(), study_name=name, load_if_exists=True, direction=mode
             )
-            saved, told = self._study.user_attrs.get(IDENTITY), f"study {name!r} in {self._storage}"
-            if saved not in (None, identity):
+            is_lost = IDENTITY not in self._study.user_attrs and (directory / sweep.TRIALS).exists()
+            if self._study.user_attrs.get(IDENTITY, identity) != identity or is_lost:
                 raise UserError(
-                    f"{told} is that of another directory: give that one as --workdir, or another "
-                    "--study"
-                )
-            if saved is None and (directory / sweep.TRIALS).exists():
-                raise UserError(
-                    f"{told} has none of the trials of {directory}: restore the storage from a "
-                    "copy, or give a new --workdir"
+                    f"study {name!r} in {self._storage} is not that of {directory}: give another "
+                    "--study or --workdir, or restore the storage from a copy"
                 )
             self._study.set_user_attr(IDENTITY, identity)
 
@@ -130,15 +117,11 @@ class Study:
                 found.setdefault(trial.user_attrs[BATCH], []).append(self._made[number])
         return [*found.values()]
 
-    def trials(self) -> list[Trial]:
-        """Returns the trials of all batches."""
-        return [trial for batch in self.batches() for trial in batch]
-
     def tell(self, trials: list[Trial]) -> None:
         """Tells the study the results of the trials that have ended."""
         told, states = self._trials(), self._optuna.trial.TrialState
         for trial in trials:
-            number = int(trial.directory.name)
+            number = int(trial.name)
             if trial.has_ended and not told[number].state.is_finished():
                 value = read_outcome(trial).value
                 state = states.FAIL if value is None else states.COMPLETE

@@ -1,42 +1,85 @@
-"""A sweep: its trials, the worker that trains them, successive halving, and the end.
+"""A sweep: its groups of trials, the worker that trains them, successive halving, and the end.
 
-A worker is this function, called again on the same directory by any process on any machine: it
-takes the next group that is neither finished nor locked, trains it, and takes the next. The
-directory holds `sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`, what
-resuming needs, until all trials have ended; and at the end the report.
+A worker is `run_sweep`, called on the same directory by any process on any machine: it takes the
+next group that is neither finished nor locked, trains it, and takes the next. The directory holds
+`sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`, what resuming needs,
+until all trials have ended; and at the end the results.
 """
 
 import json
-import math
+import os
 import runpy
 import shutil
+import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json, change_fields, plain_value
-from seqjax.errors import UserError, run_user_file
-from seqjax.files import read_json, write_json
-from seqjax.runs.signals import say
-from seqjax.runs.workdir import WorkdirLocked, lock_workdir
-from seqjax.sweeps.group import Group, divide, train_group
-from seqjax.sweeps.report import LiveTable, report
-from seqjax.sweeps.results import shared_objective
+from seqjax.errors import UserError, brief, require_file, run_user_file
+from seqjax.files import read_json, sha256, write_json
+from seqjax.parameters import device_bytes
+from seqjax.runs.checkpoint import steps_in
+from seqjax.runs.signals import StopSignals, say
+from seqjax.runs.workdir import CHECKPOINTS, LOCK, WorkdirLocked, lock_workdir
+from seqjax.sweeps.results import LiveTable, report, shared_objective
 from seqjax.sweeps.space import Changes, Search, check_num_trials
 from seqjax.training.programs import group_key
-from seqjax.training.trials import NONE_DROPPED, Dropped, Trial, have_reached, paused_trials
+from seqjax.training.trials import (
+    NONE_DROPPED,
+    Dropped,
+    Trial,
+    Watch,
+    have_reached,
+    paused_trials,
+    save_failure,
+    train_trials,
+)
 
 SWEEP, TRIALS, GROUPS, _HALVING = "sweep.json", "trials", "groups", "halving.json"
 POLL_SECONDS = 0.5  # between two looks for a group that is free
 LOCK_SECONDS = 60.0  # for another worker to read or write the sweep's own files
+FAILURES, MAX_FAILURES = "failures.json", 3  # of a group without a new checkpoint between them
+MEMORY_SHARE = 0.5  # of a device's, for the groups of the workers of this machine
+WORKERS = "SEQJAX_SWEEP_WORKERS"  # how many workers a process has started on this machine
+_MAX_REASON = 1000  # characters
 
 Look = Callable[..., None]
 Workers = Callable[[Look], None]  # runs the workers of a sweep, and looks at it meanwhile
+
+
+class Group(NamedTuple):
+    """Trials with one group key, and the directory that they share until they have ended."""
+
+    trials: Sequence[Trial]
+    workdir: Path
+
+
+def divide(trials: Sequence[Trial], num_groups: int, directory: Path) -> list[Group]:
+    """Returns groups of trials with the same group key, the largest first: at least `num_groups`,
+    if there are as many trials.
+
+    Their directories, in `directory`, follow from their trials: give all, also those that ended.
+    """
+    by_key: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_key.setdefault(group_key(trial.config), []).append(trial)
+    groups, size = [], max(1, len(trials) // num_groups)
+    for own in by_key.values():
+        for part in np.array_split(range(len(own)), -(-len(own) // size)):
+            chosen = [own[i] for i in part]
+            identity = [[trial.name, as_json(trial.config)] for trial in chosen]
+            digest = sha256([json.dumps(identity).encode()])
+            groups.append(Group(chosen, directory / digest[:16]))
+    return sorted(groups, key=lambda group: -len(group.trials))
 
 
 def run_sweep(
@@ -70,7 +113,7 @@ def run_sweep(
             train_groups(groups, table.look, until, dropped)
             if until is not None:
                 names = _thin_out(trials, directory, until, halving)
-                dropped |= {t.directory: until for t in trials if t.directory.name in names}
+                dropped |= {t.directory: until for t in trials if t.name in names}
     end_sweep(trials, directory)
     return trials
 
@@ -87,9 +130,7 @@ def make_trial(config: ConfigDict, changes: Changes, directory: Path, number: in
 
 
 @contextmanager
-def begin_sweep(
-    directory: Path, sweep: Mapping[str, Any], num_groups: int
-) -> Generator[dict[str, Any]]:
+def begin_sweep(directory: Path, sweep: Any, num_groups: int) -> Generator[dict[str, Any]]:
     """Holds the lock of the directory; yields what the sweep is, as its first worker wrote it.
 
     That is written at the end of a first context that raises nothing. Raises UserError if the
@@ -113,31 +154,34 @@ def train_groups(
     look: Look,
     until: int | None = None,
     dropped: Dropped = NONE_DROPPED,
-) -> None:
-    """Trains groups until all trials have ended, or reached an epoch; waits for other workers."""
-    told = False
+    *,
+    wait: bool = True,
+) -> bool:
+    """Trains the groups that no other worker trains; returns whether there was one.
+
+    Waits until all trials have ended, or reached an epoch, by whichever worker. Without `wait` it
+    returns when other workers train all groups that are left.
+    """
+    trained = told = False
     while left := [group for group in groups if not have_reached(*group, until)]:
-        if not train_free(left, look, until, dropped):
+        num_locked = 0
+        for group in left:
+            try:
+                train_group(*group, look, until=until, dropped=dropped)
+                trained = True
+            except WorkdirLocked:
+                num_locked += 1
+            except UserError:
+                if not have_reached(*group, until):  # its directory is removed when it has ended
+                    raise
+        if num_locked == len(left):
+            if not wait:
+                break
             if not told:
                 say(f"waiting for {len(left)} groups of trials that other workers train")
             told = True
             look()
             time.sleep(POLL_SECONDS)
-
-
-def train_free(
-    groups: Sequence[Group],
-    look: Look,
-    until: int | None = None,
-    dropped: Dropped = NONE_DROPPED,
-) -> bool:
-    """Trains each of the groups that no other worker trains; returns whether there was one."""
-    trained = False
-    for group in groups:
-        with suppress(WorkdirLocked):
-            if not have_reached(*group, until):
-                train_group(*group, look, until=until, dropped=dropped)
-                trained = True
     return trained
 
 
@@ -150,17 +194,14 @@ def end_sweep(trials: Sequence[Trial], directory: Path) -> None:
 
 def load_sweep(source: str) -> Sequence[Changes] | Search:
     """Returns what `get_sweep` of a file, `FILE[:ARGUMENT]`, returns; raises UserError."""
-    path, _, argument = source.partition(":")
-    if not Path(path).is_file():
-        files = ", ".join(sorted(map(str, Path(path).parent.glob("*.py")))) or "no .py file"
-        raise UserError(f"sweep file {path} does not exist: in {Path(path).parent} is {files}")
-    arguments = [argument] if argument else []
+    path, *arguments = filter(None, source.split(":", 1))
+    require_file("sweep", path)
     sweep = run_user_file(source, lambda: runpy.run_path(path)["get_sweep"](*arguments))
-    if isinstance(sweep, Search):
-        return sweep
-    if not isinstance(sweep, Sequence) or not all(isinstance(own, dict) for own in sweep):
-        raise UserError(f"{source}: get_sweep() must return what product() returns, not {sweep!r}")
-    check_num_trials(len(sweep))
+    if not isinstance(sweep, Search):
+        if not isinstance(sweep, Sequence) or not all(isinstance(own, dict) for own in sweep):
+            told = "get_sweep() must return what product() returns"
+            raise UserError(f"{source}: {told}, not {sweep!r}")
+        check_num_trials(len(sweep))
     return sweep
 
 
@@ -170,14 +211,12 @@ def rungs_of(config: ConfigDict, halving: int) -> list[int]:
         return []
     if halving < 2:
         raise UserError(f"--halving={halving}: give 2 or more, or 0 for none")
-    every, rungs = config.train.eval_every_epochs, []
+    every, epochs = config.train.eval_every_epochs, config.train.num_epochs
     if every < 1:
         raise UserError(f"train.eval_every_epochs={every} must be at least 1")
-    epochs = config.train.num_epochs // halving
-    while epochs >= every:
-        rungs.append(-(-epochs // every) * every)
-        epochs //= halving
-    return sorted({rung for rung in rungs if rung < config.train.num_epochs})
+    parts = [epochs // halving**n for n in range(1, epochs.bit_length() + 1)]
+    rungs = {-(-part // every) * every for part in parts if part >= every}
+    return sorted(rung for rung in rungs if rung < epochs)
 
 
 def _thin_out(trials: Sequence[Trial], directory: Path, until: int, halving: int) -> Sequence[str]:
@@ -186,12 +225,58 @@ def _thin_out(trials: Sequence[Trial], directory: Path, until: int, halving: int
     with lock_workdir(directory, LOCK_SECONDS):
         decisions = read_json(path) if path.exists() else {}
         if str(until) not in decisions:
-            paused, values = paused_trials(directory / GROUPS), {}
-            for name in sorted(trial.directory.name for trial in trials if not trial.has_ended):
-                if paused[name]["goes_on"]:
-                    value = paused[name]["value"]
-                    values[name] = -math.inf if value is None else by.sign * value
-            ranked = sorted(values, key=lambda name: -values[name])
+            paused = paused_trials(directory / GROUPS)
+            names = sorted(trial.name for trial in trials if not trial.has_ended)
+            active = [name for name in names if paused[name]["goes_on"]]
+            ranked = sorted(active, key=lambda name: by.rank(paused[name]["value"]))
             decisions[str(until)] = ranked[-(-len(ranked) // halving) :]
             write_json(path, decisions)
         return decisions[str(until)]
+
+
+def train_group(
+    trials: Sequence[Trial],
+    workdir: Path,
+    watch: Watch = lambda trial, records: None,
+    *,
+    until: int | None = None,
+    dropped: Dropped = NONE_DROPPED,
+) -> None:
+    """Trains the trials of a group as `train_trials` does, unless another process trains them.
+
+    Where training fails, or the process is killed, that is noted: the next call goes on from the
+    checkpoint, and after MAX_FAILURES at the same checkpoint the trials end as failures. The
+    directory is removed when all have ended. Raises UserError where it cannot be used, as on a
+    full disk, WorkdirLocked where another process has it, and Stopped after a signal.
+    """
+    if have_reached(trials, workdir, until):
+        return
+    with lock_workdir(workdir) as killed:
+        if killed:
+            _note_failure(trials, workdir, f"{killed} was killed, as when memory is short")
+        leaving = partial(os.truncate, workdir / LOCK, 0)  # this process was not killed
+        with StopSignals(leaving) as signals:
+            try:
+                max_bytes = MEMORY_SHARE * device_bytes() / int(os.environ.get(WORKERS, "1"))
+                train_trials(trials, workdir, signals, watch, until, dropped, max_bytes)
+            except UserError:
+                raise
+            except Exception as error:  # the end of one group is not that of the sweep
+                traceback.print_exc(file=sys.stderr)
+                _note_failure(trials, workdir, f"{type(error).__name__}: {error}")
+        if all(trial.has_ended for trial in trials):
+            shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _note_failure(trials: Sequence[Trial], workdir: Path, reason: str) -> None:
+    """Counts a failure; after MAX_FAILURES without progress the trials end with the reason."""
+    path = workdir / FAILURES
+    newest = [step for found in workdir.rglob(CHECKPOINTS) for step in steps_in(found)[:1]]
+    place = sorted(str(path.relative_to(workdir)) for path in newest)
+    place.append(f"{sum(trial.has_ended for trial in trials)} ended")
+    saved = read_json(path) if path.exists() else {}
+    number = saved["number"] + 1 if saved.get("place") == place else 1
+    write_json(path, {"place": place, "number": number})
+    if number >= MAX_FAILURES:
+        for trial in trials:
+            save_failure(trial, brief(f"training failed {number} times: {reason}", _MAX_REASON))

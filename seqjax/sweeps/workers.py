@@ -1,34 +1,32 @@
-"""Processes that are workers of a sweep: the same command, started again on the same directory."""
+"""Processes that are workers of a sweep: the same command, started again on the same directory, on
+this machine or as tasks of Ray, on the cluster at an address or on one started here."""
 
+import logging
 import os
+import platform
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from seqjax.distributed.devices import num_cores, start_jax
+from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped, StopSignals
-from seqjax.sweeps.sweep import POLL_SECONDS, Look
+from seqjax.sweeps.sweep import POLL_SECONDS, WORKERS, Look
 
 LOG = "workers.log"
 STOP_SECONDS = 60.0  # for workers to save in
 RESTARTS = 10  # of killed workers, for each worker
-_PARENT = "SEQJAX_SWEEP_PARENT"  # set for a worker that ends with the process that started it
-# XLA compiles other code for one device than for several: with at least two, a group that goes on
-# with another number of them keeps to the code that it began with.
-MIN_DEVICES = 2
-
-
-def start_devices(train: ConfigDict) -> None:
-    """Makes the cores of this process, and at least two, the devices that groups are trained on."""
-    start_jax(train, max(MIN_DEVICES, num_cores()))
+CONNECT_SECONDS = 10.0
+# What Ray's daemons would print here, and what they would send.
+RAY_SETTINGS = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def start_worker(command: Sequence[str], log: Path, index: int, share: int) -> subprocess.Popen:
@@ -36,7 +34,8 @@ def start_worker(command: Sequence[str], log: Path, index: int, share: int) -> s
 
     It is in a session of its own: Ctrl-C in the terminal is for this process, which passes it on.
     """
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), _PARENT: "1"}
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {"PYTHONPATH": path, WORKERS: str(max(1, num_cores() // share))}
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -61,7 +60,7 @@ def end_with_parent() -> None:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if os.environ.pop(_PARENT, ""):
+    if WORKERS in os.environ:
         threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
@@ -87,8 +86,8 @@ def run_workers(start: Callable[[int], Any], num_workers: int, log: Path, look: 
         finally:
             _stop(workers.values())
         if signals.received is not None:
-            message = "stopped; what was trained is saved: the same command resumes there"
-            raise Stopped(signals.received, message)
+            told = "stopped; what was trained is saved: the same command resumes there"
+            raise Stopped(signals.received, told)
     if 0 not in codes:
         last = (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
         raise UserError(f"{last.removeprefix('error: ')} (from {log}; exit codes {codes})")
@@ -104,3 +103,80 @@ def _stop(workers: Iterable[Any]) -> None:
             worker.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             worker.kill()
+
+
+class RayWorker:
+    """A worker as a task on one of the nodes, with the methods of a subprocess.Popen.
+
+    The nodes must have seqjax installed, and see the working directory and the directory of the
+    log, which is that of the sweep, by the same absolute paths.
+    """
+
+    def __init__(self, ray: Any, command: Sequence[str], log: Path, index: int, num_workers: int):
+        cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        share = max(1, int(min(sum(cpus) // num_workers, max(cpus))))
+        start, self._ray = ray.remote(num_cpus=share, max_retries=0)(_work), ray
+        self._task = start.remote([*command], str(log.absolute()), os.getcwd(), index, share)
+
+    def poll(self, timeout: float = 0.0) -> int | None:
+        """Returns the exit code, None while it runs; UserError if the node lacks a directory."""
+        if not self._ray.wait([self._task], timeout=timeout)[0]:
+            return None
+        try:
+            return self._ray.get(self._task)
+        except UserError as error:  # Ray adds the traceback to its text
+            raise UserError(error.args[0]) from None
+        except self._ray.exceptions.RayError:  # the node or the task's process has died
+            return -9
+
+    def wait(self, timeout: float) -> None:
+        if self.poll(timeout) is None:
+            raise subprocess.TimeoutExpired("task", timeout)
+
+    def terminate(self) -> None:
+        self._ray.cancel(self._task)  # which raises KeyboardInterrupt in the task
+
+    def kill(self) -> None:
+        self._ray.cancel(self._task, force=True)
+
+
+def _work(command: list[str], log: str, cwd: str, index: int, share: int) -> int:
+    """Runs a worker on this node, which may be another machine, and returns its exit code."""
+    for place in (Path(cwd), Path(log).parent):
+        if not place.is_dir():
+            missing = f"node {platform.node()} does not see {place}"
+            raise UserError(f"{missing}: work in directories that all nodes share")
+    os.chdir(cwd)
+    process = start_worker(command, Path(log), index, share)
+    try:
+        while (code := process.poll()) is None:  # unlike `wait`, a sleep can be interrupted
+            time.sleep(POLL_SECONDS)
+        return code
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+
+
+def start_ray(address: str) -> Any:
+    """Returns the package `ray`, connected to the cluster; without an address, to a new one here.
+
+    Raises UserError without the package and without the cluster.
+    """
+    os.environ.update({name: os.environ.get(name, x) for name, x in RAY_SETTINGS.items()})
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--executor=ray needs a package: pip install 'seqjax[ray]'") from None
+    here = {"num_cpus": num_cores(), "include_dashboard": False}
+    options: Any = {"address": address} if address else here
+    try:
+        with warnings.catch_warnings():  # of forks, which become other programs at once
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            if re.fullmatch(r"[^:/]+:\d+", address):  # Ray would try for five minutes
+                host, _, port = address.partition(":")
+                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            if not ray.is_initialized():
+                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at {address!r} ({error}): `ray start` one") from None
+    return ray

@@ -17,11 +17,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json
 from seqjax.data.streams import names_on_disk
 from seqjax.distributed.choices import choose
+from seqjax.distributed.devices import num_cores, start_jax
 from seqjax.errors import UserError
 from seqjax.files import read_json, sha256, write_json, write_text
 from seqjax.runs.checkpoint import Checkpoints, newest, set_aside_after
@@ -56,12 +58,21 @@ Watch = Callable[[Any, Any], None]  # is given a trial and its new records
 Dropped = Mapping[Path, int]  # the epoch after which a trial is to end, by its directory
 
 
+# XLA compiles other code for one device than for several: with at least two, trials that go on with
+# another number of them keep to the code that they began with.
+MIN_DEVICES = 2
+
+
 class Trial(NamedTuple):
     """A config, the directory of its future run, and the fields that differ from the sweep's."""
 
     config: ConfigDict
     directory: Path
     changes: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
 
     @property
     def has_ended(self) -> bool:
@@ -74,6 +85,11 @@ class Trial(NamedTuple):
 
 
 SoundTrial = tuple[Trial, Callable]  # a trial that can be begun, and its `init`
+
+
+def start_devices(train: ConfigDict) -> None:
+    """Makes the cores of this process, and at least two, the devices that trials are trained on."""
+    start_jax(train, max(MIN_DEVICES, num_cores()))
 
 
 def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[SoundTrial]:
@@ -187,7 +203,7 @@ def _appearing(directory: Path) -> Generator[Path]:
 def have_reached(trials: Sequence[Trial], workdir: Path, until: int | None) -> bool:
     """Returns whether all trials have ended, or have been paused at this epoch or later."""
     paused = paused_trials(workdir) if until is not None else {}
-    names = [trial.directory.name for trial in trials if not trial.has_ended]
+    names = [trial.name for trial in trials if not trial.has_ended]
     return all(name in paused and paused[name]["epoch"] >= until for name in names)
 
 
@@ -270,7 +286,7 @@ def _train(
     }
     now = _position(program, sound, workdir, identity)
     ends = [dropped.get(trial.directory, setup.config.train.num_epochs) for trial in trials]
-    paths = [workdir / f"{trial.directory.name}.steps.jsonl" for trial in trials]
+    paths = [workdir / f"{trial.name}.steps.jsonl" for trial in trials]
     steps = [StepsFile(path, now.step) for path in paths]
     shown: dict[str, Any] = {}  # how far each trial is, for all who look at the directory
     written_at = 0.0
@@ -279,8 +295,9 @@ def _train(
         nonlocal written_at
         losses = [records[-1].get(split, {}).get("loss") for split in ("train", "valid")]
         best = losses[0] if monitor == "epoch" else now.trials[i].progress.best_value
-        shown[trials[i].directory.name] = [records[-1]["epoch"], *losses, best]
-        if time.monotonic() > written_at + PROGRESS_SECONDS:
+        shown[trials[i].name] = [records[-1]["epoch"], *losses, best]
+        is_last = i == max(np.flatnonzero(trainer.active()), default=i)
+        if is_last and time.monotonic() > written_at + PROGRESS_SECONDS:
             write_json(workdir / PROGRESS, shown)
             written_at = time.monotonic()
         watch(trials[i], records)
@@ -301,7 +318,7 @@ def _train(
         return
     rows = zip(trials, _values(program, now), active.tolist(), strict=True)
     paused = {
-        trial.directory.name: {"epoch": now.evaluated, "value": value, "goes_on": goes_on}
+        trial.name: {"epoch": now.evaluated, "value": value, "goes_on": goes_on}
         for trial, value, goes_on in rows
     }
     write_json(workdir / PAUSED, paused)

@@ -2,7 +2,7 @@
 is trained by two at a time, and the results have the same bits as without kills.
 
 The machines are two host names and two paths to one directory. Five kills in a usual run of the
-tests. In about ten minutes, half of them for the sweep without kills:
+tests. In about eight minutes, five of them with kills:
 
     pytest tests/faults/test_shared_sweep.py -m slow --kills=240
 """
@@ -22,7 +22,6 @@ from support.same_runs import read_lines
 pytestmark = pytest.mark.slow
 
 HOSTS = ("north", "south")
-EPOCHS_PER_KILL = 100
 SWEEP = """
 from seqjax.sweeps.space import product
 def get_sweep():
@@ -33,12 +32,12 @@ def get_sweep():
 WORKER = """
 import os, runpy, socket, sys, time
 sys.path.insert(0, os.getcwd())
-from seqjax.sweeps import group
+from seqjax.sweeps import sweep
 
 host, log = sys.argv.pop(1), sys.argv.pop(1)
 socket.gethostname = lambda: host
-group.MAX_FAILURES = 10**6
-train = group.train_trials
+sweep.MAX_FAILURES = 10**6
+train = sweep.train_trials
 
 def note(event, workdir):
     with open(log, "a") as file:
@@ -49,7 +48,7 @@ def train_trials(trials, workdir, *args):
     train(trials, workdir, *args)
     note("end", workdir)
 
-group.train_trials = train_trials
+sweep.train_trials = train_trials
 runpy.run_module("experiments.sweep", run_name="__main__")
 """
 
@@ -65,7 +64,7 @@ def test_killed_workers_of_two_machines_end_every_trial_once(tmp_path, request, 
     def start(directory: Path, host: str) -> subprocess.Popen:
         command = [sys.executable, tmp_path / "worker.py", host, f"{directory}.log"]
         command += ["--config=configs/word_completion.py", f"--sweep={tmp_path / 'sweep.py'}"]
-        command += [f"--config.train.num_epochs={EPOCHS_PER_KILL * num_kills}", "--num_groups=8"]
+        command += [f"--config.train.num_epochs={500 + 25 * num_kills}", "--num_groups=8"]
         command += ["--config.train.steps_per_call=20", "--config.train.log_every_steps=50"]
         command += ["--config.train.checkpoint_every_minutes=0.003", f"--workdir={directory}"]
         pipe, text = subprocess.PIPE, True

@@ -32,7 +32,7 @@ from seqjax.errors import UserError
 from seqjax.hparams import HParams
 from seqjax.runs.signals import Stopped, StopSignals
 from seqjax.runs.workdir import CHECKPOINTS, LOCK
-from seqjax.sweeps.group import divide, train_group
+from seqjax.sweeps.sweep import divide, train_group
 from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.fit import fit, restore_best
 from seqjax.training.programs import TrialParallel, group_key
@@ -215,7 +215,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, assert_as_alone):
         received = property(lambda self: 15, lambda self, number: None)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
-        patch.setattr("seqjax.sweeps.group.StopSignals", Asked)
+        patch.setattr("seqjax.sweeps.sweep.StopSignals", Asked)
         train_group(trials, tmp_path / "group")
     assert stopped.value.exit_code == 143
     assert [path.name for path in (tmp_path / "group" / CHECKPOINTS).iterdir()] == ["3"]
@@ -268,9 +268,13 @@ def test_memory_estimates_are_per_device_and_linear(tmp_path):
     assert c - b == pytest.approx(b - a, rel=0.1)
 
 
-def test_a_group_too_large_for_the_memory_is_trained_in_halves(tmp_path, assert_as_alone):
+def test_a_group_too_large_for_the_memory_is_trained_in_halves(
+    tmp_path, monkeypatch, assert_as_alone
+):
     trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
-    train_group(trials, tmp_path / "group", max_bytes=1.0, until=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("seqjax.sweeps.sweep.device_bytes", lambda: 2.0)
+        train_group(trials, tmp_path / "group", until=1)
     assert (tmp_path / "group" / "second" / "second").is_dir()
     train_group(trials, tmp_path / "group")  # halves go on, also where there is room for more
     for trial in trials:
@@ -425,14 +429,14 @@ def test_a_worker_that_was_asked_to_stop_was_not_killed(tmp_path):
     code = """
 import os, signal, sys
 from pathlib import Path
-from seqjax.sweeps import group
+from seqjax.sweeps import sweep
 
 def train(*args):
     os.kill(os.getpid(), signal.SIGINT)
     signal.pause()
 
-group.train_trials = train
-group.train_group([group.Trial(None, Path("trial"))], Path("group"), max_bytes=1)
+sweep.train_trials = train
+sweep.train_group([sweep.Trial(None, Path("trial"))], Path("group"))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True

@@ -8,7 +8,7 @@ from support.processes import finish, start
 from support.toys import linear_config, read_json, use_linear_task
 
 from seqjax.errors import UserError
-from seqjax.sweeps import group
+from seqjax.sweeps import sweep
 from seqjax.sweeps.space import Search, choice, integer, log_uniform, uniform
 from seqjax.training.trials import save_failure
 
@@ -44,7 +44,7 @@ class Ends:
 
 def search_in(directory, train=None, search=RATES, config=None, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(group, "train_trials", train or Ends())
+        patch.setattr(sweep, "train_trials", train or Ends())
         return run_search(config or linear_config(), search, directory, **options)
 
 
@@ -107,7 +107,7 @@ def test_proposals_that_a_kill_left_behind_do_not_count(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_two_workers_train_each_batch_once(kind, tmp_path, monkeypatch):
     """Workers are threads here, each with a connection of its own."""
-    config, train = linear_config(num_epochs=2), group.train_trials
+    config, train = linear_config(num_epochs=2), sweep.train_trials
     times, both = Counter(), threading.Barrier(2)
 
     def count(trials, workdir, *options):
@@ -116,7 +116,7 @@ def test_two_workers_train_each_batch_once(kind, tmp_path, monkeypatch):
             both.wait(60)
         train(trials, workdir, *options)
 
-    monkeypatch.setattr(group, "train_trials", count)
+    monkeypatch.setattr(sweep, "train_trials", count)
     path = tmp_path / "study"
     options = {"storage": {"journal": f"journal:{path}", "sqlite": f"sqlite:///{path}"}[kind]}
     args = (config, Search(RATE, 12, 3), tmp_path / "a")
@@ -191,8 +191,8 @@ def test_another_storage_does_not_go_on_here(tmp_path):
     (tmp_path / "study.log").unlink()
     with pytest.raises(UserError) as error:
         search_in(tmp_path / "a", storage=storage)
-    assert "study.log has none of the trials of" in told_by(error)
-    assert "restore the storage from a copy" in told_by(error)
+    assert f"study.log is not that of {tmp_path / 'a'}: give another" in told_by(error)
+    assert "or restore the storage from a copy" in told_by(error)
 
 
 def test_the_study_of_another_directory_is_refused(tmp_path):
@@ -200,7 +200,7 @@ def test_the_study_of_another_directory_is_refused(tmp_path):
     search_in(tmp_path / "a", storage=storage)
     with pytest.raises(UserError) as error:
         search_in(tmp_path / "b", storage=storage)
-    expected = f"study 'seqjax' in {storage} is that of another directory: give that one"
+    expected = f"study 'seqjax' in {storage} is not that of {tmp_path / 'b'}: give another --study"
     assert told_by(error).startswith(expected)
     assert len(search_in(tmp_path / "b", storage=storage, study="other")) == 7
 

@@ -18,13 +18,12 @@ from support.same_runs import read_lines
 from support.toys import assert_picture
 
 import seqjax.plots
-import seqjax.sweeps.report
+import seqjax.sweeps.results
 from seqjax.config import base_config
 from seqjax.errors import UserError, one_line
 from seqjax.files import write_json
 from seqjax.runs.workdir import RESULT
-from seqjax.sweeps.report import LiveTable, report
-from seqjax.sweeps.results import shared_objective
+from seqjax.sweeps.results import LiveTable, report, shared_objective
 from seqjax.training.trials import FAILURE, PROGRESS, Trial
 
 RATE, CELL, DROPOUT = "optim.learning_rate", "model.cell", "model.output_dropout"
@@ -73,7 +72,7 @@ def grid(root: Path, values: dict[str, list[float]], **options: Any) -> list[Tri
 
 @pytest.fixture
 def no_picture(monkeypatch):
-    monkeypatch.setattr(seqjax.sweeps.report, "draw_against", lambda *args: args[-1].touch())
+    monkeypatch.setattr(seqjax.sweeps.results, "draw_against", lambda *args: args[-1].touch())
 
 
 def read_summary(directory: Path) -> list[dict[str, str]]:
@@ -159,7 +158,7 @@ trials = st.lists(
 @given(trials, st.sampled_from(["min", "max"]))
 def test_every_trial_is_there_once_whatever_came_of_it(cases, mode):
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seqjax.sweeps.report, "draw_against", lambda *args: args[-1].touch())
+        patch.setattr(seqjax.sweeps.results, "draw_against", lambda *args: args[-1].touch())
         root = Path(name)
         own = [
             make_trial(root, i, mode=mode, **{kind: x}, model__cell=cell)
@@ -326,8 +325,8 @@ def be_terminal(monkeypatch, width: int = 200) -> None:
 
 @pytest.fixture
 def look_always(monkeypatch):
-    monkeypatch.setattr(seqjax.sweeps.report, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(seqjax.sweeps.report, "LOOK_SHARE", math.inf)
+    monkeypatch.setattr(seqjax.sweeps.results, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(seqjax.sweeps.results, "LOOK_SHARE", math.inf)
 
 
 def save_progress(root: Path, **trials: list) -> None:
@@ -387,7 +386,7 @@ def test_the_directory_is_read_at_most_twice_a_second_and_a_twentieth_of_the_tim
         now[0] += cost[0]
 
     monkeypatch.setattr(LiveTable, "_take_ended", take)
-    monkeypatch.setattr(seqjax.sweeps.report.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(seqjax.sweeps.results.time, "monotonic", lambda: now[0])
     with LiveTable(list, tmp_path) as table:
         for seconds, most in ((0.0, 20), (0.125, 5)):
             cost[0], end = seconds, now[0] + 10
@@ -429,7 +428,7 @@ def test_seeds_alone_are_an_axis(tmp_path, monkeypatch):
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("seed", "valid.accuracy (max)")
     assert points(axis) == [*enumerate(values)]
     assert axis.collections[1].get_offsets().tolist() == [[2, 0.875]]
-    assert axis.figure.get_suptitle() == "3 finished, 1 failed"
+    assert axis.figure.get_suptitle() == f"{tmp_path.name}: 3 finished, 1 failed"
     bytes_before = (tmp_path / "sweep.png").read_bytes()
     report(own, tmp_path)
     assert (tmp_path / "sweep.png").read_bytes() == bytes_before
@@ -475,7 +474,7 @@ def test_a_picture_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     (tmp_path / "sweep.png").write_text("the last one")
-    monkeypatch.setattr(seqjax.sweeps.report, "draw_against", fail)
+    monkeypatch.setattr(seqjax.sweeps.results, "draw_against", fail)
     with pytest.raises(OSError, match="disk full"):
         report([make_trial(tmp_path, 0, 0.5)], tmp_path)
     assert (tmp_path / "sweep.png").read_text() == "the last one"

@@ -18,7 +18,7 @@ from support.toys import (
 
 from seqjax.config import change_fields
 from seqjax.errors import UserError
-from seqjax.sweeps import group
+from seqjax.sweeps import sweep
 from seqjax.sweeps.space import product, seeds
 from seqjax.sweeps.sweep import GROUPS, load_sweep, run_sweep, rungs_of
 
@@ -88,7 +88,7 @@ def test_a_halved_sweep_goes_on_with_the_groups_that_it_began_with(rung, tmp_pat
     config = linear_config(num_epochs=8, monitor="valid.loss", checkpoint_every_epochs=1)
     changes, trained = product(seeds(2), RATES), []
     run_sweep(config, changes, tmp_path / "whole", halving=2)
-    train = group.train_trials
+    train = sweep.train_trials
 
     def breaks(trials, workdir, signals, watch, until, *options):
         """Trains one group of those of this rung."""
@@ -98,7 +98,7 @@ def test_a_halved_sweep_goes_on_with_the_groups_that_it_began_with(rung, tmp_pat
         trained.extend([workdir] * (until == rung))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(group, "train_trials", breaks)
+        patch.setattr(sweep, "train_trials", breaks)
         run_sweep(config, changes, tmp_path / "broken", num_groups=3, halving=2)
     run_sweep(config, changes, tmp_path / "broken", halving=2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -124,7 +124,7 @@ def test_what_ends_at_a_rung_takes_no_place_at_the_next(tmp_path):
 def test_two_workers_train_each_group_once(halving, tmp_path, monkeypatch):
     """Workers are threads here; their locks are as those of processes."""
     config = linear_config(num_epochs=8, monitor="valid.loss")
-    changes, times, train = product(seeds(2), RATES), Counter(), group.train_trials
+    changes, times, train = product(seeds(2), RATES), Counter(), sweep.train_trials
     both = threading.Barrier(2)
 
     def count(trials, workdir, signals, watch, until, *options):
@@ -134,7 +134,7 @@ def test_two_workers_train_each_group_once(halving, tmp_path, monkeypatch):
         train(trials, workdir, signals, watch, until, *options)
 
     run_sweep(config, changes, tmp_path / "alone", num_groups=4, halving=halving)
-    monkeypatch.setattr(group, "train_trials", count)
+    monkeypatch.setattr(sweep, "train_trials", count)
     options = {"num_groups": 4, "halving": halving}
     args = (config, changes, tmp_path / "shared")
     threads = [threading.Thread(target=run_sweep, args=args, kwargs=options) for _ in range(2)]

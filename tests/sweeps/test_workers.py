@@ -19,10 +19,10 @@ from support.toys import tiny_config
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped
 from seqjax.sweeps import workers
-from seqjax.sweeps.ray import RayWorker, start_ray
-from seqjax.sweeps.report import SUMMARY_FILE, TRIALS_FILE
+from seqjax.sweeps.results import SUMMARY_FILE, TRIALS_FILE
 from seqjax.sweeps.sweep import GROUPS
-from seqjax.sweeps.workers import LOG, run_workers
+from seqjax.sweeps.workers import LOG, RayWorker, run_workers, start_ray
+from seqjax.training import trials
 
 NAMES = [f"{i:04}" for i in range(8)]
 SWEEP = """
@@ -196,10 +196,10 @@ def test_a_signal_ends_all_workers(quick, tmp_path, monkeypatch):
 
 def test_two_devices_at_least_train_a_group(monkeypatch):
     asked = []
-    monkeypatch.setattr(workers, "start_jax", lambda train, num_devices: asked.append(num_devices))
+    monkeypatch.setattr(trials, "start_jax", lambda train, num_devices: asked.append(num_devices))
     for num_cores in (1, 2, 5):
-        monkeypatch.setattr(workers, "num_cores", lambda n=num_cores: n)
-        workers.start_devices(tiny_config("word_completion").train)
+        monkeypatch.setattr(trials, "num_cores", lambda n=num_cores: n)
+        trials.start_devices(tiny_config("word_completion").train)
     assert asked == [2, 2, 5]
 
 

@@ -13,7 +13,7 @@ import seqjax.plots
 from seqjax.distributed.devices import bfloat16_note
 from seqjax.errors import UserError
 from seqjax.runs.identity import Identity, differences
-from seqjax.sweeps.group import train_group
+from seqjax.sweeps.sweep import train_group
 from seqjax.training.fit import fit
 from seqjax.training.trials import Trial
 

@@ -15,7 +15,7 @@ from support.toys import linear_config, linear_task, tiny_config, use_linear_tas
 import seqjax.plots
 import seqjax.training.fit
 from seqjax.distributed.mesh import make_mesh
-from seqjax.sweeps.group import train_group
+from seqjax.sweeps.sweep import train_group
 from seqjax.tasks.registry import TASKS, make_task
 from seqjax.training.epoch import Program
 from seqjax.training.fit import fit, load_run

@@ -49,8 +49,7 @@ from experiments.reproduce.verdict import (
     within,
 )
 from seqjax.errors import UserError
-from seqjax.sweeps.group import divide, train_group
-from seqjax.sweeps.sweep import GROUPS
+from seqjax.sweeps.sweep import GROUPS, divide, train_group
 from seqjax.training.logger import read_records
 from seqjax.training.trials import Trial, save_failure
 
