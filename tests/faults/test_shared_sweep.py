@@ -59,7 +59,14 @@ def test_killed_workers_of_two_machines_end_every_trial_once(tmp_path, request, 
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
     (tmp_path / "sweep.py").write_text(SWEEP, encoding="utf-8")
     through, shared = tmp_path / "through", tmp_path / "shared"
-    (tmp_path / "mounted").symlink_to(shared)
+    shared.mkdir()
+    (tmp_path / "mounted").mkdir()
+    bind = ["mount", "--bind", shared, tmp_path / "mounted"]
+    if subprocess.run(bind, capture_output=True, check=False).returncode == 0:
+        request.addfinalizer(lambda: subprocess.run(["umount", bind[-1]], check=True))
+    else:  # without the right to mount
+        (tmp_path / "mounted").rmdir()
+        (tmp_path / "mounted").symlink_to(shared)
 
     def start(directory: Path, host: str) -> subprocess.Popen:
         command = [sys.executable, tmp_path / "worker.py", host, f"{directory}.log"]
