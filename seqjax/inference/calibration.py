@@ -5,6 +5,7 @@ that the model was trained on. A logistic regression weighs the two; the model's
 is high for nonsense too.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,11 +81,13 @@ def load_abstention(directory: Path) -> Abstention:
     remedy = "run experiments.evaluate on it, or answer always with --abstain=off"
     path = directory / ABSTENTION_FILE
     try:
-        fields = read_json(path)
-        return Abstention(**{name: float(value) for name, value in fields.items()})
+        fields = {name: float(value) for name, value in read_json(path).items()}
+        if not all(map(math.isfinite, fields.values())):
+            raise ValueError("its numbers must be finite")
+        return Abstention(**fields)
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from seqjax.config import as_json, differing_fields, with_later_fields
+from seqjax.config import as_json, differing_fields, with_present_fields
 from seqjax.distributed.choices import Choice
 from seqjax.distributed.processes import num_processes
 from seqjax.files import sha256
@@ -29,7 +29,6 @@ FREE_FIELDS = {
         "trial_mapping",
         "checkpoint_every_epochs",
         "checkpoint_every_minutes",
-        "compilation_cache_dir",
         "num_devices",
     )
 }
@@ -100,7 +99,7 @@ def differences(old: Identity, new: Identity) -> list[str]:
 
 def _bound_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The config without its free fields, and with those that its version did not have yet."""
-    config = with_later_fields(config)
+    config = with_present_fields(config)
     return {
         name: {k: v for k, v in section.items() if k not in FREE_FIELDS.get(name, ())}
         if isinstance(section, Mapping)
@@ -128,6 +127,7 @@ def arrays_digest(arrays: Mapping[str, Any], beside: bytes = b"") -> str:
             row_bytes = math.prod(column.shape[1:]) * column.dtype.itemsize
             size = max(1, PART_BYTES // max(1, row_bytes))
             for start in range(0, len(column) if row_bytes else 0, size):
-                yield np.ascontiguousarray(column[start : start + size]).data
+                part = np.ascontiguousarray(column[start : start + size])
+                yield part.reshape(-1).view(np.uint8).data  # bfloat16 has no buffer of its own
 
     return sha256(pieces())

@@ -53,7 +53,7 @@ def write_weights(path: Path, weights: WeightsFile) -> None:
     tensors = {name: np.asarray(x, order="C") for name, x in weights.tensors.items()}
     metadata["sha256"] = _digest(metadata, tensors)
     with whole_file(path) as beside:
-        beside.write_bytes(save(tensors, metadata))
+        beside.write_bytes(_with_sorted_header(save(tensors, metadata)))
         read_weights(beside)
 
 
@@ -100,7 +100,14 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def as_params(path: Path, tensors: dict[str, np.ndarray], shapes: Params) -> Params:
-    """The tensors of a file as parameters of these shapes; raises UserError if they are others."""
+    """Returns the tensors of a file as parameters of these shapes; bfloat16 becomes float32.
+
+    Raises UserError if they are others, and for values that are not finite.
+    """
+    tensors = {n: x.astype(np.float32) if _is_bfloat16(x) else x for n, x in tensors.items()}
+    for name, x in tensors.items():
+        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+            raise UserError(f"{path}: {name} has values that are not finite: {_REMEDY}")
     wanted, found = (
         {name: f"{x.dtype}{list(x.shape)}" for name, x in pairs}
         for pairs in (named_arrays(shapes), tensors.items())
@@ -118,6 +125,22 @@ def is_imported(workdir: Path) -> bool:
     """Whether a directory holds weights that were trained elsewhere, and nothing to go on from."""
     trained = any((workdir / name).exists() for name in (FINGERPRINT, CHECKPOINTS))
     return (workdir / WEIGHTS_FILE).exists() and not trained
+
+
+def _is_bfloat16(x: np.ndarray) -> bool:
+    return x.dtype.name == "bfloat16"
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Returns a safetensors file whose header is in order, so that equal weights have equal bytes.
+
+    The library writes the entries of `__metadata__` in any order.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    fields = json.loads(data[8:end])
+    header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
