@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,23 +60,27 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Generator[Path]:
+def whole_file(path: Path, durable: bool = True) -> Generator[Path]:
     """Yields a path beside `path` to write to; the file then replaces `path` in one step.
 
-    After an exception it is deleted, and `path` stays as it was.
+    After an exception it is deleted, and `path` stays as it was. If `durable`, the new content is
+    on the disk before that.
     """
     beside = path.with_name(f"{path.name}.tmp")
     try:
         yield beside
+        if durable:
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Writes a text in UTF-8, completely or not at all."""
-    with whole_file(path) as beside:
+    with whole_file(path, durable) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
@@ -94,9 +99,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Writes a value as JSON, completely or not at all; NaN and infinities become null."""
-    write_text(path, json_text(value, indent=2) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n", durable)
 
 
 def sha256(content: Path | Iterable[bytes | memoryview]) -> str:

@@ -1,5 +1,10 @@
-"""SIGTERM and SIGINT while a run trains: save, then exit; at once where nothing would be lost."""
+"""Signals while a run trains: save, then exit; at once where nothing would be lost.
 
+SIGTERM and SIGINT ask a process to end, SIGHUP tells it that its terminal is gone, and SIGUSR1 is
+sent by Slurm before a job's time is over, if the job asks for it.
+"""
+
+import contextlib
 import os
 import signal
 import sys
@@ -9,7 +14,8 @@ from types import TracebackType
 
 from seqjax.errors import one_line
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows has two of them
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Stopped(SystemExit):
@@ -39,7 +45,8 @@ class StopSignals:
             self._ears, mouth = os.pipe()
             os.set_blocking(mouth, False)
             self._old_mouth, self._mouth = signal.set_wakeup_fd(mouth), mouth
-            self._old = {number: signal.signal(number, _ignore) for number in SIGNALS}
+            heard = [number for number in SIGNALS if not _is_for_nohup(number)]
+            self._old = {number: signal.signal(number, _ignore) for number in heard}
             threading.Thread(target=self._listen, daemon=True).start()
         return self
 
@@ -64,8 +71,9 @@ class StopSignals:
             self.received = number
             say(f"{name}: saving, then exiting; once more exits at once")
             return
-        if sys.stdout.isatty():
-            os.write(1, b"\x1b[?25h\n")  # the progress bar had hidden the cursor
+        with contextlib.suppress(OSError, AttributeError):  # without a terminal, or without stdout
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h\n")  # the progress bar had hidden the cursor
         lost = "what was not saved is lost" if self.unsaved else "nothing is lost"
         say(f"{name}: {lost}; the same command resumes from the last checkpoint")
         self._leaving()
@@ -73,8 +81,15 @@ class StopSignals:
 
 
 def say(line: str) -> None:
-    """A line to standard error at once, from any thread."""
-    os.write(2, f"{one_line(line)}\n".encode())
+    """Writes a line to standard error at once, from any thread, unless nobody can read it."""
+    with contextlib.suppress(OSError):  # the terminal may have been closed
+        os.write(2, f"{one_line(line)}\n".encode())
+
+
+def _is_for_nohup(number: int) -> bool:
+    """Returns whether `nohup` has made the process ignore that its terminal is closed."""
+    is_hangup = number == getattr(signal, "SIGHUP", None)
+    return is_hangup and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _ignore(number: int, frame: object) -> None:
