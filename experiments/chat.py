@@ -7,11 +7,10 @@ python -m experiments.chat --workdir=runs/cafe --abstain=off --decoder=beam < qu
 import os
 import sys
 from io import TextIOWrapper
-from pathlib import Path
 
 from absl import flags
 
-from seqjax.cli import launch
+from seqjax.cli import launch, user_path
 from seqjax.errors import UserError
 from seqjax.serving.repl import (
     CHAT_DECODERS,
@@ -35,7 +34,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # rather than end the chat
     terminal = sys.stdin.isatty()
     try:
-        responder = load_responder(Path(_WORKDIR.value), _ABSTAIN.value == "on")
+        responder = load_responder(user_path(_WORKDIR.value), _ABSTAIN.value == "on")
         chat = Chat(responder, _DECODER.value, on_terminal=terminal)
         lines = prompted_lines(input, sys.stdout) if terminal else piped_lines(sys.stdin.buffer)
         talk(chat, lines, sys.stdout)

@@ -5,11 +5,10 @@ python -m experiments.demo --chat=runs/cafe_chatbot --translate=runs/words --por
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from seqjax.cli import launch
+from seqjax.cli import launch, user_path
 from seqjax.serving.page import make_page, serve_page
 
 _RUNS = {
@@ -23,7 +22,7 @@ _PORT = flags.DEFINE_integer(
 
 
 def main() -> None:
-    runs = {name: Path(flag.value) for name, flag in _RUNS.items() if flag.value}
+    runs = {name: user_path(flag.value) for name, flag in _RUNS.items() if flag.value}
     serve_page(make_page(runs), _PORT.value)
 
 

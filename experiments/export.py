@@ -4,11 +4,10 @@ python -m experiments.export --workdir=runs/cafe_chatbot --output=cafe.safetenso
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from seqjax.cli import launch
+from seqjax.cli import launch, user_path
 from seqjax.runs.weights import WEIGHTS_FILE
 from seqjax.serving.export import export_run
 
@@ -18,8 +17,8 @@ _OUTPUT = flags.DEFINE_string("output", None, f"file to write; by default WORKDI
 
 
 def main() -> None:
-    workdir = Path(_WORKDIR.value)
-    export_run(workdir, Path(_OUTPUT.value) if _OUTPUT.value else workdir / WEIGHTS_FILE)
+    workdir = user_path(_WORKDIR.value)
+    export_run(workdir, user_path(_OUTPUT.value) if _OUTPUT.value else workdir / WEIGHTS_FILE)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ python -m experiments.import_weights --weights=faq.safetensors --data=faq.csv --
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from seqjax.cli import launch
+from seqjax.cli import launch, user_path
 from seqjax.serving.export import import_run
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "file to import", required=True)
@@ -25,7 +24,7 @@ _DATA = {
 
 def main() -> None:
     data = {field: flag.value for field, flag in _DATA.items() if flag.value is not None}
-    import_run(Path(_WEIGHTS.value), Path(_WORKDIR.value), data)
+    import_run(user_path(_WEIGHTS.value), user_path(_WORKDIR.value), data)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,21 @@ python -m experiments.sweep --config=... --sweep=... --num_workers=4
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from seqjax.cli import default_workdir, launch
-from seqjax.distributed.devices import num_cores
+from seqjax.cli import default_workdir, launch, user_path
 from seqjax.errors import UserError
 from seqjax.sweeps.optuna import run_search
 from seqjax.sweeps.space import Search
-from seqjax.sweeps.sweep import Workers, load_sweep, run_sweep
+from seqjax.sweeps.sweep import Look, Workers, load_sweep, run_sweep
 from seqjax.sweeps.workers import (
     LOG,
     RayWorker,
+    check_devices,
     end_with_parent,
     run_workers,
     start_ray,
@@ -67,13 +66,16 @@ def main() -> None:
     if not _SWEEP.value:
         raise UserError("--sweep is missing: give a file, as --sweep=configs/sweeps/seeds.py")
     config, sweep = _CONFIG.value, load_sweep(_SWEEP.value)
-    name = f"{default_workdir().name}-{Path(_SWEEP.value.partition(':')[0]).stem}"
-    directory = Path(_WORKDIR.value or Path("runs/sweeps") / name)
+    place = default_workdir().resolve()  # of a run, whose config it may be
+    of_sweep = f"{place.parents[1].name}-" if place.parent.name == "trials" else ""
+    name = f"{of_sweep}{place.name}-{Path(_SWEEP.value.partition(':')[0]).stem}"
+    directory = user_path(_WORKDIR.value or f"runs/sweeps/{name}")
     _check_flags(isinstance(sweep, Search))
     end_with_parent()
     workers = _workers(directory)
     if workers is None:
-        start_devices(config.train)
+        start_devices()
+        check_devices()
     slurm = os.environ.get("SLURM_NTASKS", "")
     num_groups = _GROUPS.value or _WORKERS.value * int(slurm if slurm.isdecimal() else 1)
     if isinstance(sweep, Search):
@@ -104,13 +106,17 @@ def _workers(directory: Path) -> Workers | None:
     command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:]]
     command += [f"--workdir={directory}", "--num_workers=1", "--executor=local", "--address="]
 
-    def start(index: int) -> Any:
-        if _EXECUTOR.value == "ray":
-            return RayWorker(start_ray(_ADDRESS.value), command, log, index, count)
-        return start_worker(command, log, index, max(1, num_cores() // count))
+    def run(look: Look) -> None:
+        ray = start_ray(_ADDRESS.value) if _EXECUTOR.value == "ray" else None
 
-    is_alone = count == 1 and _EXECUTOR.value == "local"
-    return None if is_alone else partial(run_workers, start, count, log)
+        def start(index: int) -> Any:
+            if ray:
+                return RayWorker(ray, command, log, index, count)
+            return start_worker(command, log, count, index)
+
+        run_workers(start, count, log, look)
+
+    return None if count == 1 and _EXECUTOR.value == "local" else run
 
 
 def _check_flags(is_search: bool) -> None:

@@ -12,12 +12,11 @@ srun python -m experiments.train --config=configs/mnist_rows.py --distributed
 
 import re
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from seqjax.cli import default_workdir, launch
+from seqjax.cli import default_workdir, launch, user_path
 from seqjax.distributed.devices import start_jax
 from seqjax.distributed.processes import start_processes
 from seqjax.errors import UserError
@@ -26,7 +25,9 @@ from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configs/NAME.py[:VARIANT]; fields are set as --config.model.cell=gru"
+    "config",
+    None,
+    "configs/NAME.py[:VARIANT], or a run's directory; fields are set as --config.model.cell=gru",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; by default runs/NAME")
 _RESUME = flags.DEFINE_enum(
@@ -60,7 +61,7 @@ _TIMEOUT = flags.DEFINE_integer(
 
 def main() -> None:
     config = _CONFIG.value
-    start_jax(config.train)
+    start_jax(config.train.num_devices)
     start_processes(
         _ADDRESS.value,
         _NUM_PROCESSES.value,
@@ -68,7 +69,7 @@ def main() -> None:
         detect=_DISTRIBUTED.value,
         timeout_seconds=_TIMEOUT.value,
     )
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
+    workdir = user_path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
     task = make_task(config, workdir)
     check_parameters(task.init)
     fit(

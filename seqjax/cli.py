@@ -1,5 +1,6 @@
 """Starts and ends an entry point: parses its flags and prints its errors."""
 
+import io
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
 from seqjax.config import check_values, find_field
+from seqjax.distributed.devices import COMPILATION_CACHE
 from seqjax.distributed.processes import LOST, is_main, leave
 from seqjax.errors import (
     TRACEBACK_HINT,
@@ -41,17 +43,23 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
     """
     logging.set_verbosity(logging.FATAL)  # Orbax reports progress, and errors that it then raises
     sys.unraisablehook = _unraisable
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of characters that a terminal does not have
     try:
         if "traceback" not in flags.FLAGS:
+            where: Any = {"flag_values": flags.FLAGS, "module_name": sys.argv[0]}
             text = "print the traceback of every error"
-            flags.DEFINE_bool(
-                "traceback", False, text, flag_values=flags.FLAGS, module_name=sys.argv[0]
-            )
+            flags.DEFINE_bool("traceback", False, text, **where)
+            text = "folder of compiled programs; by default in the user's cache, '' = none"
+            flags.DEFINE_string("compilation_cache_dir", None, text, **where)
         if {"--help", "-help", "-h"} & set(sys.argv):
             print(sys.modules["__main__"].__doc__)
             print(flags.FLAGS.main_module_help())
         else:
             _parse_flags(sys.argv)
+            if flags.FLAGS.compilation_cache_dir is not None:
+                os.environ[COMPILATION_CACHE] = flags.FLAGS.compilation_cache_dir
             main()
         if sys.stdout is not None:  # the parent process may have closed it
             sys.stdout.flush()
@@ -71,6 +79,19 @@ def launch(main: Callable[[], object], interrupted: str = "interrupted") -> int:
         print(interrupted, file=sys.stderr)
         return leave(130)
     return 0
+
+
+def user_path(text: str) -> Path:
+    """Returns the path that a flag names, with ~ as the home directory.
+
+    Raises UserError for a URL, and for ~ where the home directory is not known.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise UserError(f"{text} is a URL: give a directory or file of a mounted file system")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: the home directory is not known; give the whole path") from None
 
 
 def default_workdir() -> Path:
@@ -112,7 +133,7 @@ def _parse_flags(argv: list[str]) -> None:
 
 
 def _of_run(arg: str, before: str) -> str:
-    """Returns the value of --config that is a run's directory as the file that reads its config."""
+    """Returns the argument, or if it is a run's directory the file that reads its config."""
     found = re.fullmatch(r"(--?config=)?(.*)", arg, re.DOTALL)
     assert found
     is_config = found[1] or before in ("--config", "-config")

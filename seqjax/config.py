@@ -28,6 +28,8 @@ LATER_FIELDS: dict[str, Any] = {
     "train.trial_mapping": "auto",
     "train.compute_dtype": "float32",
 }
+# The fields of configs of earlier versions that are no longer read, by full name.
+REMOVED_FIELDS = ("train.compilation_cache_dir",)
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -94,7 +96,6 @@ def base_config(task: str) -> ConfigDict:
         "backend": "auto",  # scan, fused, xla (either of the two) or cudnn; auto: by device
         "compute_dtype": "float32",  # of operands of matrix products: float32, bfloat16
         "remat": False,  # True recomputes steps in the backward pass: memory O(sqrt(T)), not O(T)
-        "compilation_cache_dir": "auto",  # auto: a folder in the user's cache; "" = off
     }
     return config
 
@@ -189,7 +190,7 @@ def make_config(fields: Mapping[str, Any]) -> ConfigDict:
 
     Raises UserError for a field that is missing, of another type or out of range.
     """
-    fields = with_later_fields(with_tuples(fields))
+    fields = with_present_fields(with_tuples(fields))
     like = text_pairs_config("") if fields.get("task") == "text_pairs" else base_config("")
     _check_types(fields, like.to_dict())
     check_values(fields)
@@ -199,12 +200,16 @@ def make_config(fields: Mapping[str, Any]) -> ConfigDict:
         raise UserError(str(error)) from None
 
 
-def with_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a config and those of LATER_FIELDS that its version did not have.
+def with_present_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config of any version with LATER_FIELDS and without REMOVED_FIELDS.
 
     Fields of a section that the config does not have, because its task has none, are not added.
     """
     fields = dict(fields)
+    for name in REMOVED_FIELDS:
+        section, _, field = name.partition(".")
+        if isinstance(old := fields.get(section), Mapping):
+            fields[section] = {n: value for n, value in old.items() if n != field}
     for name, value in LATER_FIELDS.items():
         section, _, field = name.partition(".")
         if isinstance(old := fields.get(section), Mapping) and field not in old:

@@ -150,7 +150,7 @@ def test_every_field_of_train_and_of_the_top_is_read(tmp_path, monkeypatch, caps
     monkeypatch.setattr(seqjax.runs.identity, "as_json", lambda config: written)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     monkeypatch.setattr(ConfigDict, "__getitem__", record)
-    start_jax(config.train)
+    start_jax(config.train.num_devices)
     fit(linear_task(), config, tmp_path / "run")
     monkeypatch.undo()
     # The task reads `data`, `model`, `backend` and `remat`; make_task reads `task`.

@@ -4,6 +4,7 @@ Run as a program, `first_step CONFIG CACHE`, it makes the first step of one run.
 """
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def make_first_step(name: str, cache: str) -> float:
     import jax
     import numpy as np
 
-    from seqjax.distributed.devices import start_jax
+    from seqjax.distributed.devices import COMPILATION_CACHE, start_jax
     from seqjax.tasks.registry import make_task
     from seqjax.training.epoch import START
     from seqjax.training.position import begin
@@ -131,8 +132,8 @@ def make_first_step(name: str, cache: str) -> float:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     config = read_config(name)
-    config.train.compilation_cache_dir = cache
-    start_jax(config.lock().train)
+    os.environ[COMPILATION_CACHE] = cache
+    start_jax(config.lock().train.num_devices)
     setup = make_setup(make_task(config), config)
     program = DataParallel(setup)
     params = jax.jit(setup.task.init)(make_keys(config.seed).init)

@@ -39,7 +39,7 @@ def tune(names: Sequence[str], num_rounds: int, say: Callable[[str], None]) -> l
 
     The rule's choice stays the best unless another one takes less than 0.97 of its time.
     """
-    start_jax(ConfigDict({"num_devices": 0, "compilation_cache_dir": "auto"}))
+    start_jax(0)
     found = []
     for name in names:
         say(f"{name}: tuning")

@@ -6,7 +6,6 @@ python -m experiments.reproduce --only=mnist_rows,layers --seeds=2
 
 import sys
 from importlib import import_module
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,8 +13,7 @@ from ml_collections import ConfigDict
 from experiments.reproduce.ledger import NAMES, reproduce
 from experiments.reproduce.show import save_ledger, show_ledger
 from experiments.reproduce.trials import MANY
-from seqjax.cli import launch
-from seqjax.config import base_config
+from seqjax.cli import launch, user_path
 from seqjax.runs.signals import say
 from seqjax.training.trials import start_devices
 
@@ -29,8 +27,8 @@ def get_config(name: str, variant: str) -> ConfigDict:
 
 
 def main() -> None:
-    directory = Path(_WORKDIR.value)
-    start_devices(base_config("").train)
+    directory = user_path(_WORKDIR.value)
+    start_devices()
     sections, study = reproduce(_ONLY.value, get_config, directory, _SEEDS.value, say)
     show_ledger(sections)
     for path in save_ledger(sections, study, directory):

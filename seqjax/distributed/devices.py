@@ -6,7 +6,9 @@ No JAX device may be used before `start_jax` has set the number of devices.
 import os
 import platform
 import re
+import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -14,28 +16,28 @@ from ml_collections import ConfigDict
 
 from seqjax.errors import UserError, require
 
+COMPILATION_CACHE = "JAX_COMPILATION_CACHE_DIR"
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of `cpu_flags`
 MAX_DEVICES = 64  # more than most machines have cores, to try out a large machine on a small one
 
 
-def start_jax(train: ConfigDict, num_devices: int | None = None) -> None:
-    """Makes each CPU core a JAX device and turns JAX's persistent compilation cache on.
+def start_jax(num_devices: int) -> None:
+    """Makes so many CPU cores JAX devices and turns JAX's persistent compilation cache on.
 
-    The number of CPU devices is `num_devices`, or the config's `train.num_devices` if it is None;
-    0 means all cores. Raises UserError for a number out of range and for a cache directory that is
-    a file.
+    `num_devices` is `train.num_devices`; 0 means all cores. The cache is the directory that the
+    environment variable COMPILATION_CACHE names, otherwise a folder in the user's cache; an empty
+    value turns it off. No config and no run's directory can name it, because JAX executes what it
+    finds there. Raises UserError for a number out of range and for a cache directory that
+    is a file.
     """
-    count = train.num_devices if num_devices is None else num_devices
     most = max(cores := num_cores(), MAX_DEVICES)
-    require("train.num_devices", count, 0 <= count <= most, f"at least 0 (all) and at most {most}")
+    expected = f"at least 0 (all) and at most {most}"
+    require("train.num_devices", num_devices, 0 <= num_devices <= most, expected)
     with suppress(RuntimeError):  # an earlier run in this process has initialized the devices
-        jax.config.update("jax_num_cpu_devices", count or cores)
-    directory = train.compilation_cache_dir
-    if directory == "auto":
-        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_cache() / "jax")
-    if directory:
+        jax.config.update("jax_num_cpu_devices", num_devices or cores)
+    if directory := os.environ.get(COMPILATION_CACHE, str(user_cache() / "jax")):
         if Path(directory).exists() and not Path(directory).is_dir():
-            raise UserError(f"train.compilation_cache_dir={directory} is not a directory")
+            raise UserError(f"{COMPILATION_CACHE}={directory} is not a directory: give another one")
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -74,8 +76,21 @@ def _cpu_info() -> str:
 
 
 def user_cache() -> Path:
-    """Returns seqjax's folder in the user's cache, which may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqjax"
+    """Returns seqjax's folder in the user's cache, which may not exist yet.
+
+    Without a home directory it is a temporary folder that only this process uses.
+    """
+    if not (base := os.environ.get("XDG_CACHE_HOME")):
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            base = _temporary_folder().name
+    return Path(base) / "seqjax"
+
+
+@cache
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()  # removed at exit
 
 
 def num_cores() -> int:

@@ -74,7 +74,7 @@ def import_run(path: Path, workdir: Path, data: Mapping[str, str]) -> None:
     progress = read_progress(path, weights.progress)
     try:
         config = make_config(_safe_config(path, weights.config, data))
-        start_jax(config.train)
+        start_jax(config.train.num_devices)
         # In the nearest directory above the new one, so that it can be moved by a rename.
         above = next(parent for parent in workdir.absolute().parents if parent.is_dir())
         with tempfile.TemporaryDirectory(dir=above, prefix=".import-") as stage:
@@ -119,11 +119,9 @@ def _write_run(run: Path, path: Path, weights: WeightsFile, config: ConfigDict) 
 def _safe_config(path: Path, config: dict[str, Any], data: Mapping[str, str]) -> dict[str, Any]:
     """Returns a stranger's config, with the fields of `data`, that names no file outside.
 
-    The cache of compiled programs, which are code, is this machine's choice. So are the place of
-    its data sets and the number of its devices.
+    The place of data sets and the number of devices are this machine's choice.
     """
-    fields = config["data"] | data
-    train = config["train"] | {"compilation_cache_dir": "auto"}
+    fields, train = config["data"] | data, dict(config["train"])
     if not 0 <= train["num_devices"] <= (os.cpu_count() or 1):
         train["num_devices"] = 0
     fields |= {name: "" for name in ("tfds_data_dir", "tfds_manual_dir") if name in fields}

@@ -59,14 +59,15 @@ def run_search(
         if workers:
             workers(table.look)
         while True:
-            batches = shared.batches()
-            trials = [*chain(*batches)]
+            with lock_workdir(directory, sweep.LOCK_SECONDS):  # none is half proposed
+                batches = shared.batches()
             parts = [sweep.divide(batch, saved["num_groups"], groups) for batch in batches]
             if sweep.train_groups([*chain(*parts)], table.look, wait=False):
                 continue
             with lock_workdir(directory, sweep.LOCK_SECONDS):
+                trials = [*chain(*shared.batches())]
                 shared.tell(trials)
-                if shared.propose():
+                if len(trials) > sum(map(len, batches)) or shared.propose():
                     continue
             if all(trial.has_ended for trial in trials):
                 break
@@ -79,8 +80,9 @@ def run_search(
 class Study:
     """An Optuna study: each of its trials is the trial of that number of the sweep.
 
-    Its trials have the number of their batch as soon as they are proposed in whole: one without,
-    which a kill left behind, does not count. `tell` and `propose` need the lock of the directory.
+    A trial has the number of its batch as soon as it is proposed in whole: one without, which a
+    kill left behind, does not count. All methods but `batches` need the lock of the directory, and
+    what `batches` returns without it may lack trials of the last batch.
     """
 
     def __init__(self, config: ConfigDict, search: Search, directory: Path, saved: Any):

@@ -27,7 +27,7 @@ from seqjax.errors import UserError, brief, one_line
 from seqjax.files import json_text, read_json, whole_file, write_text
 from seqjax.plots import draw_against
 from seqjax.runs.workdir import RESULT
-from seqjax.training.trials import PROGRESS, Trial
+from seqjax.training.trials import PROGRESS, Trial, read_below
 
 STATUSES = ("finished", "failed", "unfinished")
 STATISTICS = {"median": median, "min": min, "max": max}  # over seeds
@@ -56,15 +56,11 @@ class Objective(NamedTuple):
 def shared_objective(configs: Iterable[ConfigDict]) -> Objective:
     """Returns `train.monitor`, or the last training loss where that is "epoch".
 
-    Raises UserError for a test split, and for configs with several objectives.
+    Raises UserError for configs with several objectives.
     """
     found = []
     for train in (config.train for config in configs):
         is_loss = train.monitor == "epoch"
-        if not is_loss and not train.monitor.startswith(("train.", "valid.")):
-            raise UserError(
-                f"train.monitor={train.monitor!r}: trials are compared by train or valid"
-            )
         sign = 1 if train.monitor_mode == "max" and not is_loss else -1
         found.append(Objective("train.loss" if is_loss else train.monitor, sign))
     if len(names := dict.fromkeys(map(str, found))) > 1:
@@ -182,9 +178,10 @@ class LiveTable:
         """Reads the directory and shows the trials, unless it was read just now."""
         started = time.monotonic()
         if started >= self._look_at:
-            self._take_ended()
-            if self._live.is_started:
-                self._live.update(self._render(), refresh=True)
+            with suppress(UserError):  # a storage that is busy does not end training
+                self._take_ended()
+                if self._live.is_started:
+                    self._live.update(self._render(), refresh=True)
             took = time.monotonic() - started
             self._look_at = started + max(LOOK_SECONDS, took / LOOK_SHARE)
 
@@ -202,10 +199,7 @@ class LiveTable:
                 print(f"{line} ({len(self._ended)} of {len(trials)})", flush=True)
 
     def _render(self) -> Group:
-        progress: dict[str, Any] = {}
-        for path in self._groups.rglob(PROGRESS):
-            with suppress(UserError):  # the group has ended meanwhile
-                progress |= read_json(path)
+        progress = read_below(self._groups, PROGRESS)
         trials = {trial.name: trial for trial in self._find_trials()}
         if not trials:  # nothing has been proposed yet
             return Group()

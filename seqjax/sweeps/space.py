@@ -1,7 +1,7 @@
 """The trials of a sweep as changes to a config.
 
 A sweep is a list of changes, each a dict from a field's path, such as "optim.learning_rate", to its
-value. What is made here is combined by `product`:
+value. `product` combines what the other functions return:
 
     product(seeds(3), {"model.cell": ["lstm", "gru"]}, zipped({"model.num_layers": [1, 2],
             "model.output_dropout": [(0.5,), (0.5, 0.0)]}))

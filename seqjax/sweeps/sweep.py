@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,22 +24,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seqjax.config import as_json, change_fields, plain_value
-from seqjax.errors import UserError, brief, require_file, run_user_file
+from seqjax.errors import UserError, brief, is_from_user_code, require_file, run_user_file
 from seqjax.files import read_json, sha256, write_json
 from seqjax.parameters import device_bytes
 from seqjax.runs.checkpoint import steps_in
-from seqjax.runs.signals import StopSignals, say
+from seqjax.runs.signals import Stopped, StopSignals, say
 from seqjax.runs.workdir import CHECKPOINTS, LOCK, WorkdirLocked, lock_workdir
 from seqjax.sweeps.results import LiveTable, report, shared_objective
 from seqjax.sweeps.space import Changes, Search, check_num_trials
 from seqjax.training.programs import group_key
 from seqjax.training.trials import (
     NONE_DROPPED,
+    PAUSED,
     Dropped,
     Trial,
     Watch,
     have_reached,
-    paused_trials,
+    read_below,
     save_failure,
     train_trials,
 )
@@ -49,7 +50,9 @@ POLL_SECONDS = 0.5  # between two looks for a group that is free
 LOCK_SECONDS = 60.0  # for another worker to read or write the sweep's own files
 FAILURES, MAX_FAILURES = "failures.json", 3  # of a group without a new checkpoint between them
 MEMORY_SHARE = 0.5  # of a device's, for the groups of the workers of this machine
-WORKERS = "SEQJAX_SWEEP_WORKERS"  # how many workers a process has started on this machine
+STOPPED = "stopped; the training so far is saved: the same command resumes there"
+# Set for a worker: the process that has started it, and how many workers it has on this machine.
+WORKER = "SEQJAX_SWEEP_WORKER"
 _MAX_REASON = 1000  # characters
 
 Look = Callable[..., None]
@@ -178,7 +181,7 @@ def train_groups(
             if not wait:
                 break
             if not told:
-                say(f"waiting for {len(left)} groups of trials that other workers train")
+                say(f"waiting for the {len(left)} groups that other workers train")
             told = True
             look()
             time.sleep(POLL_SECONDS)
@@ -186,8 +189,11 @@ def train_groups(
 
 
 def end_sweep(trials: Sequence[Trial], directory: Path) -> None:
-    """Removes what resuming needed, writes the report and prints it."""
-    with lock_workdir(directory, LOCK_SECONDS):
+    """Removes what resuming needed, writes the results and prints them.
+
+    If another worker writes them for a long time, as where many end at once, that is enough.
+    """
+    with suppress(WorkdirLocked), lock_workdir(directory, LOCK_SECONDS):
         shutil.rmtree(directory / GROUPS, ignore_errors=True)
         report(trials, directory)
 
@@ -225,7 +231,7 @@ def _thin_out(trials: Sequence[Trial], directory: Path, until: int, halving: int
     with lock_workdir(directory, LOCK_SECONDS):
         decisions = read_json(path) if path.exists() else {}
         if str(until) not in decisions:
-            paused = paused_trials(directory / GROUPS)
+            paused = read_below(directory / GROUPS, PAUSED)
             names = sorted(trial.name for trial in trials if not trial.has_ended)
             active = [name for name in names if paused[name]["goes_on"]]
             ranked = sorted(active, key=lambda name: by.rank(paused[name]["value"]))
@@ -257,15 +263,24 @@ def train_group(
         leaving = partial(os.truncate, workdir / LOCK, 0)  # this process was not killed
         with StopSignals(leaving) as signals:
             try:
-                max_bytes = MEMORY_SHARE * device_bytes() / int(os.environ.get(WORKERS, "1"))
+                max_bytes = MEMORY_SHARE * device_bytes() / started_by()[1]
                 train_trials(trials, workdir, signals, watch, until, dropped, max_bytes)
-            except UserError:
-                raise
-            except Exception as error:  # the end of one group is not that of the sweep
+            except Exception as error:  # a group that fails does not end the sweep
+                is_of_disk = isinstance(error, OSError) and not is_from_user_code(error)
+                if is_of_disk or isinstance(error, UserError):
+                    raise
                 traceback.print_exc(file=sys.stderr)
                 _note_failure(trials, workdir, f"{type(error).__name__}: {error}")
+        if signals.received is not None:  # it came during the last save
+            raise Stopped(signals.received, STOPPED)
         if all(trial.has_ended for trial in trials):
             shutil.rmtree(workdir, ignore_errors=True)
+
+
+def started_by() -> tuple[int, int]:
+    """Returns the process that has started this worker, or 0, and the number of its workers."""
+    process, number = os.environ.get(WORKER, "0 1").split()
+    return int(process), int(number)
 
 
 def _note_failure(trials: Sequence[Trial], workdir: Path, reason: str) -> None:

@@ -13,29 +13,34 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped, StopSignals
-from seqjax.sweeps.sweep import POLL_SECONDS, WORKERS, Look
+from seqjax.sweeps.sweep import POLL_SECONDS, STOPPED, WORKER, Look, started_by
 
 LOG = "workers.log"
 STOP_SECONDS = 60.0  # for workers to save in
-RESTARTS = 10  # of killed workers, for each worker
+RESTARTS = 100  # of killed workers, for each worker
 CONNECT_SECONDS = 10.0
 # What Ray's daemons would print here, and what they would send.
 RAY_SETTINGS = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def start_worker(command: Sequence[str], log: Path, index: int, share: int) -> subprocess.Popen:
-    """Starts the worker of that number of this machine as a process that uses so many cores.
+def start_worker(
+    command: Sequence[str], log: Path, num_workers: int, index: int | None = None
+) -> subprocess.Popen:
+    """Starts one of so many workers of this machine; with its number, on its share of the cores.
 
     It is in a session of its own: Ctrl-C in the terminal is for this process, which passes it on.
     """
     path = os.pathsep.join(filter(None, sys.path))
-    environment = {"PYTHONPATH": path, WORKERS: str(max(1, num_cores() // share))}
+    environment = {"PYTHONPATH": path, WORKER: f"{os.getpid()} {num_workers}"}
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -45,8 +50,9 @@ def start_worker(command: Sequence[str], log: Path, index: int, share: int) -> s
             start_new_session=True,
             env=os.environ | environment,
         )
-    if hasattr(os, "sched_setaffinity"):  # Linux only
+    if index is not None and hasattr(os, "sched_setaffinity"):  # Linux only
         cores = sorted(os.sched_getaffinity(0))
+        share = max(1, len(cores) // num_workers)
         own = {cores[(index * share + i) % len(cores)] for i in range(share)}
         os.sched_setaffinity(process.pid, own)  # before it has started a thread
     return process
@@ -55,13 +61,24 @@ def start_worker(command: Sequence[str], log: Path, index: int, share: int) -> s
 def end_with_parent() -> None:
     """Makes a worker that was started by `start_worker` save and end when that process has died."""
 
-    def watch(parent: int) -> None:
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if WORKERS in os.environ:
-        threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+    parent, _ = started_by()
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def check_devices() -> None:
+    """Raises UserError if other workers of this machine would use the same accelerators."""
+    _, number = started_by()
+    if number > 1 and jax.default_backend() != "cpu":
+        raise UserError(
+            f"--num_workers={number}: the trials of one worker already share all accelerators of "
+            "this machine: leave it out"
+        )
 
 
 def run_workers(start: Callable[[int], Any], num_workers: int, log: Path, look: Look) -> None:
@@ -70,11 +87,13 @@ def run_workers(start: Callable[[int], Any], num_workers: int, log: Path, look: 
     `start(index)` returns a worker with the methods of a subprocess.Popen. After a signal the
     workers save and end, and Stopped is raised. Raises UserError if no worker came to the end.
     """
-    codes, restarts = [], RESTARTS * num_workers
+    codes, restarts, workers = [], RESTARTS * num_workers, {}
+    begin = log.stat().st_size if log.exists() else 0  # of what these workers print
     with StopSignals() as signals:
         signals.unsaved = True
-        workers = {index: start(index) for index in range(num_workers)}
         try:
+            for index in range(num_workers):
+                workers[index] = start(index)
             while workers and signals.received is None:
                 look()
                 time.sleep(POLL_SECONDS)
@@ -86,23 +105,22 @@ def run_workers(start: Callable[[int], Any], num_workers: int, log: Path, look: 
         finally:
             _stop(workers.values())
         if signals.received is not None:
-            told = "stopped; what was trained is saved: the same command resumes there"
-            raise Stopped(signals.received, told)
+            raise Stopped(signals.received, STOPPED)
     if 0 not in codes:
-        last = (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
-        raise UserError(f"{last.removeprefix('error: ')} (from {log}; exit codes {codes})")
+        text = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        reason = errors[-1].removeprefix("error: ") if errors else "no worker came to the end"
+        raise UserError(f"{reason} (exit codes {codes}; see {log})")
 
 
 def _stop(workers: Iterable[Any]) -> None:
-    """Ends workers; they save first what is unsaved."""
+    """Asks workers to save and end, and waits; one that takes longer ends by itself."""
     end = time.monotonic() + STOP_SECONDS
     for worker in workers:
         worker.terminate()
     for worker in workers:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             worker.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
 
 
 class RayWorker:
@@ -115,10 +133,11 @@ class RayWorker:
     def __init__(self, ray: Any, command: Sequence[str], log: Path, index: int, num_workers: int):
         cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         share = max(1, int(min(sum(cpus) // num_workers, max(cpus))))
+        here = (num_workers, index) if len(cpus) == 1 else (max(cpus) // share, None)
         start, self._ray = ray.remote(num_cpus=share, max_retries=0)(_work), ray
-        self._task = start.remote([*command], str(log.absolute()), os.getcwd(), index, share)
+        self._task = start.remote([*command], str(log.absolute()), os.getcwd(), *here)
 
-    def poll(self, timeout: float = 0.0) -> int | None:
+    def wait(self, timeout: float = 0.0) -> int | None:
         """Returns the exit code, None while it runs; UserError if the node lacks a directory."""
         if not self._ray.wait([self._task], timeout=timeout)[0]:
             return None
@@ -129,25 +148,20 @@ class RayWorker:
         except self._ray.exceptions.RayError:  # the node or the task's process has died
             return -9
 
-    def wait(self, timeout: float) -> None:
-        if self.poll(timeout) is None:
-            raise subprocess.TimeoutExpired("task", timeout)
+    poll = wait
 
     def terminate(self) -> None:
         self._ray.cancel(self._task)  # which raises KeyboardInterrupt in the task
 
-    def kill(self) -> None:
-        self._ray.cancel(self._task, force=True)
 
-
-def _work(command: list[str], log: str, cwd: str, index: int, share: int) -> int:
+def _work(command: list[str], log: str, cwd: str, num_workers: int, index: int | None) -> int:
     """Runs a worker on this node, which may be another machine, and returns its exit code."""
     for place in (Path(cwd), Path(log).parent):
         if not place.is_dir():
             missing = f"node {platform.node()} does not see {place}"
             raise UserError(f"{missing}: work in directories that all nodes share")
     os.chdir(cwd)
-    process = start_worker(command, Path(log), index, share)
+    process = start_worker(command, Path(log), int(num_workers), index)
     try:
         while (code := process.poll()) is None:  # unlike `wait`, a sleep can be interrupted
             time.sleep(POLL_SECONDS)

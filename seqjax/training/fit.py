@@ -109,9 +109,12 @@ def fit(
         set_aside_after(workdir / CHECKPOINTS, step)
         trainer = _train(setup, identity, found, workdir, signals, debug_nans, profile)
         best_params, trial = trainer.now.best_params, trainer.now.trials[0]
-        result = conclude(trainer.setup, best_params, trial.progress, workdir) | trainer.costs()
-        write_json(workdir / RESULT, result)
-        print(f"written to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir()))}")
+        result, lines = conclude(trainer.setup, best_params, trial.progress, workdir)
+        result |= trainer.costs()
+        write_json(workdir / RESULT, result)  # before a terminal can fail
+        files = ", ".join(sorted(path.name for path in workdir.iterdir()))
+        for line in [*lines, f"written to {workdir}: {files}"]:
+            print(line)
     return result
 
 
@@ -267,8 +270,10 @@ def _foreign_to(known: list[Identity]) -> Callable[[dict[str, Any]], str]:
     return is_foreign
 
 
-def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> dict[str, Any]:
-    """Returns the metrics of every split; prints them and the task's examples, draws pictures."""
+def conclude(
+    setup: Setup, params: Any, progress: Progress, workdir: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the metrics of every split, and lines of them and of examples; draws pictures."""
     task, evaluator = setup.task, setup.evaluator
     predict = cache(lambda split: evaluator.predict(params, task.splits[split]))
 
@@ -284,12 +289,10 @@ def conclude(setup: Setup, params: Any, progress: Progress, workdir: Path) -> di
     if not any(workdir.glob(f"events.out.*{EXAMPLES}")):  # evaluating a run again adds nothing
         step = records[progress.best_epoch - 1]["step"] if records and progress.best_epoch else 0
         add_examples(workdir, lines, sorted(workdir.glob("*.png")), step)
-    for line in lines:
-        print(line)
     for split in task.splits:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in result[split].items())
-        print(f"{split} (epoch {progress.best_epoch}): {numbers}")
-    return result
+        lines.append(f"{split} (epoch {progress.best_epoch}): {numbers}")
+    return result, lines
 
 
 def summarize(
@@ -332,7 +335,7 @@ def load_run(workdir: Path, config: ConfigDict | None = None) -> LoadedRun:
     Raises UserError for a directory without a run, and for a run without a checkpoint.
     """
     config = config or load_run_config(workdir, say)
-    start_jax(config.train)
+    start_jax(config.train.num_devices)
     setup = make_setup(make_task(config, workdir), config)
     return LoadedRun(setup, *restore_best(setup, workdir))
 

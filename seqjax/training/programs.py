@@ -319,9 +319,9 @@ def group_key(config: ConfigDict) -> str:
 def shared_config(configs: Sequence[ConfigDict]) -> ConfigDict:
     """Returns the config from which the task and the program of trials are made.
 
-    It is the first one's, but several trials divide all devices, and where they are vmapped `auto`
-    chooses a backend that allows it. A single trial takes all devices if there are fewer than its
-    config asks for, since any worker may train it.
+    It is the first one's, but all devices are divided among several trials, and where they are
+    vmapped `auto` chooses a backend that allows it. A single trial takes all devices if there are
+    fewer than its config asks for, since any worker may train it.
     """
     shared, several = configs[0].copy_and_resolve_references(), len(configs) > 1
     with shared.unlocked():

@@ -7,10 +7,11 @@ their steps.jsonl, and what the task fitted to the training data.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from seqjax.distributed.choices import choose
 from seqjax.distributed.devices import num_cores, start_jax
 from seqjax.errors import UserError
 from seqjax.files import read_json, sha256, write_json, write_text
-from seqjax.runs.checkpoint import Checkpoints, newest, set_aside_after
+from seqjax.runs.checkpoint import Checkpoints, newest, set_aside_after, steps_in
 from seqjax.runs.identity import Identity, arrays_digest, make_identity
 from seqjax.runs.signals import StopSignals, say
 from seqjax.runs.workdir import CHECKPOINTS, CONFIG, RESULT, save_identity
@@ -87,9 +88,9 @@ class Trial(NamedTuple):
 SoundTrial = tuple[Trial, Callable]  # a trial that can be begun, and its `init`
 
 
-def start_devices(train: ConfigDict) -> None:
+def start_devices() -> None:
     """Makes the cores of this process, and at least two, the devices that trials are trained on."""
-    start_jax(train, max(MIN_DEVICES, num_cores()))
+    start_jax(max(MIN_DEVICES, num_cores()))
 
 
 def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[SoundTrial]:
@@ -136,7 +137,10 @@ def save_trials(
     fingerprint = make_identity(setup.config, splits, choice, ()).fingerprint
     fingerprint["files"] = {name: sha256([text.encode()]) for name, text in files.items()}
     for i, trial in enumerate(trials):
-        if trial.has_ended or trainer.now.trials[i].failure:
+        if trial.has_ended:
+            continue
+        if failure := now.trials[i].failure:  # of which a user has removed the directory
+            save_failure(trial, failure)
             continue
         own = _position_of(trainer, i)
         params, progress = own.best_params, own.trials[0].progress
@@ -202,14 +206,24 @@ def _appearing(directory: Path) -> Generator[Path]:
 
 def have_reached(trials: Sequence[Trial], workdir: Path, until: int | None) -> bool:
     """Returns whether all trials have ended, or have been paused at this epoch or later."""
-    paused = paused_trials(workdir) if until is not None else {}
+    paused = read_below(workdir, PAUSED) if until is not None else {}
     names = [trial.name for trial in trials if not trial.has_ended]
     return all(name in paused and paused[name]["epoch"] >= until for name in names)
 
 
-def paused_trials(workdir: Path) -> dict[str, Any]:
-    """Returns the epoch and the value of each trial that was paused below this directory."""
-    return {k: v for path in workdir.rglob(PAUSED) for k, v in read_json(path).items()}
+def read_below(workdir: Path, name: str) -> dict[str, Any]:
+    """Returns the entries of all JSON files of that name below a working directory.
+
+    Other processes may write and remove directories meanwhile.
+    """
+    found: dict[str, Any] = {}
+    for folder, folders, files in os.walk(workdir):
+        if CHECKPOINTS in folders:
+            folders.remove(CHECKPOINTS)
+        if name in files:
+            with suppress(UserError):  # it has been removed
+                found |= read_json(Path(folder) / name)
+    return found
 
 
 def train_trials(
@@ -235,7 +249,8 @@ def train_trials(
         if not sound:
             return
         program = _make_program(sound, workdir)
-        if len(sound) == 1 or _num_bytes(program) <= max_bytes:
+        has_begun = bool(steps_in(workdir / CHECKPOINTS))
+        if len(sound) == 1 or has_begun or _num_bytes(program) <= max_bytes:
             return _train(sound, program, workdir, signals, watch, until, dropped)
     half = len(trials) // 2
     for name, part in zip(HALVES, (trials[:half], trials[half:]), strict=True):
@@ -298,7 +313,7 @@ def _train(
         shown[trials[i].name] = [records[-1]["epoch"], *losses, best]
         is_last = i == max(np.flatnonzero(trainer.active()), default=i)
         if is_last and time.monotonic() > written_at + PROGRESS_SECONDS:
-            write_json(workdir / PROGRESS, shown)
+            write_json(workdir / PROGRESS, shown, durable=False)
             written_at = time.monotonic()
         watch(trials[i], records)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -42,6 +43,8 @@ def run_command(monkeypatch, capture, name: str, *args: str) -> tuple[int, str, 
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # JAX is running already
     monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *args])
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the last config file
+    cache = "JAX_COMPILATION_CACHE_DIR"  # which a flag may set
+    monkeypatch.setenv(cache, os.environ.get(cache, ""))
     path = ROOT / "experiments" / name
     main = runpy.run_path(str(path / "__main__.py" if path.is_dir() else f"{path}.py"))["main"]
     capture.readouterr()

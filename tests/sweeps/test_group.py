@@ -1,6 +1,7 @@
 """Groups: each trial's run is, up to rounding, the one that it would be alone on one device; and
 groups whose training fails or is killed."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -279,6 +280,59 @@ def test_a_group_too_large_for_the_memory_is_trained_in_halves(
     train_group(trials, tmp_path / "group")  # halves go on, also where there is room for more
     for trial in trials:
         assert_as_alone(trial)
+
+
+def test_a_group_that_goes_on_is_not_halved(tmp_path, monkeypatch, assert_as_alone):
+    """Halves would begin again."""
+    trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
+    train_group(trials, tmp_path / "group", until=1)
+    monkeypatch.setattr("seqjax.sweeps.sweep.device_bytes", lambda: 2.0)
+    epochs = []
+    train_group(
+        trials, tmp_path / "group", lambda trial, records: epochs.append(records[-1]["epoch"])
+    )
+    assert min(epochs) == 2
+    assert_as_alone(trials[0])
+
+
+def test_a_failed_trial_whose_directory_is_removed_fails_again(tmp_path):
+    changes = [{"seed": 1}, {"optim.learning_rate": 1e38}]
+    trials = make_trials(tmp_path / "trials", linear_config(), *changes)
+    train_group(trials, tmp_path / "group", until=2)
+    reason = trials[1].failure()
+    shutil.rmtree(trials[1].directory)
+    train_group(trials, tmp_path / "group")
+    assert reason and trials[1].failure() == reason and not trials[0].failure()
+
+
+def test_a_signal_during_the_last_save_stops(tmp_path, monkeypatch):
+    received = []
+
+    class Asked(StopSignals):
+        received = property(lambda self: received[-1] if received else None, lambda self, x: None)
+
+    def read(path):
+        received.append(15)
+        return read_lines(path)
+
+    trials = make_trials(tmp_path / "trials", linear_config(log_every_steps=1), *SEEDS)
+    monkeypatch.setattr("seqjax.sweeps.sweep.StopSignals", Asked)
+    monkeypatch.setattr("seqjax.training.trials.read_records", read)
+    with pytest.raises(Stopped):
+        train_group(trials, tmp_path / "group")
+    assert all(trial.has_ended for trial in trials)
+
+
+def test_a_disk_error_ends_no_trial(tmp_path):
+    trials = make_trials(tmp_path / "trials", linear_config(), *SEEDS)
+    (tmp_path / "group" / "0.steps.jsonl").mkdir(parents=True)  # where a file is written
+    (tmp_path / "group" / LOCK).touch()
+    for _ in range(4):
+        with pytest.raises(UserError, match="Is a directory.*: make it writable or make room"):
+            train_group(trials, tmp_path / "group")
+    (tmp_path / "group" / "0.steps.jsonl").rmdir()
+    train_group(trials, tmp_path / "group")
+    assert not any(trial.failure() for trial in trials)
 
 
 def test_numbers_that_a_task_does_not_read_are_refused(tmp_path, monkeypatch):

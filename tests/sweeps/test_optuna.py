@@ -1,6 +1,7 @@
 """Optuna's proposals: trained in batches, told once, shared by workers, resumed, refused."""
 
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -102,6 +103,28 @@ def test_proposals_that_a_kill_left_behind_do_not_count(tmp_path, monkeypatch):
         search_in(tmp_path / "a")
     trials = search_in(tmp_path / "a")
     assert [int(trial.directory.name) for trial in trials] == list(range(1, 8))
+
+
+def test_a_worker_that_finds_the_study_full_waits_for_the_others(tmp_path, monkeypatch):
+    config, train, began = linear_config(num_epochs=2), sweep.train_trials, threading.Event()
+    search, directory, ended = Search(RATE, 3, 3), tmp_path / "a", []
+
+    def wait(trials, *options):
+        began.set()
+        time.sleep(1.5)  # the other worker looks several times
+        assert not ended
+        train(trials, *options)
+
+    def join():
+        began.wait(60)
+        ended.append(run_search(config, search, directory))
+
+    monkeypatch.setattr(sweep, "train_trials", wait)
+    thread = threading.Thread(target=join)
+    thread.start()
+    trials = run_search(config, search, directory)
+    thread.join()
+    assert ended == [trials] and all((x.directory / "result.json").exists() for x in trials)
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])

@@ -118,12 +118,6 @@ def test_trials_are_compared_by_what_they_monitor(no_picture, monitor, mode, exp
     assert (line["objective_name"], line["objective"]) == (expected[0], 0.75)
 
 
-def test_no_trial_is_compared_by_a_test_split(tmp_path):
-    trial = make_trial(tmp_path, 0, 0.75, monitor="test.accuracy")
-    with pytest.raises(UserError, match="compared by train or valid"):
-        report([trial], tmp_path)
-
-
 def test_trials_with_different_monitors_cannot_be_compared(tmp_path):
     trials = [make_trial(tmp_path, 0, 0.5), make_trial(tmp_path, 1, 0.5, mode="min")]
     with pytest.raises(UserError, match=r"valid.accuracy \(max\) and valid.accuracy \(min\)"):

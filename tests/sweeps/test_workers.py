@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from support.processes import finish, start
 from support.same_runs import assert_close, assert_same_trials, read_lines
-from support.toys import tiny_config
 
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped
@@ -109,7 +109,7 @@ def test_a_sweep_is_stopped_by_ctrl_c_and_by_a_kill_and_goes_on(through, tmp_pat
     assert sweep.returncode == 130
     assert errors.splitlines() == [
         "SIGINT: saving, then exiting; once more exits at once",
-        "stopped; what was trained is saved: the same command resumes there",
+        "stopped; the training so far is saved: the same command resumes there",
     ]
     assert pids and not any(map(is_alive, pids))
 
@@ -139,10 +139,8 @@ class Fake:
         self.ended.append("terminate")
 
     def wait(self, timeout: float) -> None:
+        self.ended.append("wait")
         raise subprocess.TimeoutExpired("fake", timeout)
-
-    def kill(self) -> None:
-        self.ended.append("kill")
 
 
 @pytest.fixture
@@ -169,38 +167,63 @@ def test_only_killed_workers_are_started_again(quick, tmp_path):
     assert not any(worker.ended for worker in started)
 
 
-def test_workers_that_are_killed_for_ever_are_not_started_for_ever(quick, tmp_path):
-    (tmp_path / LOG).write_text("Illegal instruction\n")
-    with pytest.raises(UserError, match="Illegal instruction"):
-        run_fakes([[-4] * 100], tmp_path / LOG)
+def test_workers_that_are_killed_for_ever_are_not_started_for_ever(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "RESTARTS", 2)
+    with pytest.raises(UserError, match=r"no worker came to the end \(exit codes \[-4, -4, -4\]"):
+        run_fakes([[-4] * 9], tmp_path / LOG)
 
 
-def test_where_no_worker_comes_to_the_end_its_last_line_is_told(quick, tmp_path):
-    (tmp_path / LOG).write_text("trial 0000 finished\nerror: no space left: make room\n")
+def test_where_no_worker_comes_to_the_end_its_error_is_told(quick, tmp_path):
+    (tmp_path / LOG).write_text("error: of an earlier start\n")
+
+    def look():
+        with (tmp_path / LOG).open("a") as log:
+            log.write("error: no space left: make room\ntrial 0000 finished\n")
+
     with pytest.raises(UserError) as error:
-        run_fakes([[2], [1]], tmp_path / LOG)
-    expected = f"no space left: make room (from {tmp_path / LOG}; exit codes [2, 1])"
+        run_fakes([[2], [1]], tmp_path / LOG, look)
+    expected = f"no space left: make room (exit codes [2, 1]; see {tmp_path / LOG})"
     assert str(error.value) == expected
+    with pytest.raises(UserError, match="no worker came to the end"):
+        run_fakes([[2], [1]], tmp_path / LOG)
 
 
 def test_a_signal_ends_all_workers(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "STOP_SECONDS", 0.01)
-    fakes = [[None], [None]]
-    seen: list[Fake] = []
-    monkeypatch.setattr(Fake, "kill", lambda self: seen.append(self))
+    started, looks = [], []
+
+    def start(index: int) -> Fake:
+        started.append(Fake(None))
+        return started[-1]
+
+    def look():
+        if not looks:  # a second signal would end this process
+            os.kill(os.getpid(), signal.SIGTERM)
+        looks.append(1)
+
     with pytest.raises(Stopped) as stopped:
-        run_fakes(fakes, tmp_path / LOG, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        run_workers(start, 2, tmp_path / LOG, look)
     assert stopped.value.exit_code == 143
-    assert [worker.ended for worker in seen] == [["terminate"]] * 2
+    assert [worker.ended for worker in started] == [["terminate", "wait"]] * 2
 
 
 def test_two_devices_at_least_train_a_group(monkeypatch):
     asked = []
-    monkeypatch.setattr(trials, "start_jax", lambda train, num_devices: asked.append(num_devices))
+    monkeypatch.setattr(trials, "start_jax", asked.append)
     for num_cores in (1, 2, 5):
         monkeypatch.setattr(trials, "num_cores", lambda n=num_cores: n)
-        trials.start_devices(tiny_config("word_completion").train)
+        trials.start_devices()
     assert asked == [2, 2, 5]
+
+
+def test_workers_of_one_machine_do_not_share_its_accelerators(monkeypatch):
+    monkeypatch.setenv("SEQJAX_SWEEP_WORKER", "7 2")
+    workers.check_devices()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(UserError, match="--num_workers=2: the trials of one worker already share"):
+        workers.check_devices()
+    monkeypatch.setenv("SEQJAX_SWEEP_WORKER", "7 1")
+    workers.check_devices()
 
 
 CHILD = """
@@ -211,10 +234,11 @@ print(os.getpid(), sorted(os.sched_getaffinity(0)), flush=True)
 time.sleep(600)
 """
 PARENT = """
-import sys
+import os, sys
 from pathlib import Path
 from seqjax.sweeps.workers import start_worker
-start_worker([sys.executable, "-c", sys.argv[1]], Path("log"), 0, 1)
+command = [sys.executable, "-c", sys.argv[1]]
+start_worker(command, Path("log"), len(os.sched_getaffinity(0)), 0)
 sys.stdin.read()
 """
 
@@ -259,12 +283,11 @@ def test_what_ends_a_task_of_ray_ends_its_worker(cluster, tmp_path):
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
     command = [sys.executable, "-c", f"{code}; time.sleep(600)"]
     worker = RayWorker(cluster, command, tmp_path / LOG, 0, 1)
-    with pytest.raises(subprocess.TimeoutExpired):
-        worker.wait(0.1)
+    assert worker.wait(0.1) is None
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
     pid = int((tmp_path / "pid").read_text())
     worker.terminate()
-    worker.wait(60)
+    assert worker.wait(60) == -9
     wait_for(lambda: not is_alive(pid))
     killed = RayWorker(cluster, ["sh", "-c", "kill -9 $PPID; sleep 600"], tmp_path / LOG, 0, 1)
     wait_for(lambda: killed.poll() is not None)

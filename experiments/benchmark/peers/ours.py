@@ -1,5 +1,6 @@
 """Ours, through the public code: models as `functional`, the compiled epoch, greedy decoding."""
 
+import os
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from seqjax.data.bucketing import RowLengths, find_buckets
 from seqjax.decoding.constraints import DecodeOptions
 from seqjax.decoding.sampling import greedy
 from seqjax.distributed.choices import choose, find_shape
-from seqjax.distributed.devices import start_jax
+from seqjax.distributed.devices import COMPILATION_CACHE, start_jax
 from seqjax.distributed.mesh import WHOLE, make_mesh, shard
 from seqjax.losses import cross_entropy
 from seqjax.metrics import Metrics, compute_means
@@ -39,7 +40,8 @@ def build(
 ) -> Peer:
     """The peer after its first step."""
     # No compile cache: the peers have none either, and the first step's time is reported.
-    start_jax(ConfigDict({"num_devices": 0, "compilation_cache_dir": ""}))
+    os.environ[COMPILATION_CACHE] = ""
+    start_jax(0)
     params = params_of(workload, weights)
     if workload.kind == "decode":
         return _decoder(workload, params, batches)
