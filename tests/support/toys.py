@@ -94,7 +94,9 @@ def train_single_run(config: ConfigDict, directory: Path) -> None:
 def evaluate(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Returns the metrics of a run's best weights, as experiments/evaluate.py prints them."""
     setup = make_setup(task, config)
-    return conclude(setup, *restore_best(setup, workdir), workdir)[0]
+    result, lines = conclude(setup, *restore_best(setup, workdir), workdir)
+    print(*lines, sep="\n")
+    return result
 
 
 def trace_step(config: ConfigDict, setup: Setup) -> tuple[Any, Any]:
