@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from seqjax.cli import default_workdir, launch, user_path
 from seqjax.errors import UserError
+from seqjax.runs.output import expendable_output
 from seqjax.sweeps.optuna import run_search
 from seqjax.sweeps.space import Search
 from seqjax.sweeps.sweep import Look, Workers, load_sweep, run_sweep
@@ -78,26 +79,13 @@ def main() -> None:
         check_devices()
     slurm = os.environ.get("SLURM_NTASKS", "")
     num_groups = _GROUPS.value or _WORKERS.value * int(slurm if slurm.isdecimal() else 1)
-    if isinstance(sweep, Search):
-        study = _STUDY.value or name
-        run_search(
-            config,
-            sweep,
-            directory,
-            num_groups=num_groups,
-            storage=_STORAGE.value,
-            study=study,
-            workers=workers,
-        )
-    else:
-        run_sweep(
-            config,
-            sweep,
-            directory,
-            num_groups=num_groups,
-            halving=_HALVING.value,
-            workers=workers,
-        )
+    options: dict[str, Any] = {"num_groups": num_groups, "workers": workers}
+    with expendable_output():
+        if isinstance(sweep, Search):
+            study = {"storage": _STORAGE.value, "study": _STUDY.value or name}
+            run_search(config, sweep, directory, **options, **study)
+        else:
+            run_sweep(config, sweep, directory, **options, halving=_HALVING.value)
 
 
 def _workers(directory: Path) -> Workers | None:

@@ -21,6 +21,7 @@ from seqjax.distributed.devices import start_jax
 from seqjax.distributed.processes import start_processes
 from seqjax.errors import UserError
 from seqjax.parameters import check_parameters
+from seqjax.runs.output import expendable_output
 from seqjax.tasks.registry import make_task
 from seqjax.training.fit import fit
 
@@ -72,14 +73,15 @@ def main() -> None:
     workdir = user_path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
     task = make_task(config, workdir)
     check_parameters(task.init)
-    fit(
-        task,
-        config,
-        workdir,
-        allow_changes=_RESUME.value == "allow_changes",
-        debug_nans=_DEBUG_NANS.value,
-        profile=_read_profile(_PROFILE.value),
-    )
+    with expendable_output():
+        fit(
+            task,
+            config,
+            workdir,
+            allow_changes=_RESUME.value == "allow_changes",
+            debug_nans=_DEBUG_NANS.value,
+            profile=_read_profile(_PROFILE.value),
+        )
 
 
 def _read_profile(text: str) -> tuple[int, int]:

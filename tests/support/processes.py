@@ -27,10 +27,7 @@ def start(
         [sys.executable, "-m", f"experiments.{entry}", f"--workdir={workdir}", *args],
         cwd=ROOT,
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
     )
 
 
