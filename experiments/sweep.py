@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -23,11 +24,10 @@ from seqjax.errors import UserError
 from seqjax.runs.output import expendable_output
 from seqjax.sweeps.optuna import run_search
 from seqjax.sweeps.space import Search
-from seqjax.sweeps.sweep import Look, Workers, load_sweep, run_sweep
+from seqjax.sweeps.sweep import Look, Workers, load_sweep, run_sweep, started_by
 from seqjax.sweeps.workers import (
     LOG,
     RayWorker,
-    check_devices,
     end_with_parent,
     run_workers,
     start_ray,
@@ -76,7 +76,7 @@ def main() -> None:
     workers = _workers(directory)
     if workers is None:
         start_devices()
-        check_devices()
+        _check_devices()
     slurm = os.environ.get("SLURM_NTASKS", "")
     num_groups = _GROUPS.value or _WORKERS.value * int(slurm if slurm.isdecimal() else 1)
     options: dict[str, Any] = {"num_groups": num_groups, "workers": workers}
@@ -105,6 +105,16 @@ def _workers(directory: Path) -> Workers | None:
         run_workers(start, count, log, look)
 
     return None if count == 1 and _EXECUTOR.value == "local" else run
+
+
+def _check_devices() -> None:
+    """Raises UserError if other workers of this machine would use the same accelerators."""
+    _, number = started_by()
+    if number > 1 and jax.default_backend() != "cpu":
+        raise UserError(
+            f"--num_workers={number}: the trials of one worker already share all accelerators of "
+            "this machine: leave it out"
+        )
 
 
 def _check_flags(is_search: bool) -> None:

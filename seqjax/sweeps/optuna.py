@@ -1,8 +1,7 @@
 """A sweep whose trials Optuna proposes, a batch at a time.
 
-The study is the list of its trials: it lies in the sweep's directory or in a storage of its own,
-and all workers share it. A worker without a group to train tells the study what has ended and asks
-for a batch.
+Its study, which all workers share, is the list of its trials. A worker without a group to train
+tells the study what has ended and asks for a batch.
 """
 
 import time
@@ -26,7 +25,6 @@ from seqjax.training.programs import group_key
 from seqjax.training.trials import Trial
 
 IDENTITY, BATCH = "sweep", "batch"  # user attributes: of a study, of a trial
-_MAX_REASON = 300  # characters
 
 
 def run_search(
@@ -41,10 +39,10 @@ def run_search(
 ) -> list[Trial]:
     """Trains proposals that no other worker trains until the search has its number of trials.
 
-    `storage` is `sqlite:///FILE` or `journal:FILE`, by default a journal in the directory; each
-    batch is divided into `num_groups`, and `workers` are those of `run_sweep`. The proposals of a
-    single worker follow from the config's seed. Raises UserError, before anything is asked, for a
-    search or a storage that cannot be used, and for a study or directory of another sweep.
+    `storage` is `sqlite:///FILE` or `journal:FILE`, by default a journal in the directory; the
+    other options are those of `run_sweep`. The proposals of a single worker follow from the
+    config's seed. Raises UserError, before anything is asked, for a search or a storage that cannot
+    be used, and for a study or directory of another sweep.
     """
     configs = [config, *search.tried(config)]
     shared_objective(configs)
@@ -81,8 +79,8 @@ class Study:
     """An Optuna study: each of its trials is the trial of that number of the sweep.
 
     A trial has the number of its batch as soon as it is proposed in whole: one without, which a
-    kill left behind, does not count. All methods but `batches` need the lock of the directory, and
-    what `batches` returns without it may lack trials of the last batch.
+    kill left behind, does not count. The methods need the lock of the directory; without it
+    `batches` may lack trials of the last one.
     """
 
     def __init__(self, config: ConfigDict, search: Search, directory: Path, saved: Any):
@@ -183,6 +181,6 @@ class Study:
         except Exception as error:
             reason = f"{error} ".splitlines()[0].strip() or type(error).__name__
             raise UserError(
-                f"--storage={self._storage} cannot be used ({brief(reason, _MAX_REASON)}): give "
+                f"--storage={self._storage} cannot be used ({brief(reason, most=300)}): give "
                 "sqlite:///FILE or journal:FILE where it can be written; the same command resumes"
             ) from None

@@ -64,10 +64,8 @@ def shared_objective(configs: Iterable[ConfigDict]) -> Objective:
         sign = 1 if train.monitor_mode == "max" and not is_loss else -1
         found.append(Objective("train.loss" if is_loss else train.monitor, sign))
     if len(names := dict.fromkeys(map(str, found))) > 1:
-        raise UserError(
-            f"trials cannot be compared by {' and '.join(names)}: give all the same "
-            "train.monitor and mode"
-        )
+        told = f"trials cannot be compared by {' and '.join(names)}"
+        raise UserError(f"{told}: give all the same train.monitor and mode")
     return found[0]
 
 
@@ -152,11 +150,8 @@ def trials_jsonl(outcomes: Iterable[Outcome], by: Objective) -> str:
 
 
 class LiveTable:
-    """Shows how far the trials of a directory are. A context manager.
-
-    On a terminal it is a table of the best trials in training; where the output is not a terminal,
-    a line for each trial that ends.
-    """
+    """Shows how far trials are: a table of the best in training, or without a terminal a line for
+    each trial that ends. A context manager."""
 
     def __init__(self, find_trials: Callable[[], Sequence[Trial]], groups: Path):
         self._find_trials, self._groups = find_trials, groups
@@ -260,11 +255,9 @@ def _summary_table(rows: Sequence[Mapping[str, Any]], has_seeds: bool, by: Objec
     """Returns the table of the first rows of the summary, without most of its columns."""
     names = list(rows[0])
     columns = {name: name for name in names[: names.index("finished")]}  # best trial and fields
+    columns["objective.median"] = f"median {by}" if has_seeds else str(by)
     if has_seeds:
-        columns |= {"objective.median": f"median {by}", "objective.min": "min"}
-        columns |= {"objective.max": "max", "finished": "seeds"}
-    else:
-        columns["objective.median"] = str(by)
+        columns |= {"objective.min": "min", "objective.max": "max", "finished": "seeds"}
     if f"{TESTED}.median" in rows[0]:
         columns[f"{TESTED}.median"] = f"median {TESTED}" if has_seeds else TESTED
     shown = [[row[name] for name in columns] for row in rows[:MAX_ROWS]]

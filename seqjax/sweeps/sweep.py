@@ -2,8 +2,8 @@
 
 A worker is `run_sweep`, called on the same directory by any process on any machine: it takes the
 next group that is neither finished nor locked, trains it, and takes the next. The directory holds
-`sweep.json`, which trials it has; `trials/`, a run directory each; `groups/`, what resuming needs,
-until all trials have ended; and at the end the results.
+`sweep.json`, a run directory for each trial, until they have ended one for each group, and the
+results.
 """
 
 import json
@@ -53,7 +53,6 @@ MEMORY_SHARE = 0.5  # of a device's, for the groups of the workers of this machi
 STOPPED = "stopped; the training so far is saved: the same command resumes there"
 # Set for a worker: the process that has started it, and how many workers it has on this machine.
 WORKER = "SEQJAX_SWEEP_WORKER"
-_MAX_REASON = 1000  # characters
 
 Look = Callable[..., None]
 Workers = Callable[[Look], None]  # runs the workers of a sweep, and looks at it meanwhile
@@ -134,20 +133,15 @@ def make_trial(config: ConfigDict, changes: Changes, directory: Path, number: in
 
 @contextmanager
 def begin_sweep(directory: Path, sweep: Any, num_groups: int) -> Generator[dict[str, Any]]:
-    """Holds the lock of the directory; yields what the sweep is, as its first worker wrote it.
-
-    That is written at the end of a first context that raises nothing. Raises UserError if the
-    directory is that of another sweep.
-    """
+    """Holds the lock of the directory; yields what the sweep is, as its first worker wrote it at
+    the end of this context. Raises UserError if the directory is that of another sweep."""
     sweep, path = json.loads(json.dumps(sweep)), directory / SWEEP
     own = {"num_groups": num_groups, "id": uuid4().hex}  # of the first worker, not compared
     with lock_workdir(directory, LOCK_SECONDS):
         saved = own | (read_json(path) if path.exists() else sweep)
         if sweep != {name: value for name, value in saved.items() if name not in own}:
-            raise UserError(
-                f"{directory} holds another sweep: give a new --workdir, or the old settings to "
-                "resume"
-            )
+            told = f"{directory} holds another sweep"
+            raise UserError(f"{told}: give a new --workdir, or the old settings to resume")
         yield saved
         write_json(path, saved)
 
@@ -162,8 +156,8 @@ def train_groups(
 ) -> bool:
     """Trains the groups that no other worker trains; returns whether there was one.
 
-    Waits until all trials have ended, or reached an epoch, by whichever worker. Without `wait` it
-    returns when other workers train all groups that are left.
+    Waits until other workers have trained the rest to the end, or to an epoch, unless `wait` is
+    false.
     """
     trained = told = False
     while left := [group for group in groups if not have_reached(*group, until)]:
@@ -189,10 +183,7 @@ def train_groups(
 
 
 def end_sweep(trials: Sequence[Trial], directory: Path) -> None:
-    """Removes what resuming needed, writes the results and prints them.
-
-    If another worker writes them for a long time, as where many end at once, that is enough.
-    """
+    """Removes what resuming needed; writes and prints the results, unless many others do so."""
     with suppress(WorkdirLocked), lock_workdir(directory, LOCK_SECONDS):
         shutil.rmtree(directory / GROUPS, ignore_errors=True)
         report(trials, directory)
@@ -294,4 +285,4 @@ def _note_failure(trials: Sequence[Trial], workdir: Path, reason: str) -> None:
     write_json(path, {"place": place, "number": number})
     if number >= MAX_FAILURES:
         for trial in trials:
-            save_failure(trial, brief(f"training failed {number} times: {reason}", _MAX_REASON))
+            save_failure(trial, brief(f"training failed {number} times: {reason}", most=1000))

@@ -1,5 +1,5 @@
-"""Processes that are workers of a sweep: the same command, started again on the same directory, on
-this machine or as tasks of Ray, on the cluster at an address or on one started here."""
+"""Processes that are workers of a sweep, the same command on the same directory: on this machine,
+or as tasks of Ray on the cluster at an address or on one started here."""
 
 import logging
 import os
@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from seqjax.distributed.devices import num_cores
 from seqjax.errors import UserError
 from seqjax.runs.signals import Stopped, StopSignals
@@ -27,7 +25,6 @@ from seqjax.sweeps.sweep import POLL_SECONDS, STOPPED, WORKER, Look, started_by
 LOG = "workers.log"
 STOP_SECONDS = 60.0  # for workers to save in
 RESTARTS = 100  # of killed workers, for each worker
-CONNECT_SECONDS = 10.0
 # What Ray's daemons would print here, and what they would send.
 RAY_SETTINGS = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -35,21 +32,13 @@ RAY_SETTINGS = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_USAGE_STATS_ENABLED": "0
 def start_worker(
     command: Sequence[str], log: Path, num_workers: int, index: int | None = None
 ) -> subprocess.Popen:
-    """Starts one of so many workers of this machine; with its number, on its share of the cores.
-
-    It is in a session of its own: Ctrl-C in the terminal is for this process, which passes it on.
-    """
+    """Starts one of so many workers of this machine; with its number, on its share of the cores."""
     path = os.pathsep.join(filter(None, sys.path))
     environment = {"PYTHONPATH": path, WORKER: f"{os.getpid()} {num_workers}"}
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            env=os.environ | environment,
-        )
+    with log.open("ab") as file:  # in a session of its own: this process passes Ctrl-C on
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        env = os.environ | environment
+        process = subprocess.Popen(command, **streams, start_new_session=True, env=env)
     if index is not None and hasattr(os, "sched_setaffinity"):  # Linux only
         cores = sorted(os.sched_getaffinity(0))
         share = max(1, len(cores) // num_workers)
@@ -71,21 +60,11 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def check_devices() -> None:
-    """Raises UserError if other workers of this machine would use the same accelerators."""
-    _, number = started_by()
-    if number > 1 and jax.default_backend() != "cpu":
-        raise UserError(
-            f"--num_workers={number}: the trials of one worker already share all accelerators of "
-            "this machine: leave it out"
-        )
-
-
 def run_workers(start: Callable[[int], Any], num_workers: int, log: Path, look: Look) -> None:
     """Runs so many workers until each has ended; one that is killed is started again.
 
-    `start(index)` returns a worker with the methods of a subprocess.Popen. After a signal the
-    workers save and end, and Stopped is raised. Raises UserError if no worker came to the end.
+    `start(index)` returns a worker with the methods of a subprocess.Popen. Raises Stopped after a
+    signal, when the workers have saved and ended, and UserError if none came to the end.
     """
     codes, restarts, workers = [], RESTARTS * num_workers, {}
     begin = log.stat().st_size if log.exists() else 0  # of what these workers print
@@ -126,8 +105,8 @@ def _stop(workers: Iterable[Any]) -> None:
 class RayWorker:
     """A worker as a task on one of the nodes, with the methods of a subprocess.Popen.
 
-    The nodes must have seqjax installed, and see the working directory and the directory of the
-    log, which is that of the sweep, by the same absolute paths.
+    The nodes must have seqjax installed, and see the working directory and that of the sweep by
+    the same absolute paths.
     """
 
     def __init__(self, ray: Any, command: Sequence[str], log: Path, index: int, num_workers: int):
@@ -188,7 +167,7 @@ def start_ray(address: str) -> Any:
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             if re.fullmatch(r"[^:/]+:\d+", address):  # Ray would try for five minutes
                 host, _, port = address.partition(":")
-                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+                socket.create_connection((host, int(port)), timeout=10).close()
             if not ray.is_initialized():
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, OverflowError) as error:

@@ -1,10 +1,12 @@
 """Sweeps: trained, thinned out, killed and gone on with, and refused in one line."""
 
+import os
 import runpy
 import threading
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from support.commands import assert_one_line, enter_empty, run_command
@@ -242,6 +244,14 @@ def test_bad_flags_are_one_line(args, told, tmp_path, monkeypatch, capfd):
     enter_empty(tmp_path, monkeypatch)
     args = ("--config=configs/mnist_rows.py", *args)
     assert_one_line(run_command(monkeypatch, capfd, "sweep", *args), told)
+
+
+def test_workers_of_one_machine_do_not_share_its_accelerators(tmp_path, monkeypatch, capfd):
+    enter_empty(tmp_path, monkeypatch)
+    monkeypatch.setenv("SEQJAX_SWEEP_WORKER", f"{os.getppid()} 2")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    outcome = run_command(monkeypatch, capfd, "sweep", "--config=configs/recall.py", SEEDS)
+    assert_one_line(outcome, "--num_workers=2: the trials of one worker already share all")
 
 
 def test_a_seed_that_is_none_fails_alone(tmp_path, capsys):

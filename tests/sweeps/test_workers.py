@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 from support.processes import finish, start
 from support.same_runs import assert_close, assert_same_trials, read_lines
@@ -214,16 +213,6 @@ def test_two_devices_at_least_train_a_group(monkeypatch):
         monkeypatch.setattr(trials, "num_cores", lambda n=num_cores: n)
         trials.start_devices()
     assert asked == [2, 2, 5]
-
-
-def test_workers_of_one_machine_do_not_share_its_accelerators(monkeypatch):
-    monkeypatch.setenv("SEQJAX_SWEEP_WORKER", "7 2")
-    workers.check_devices()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with pytest.raises(UserError, match="--num_workers=2: the trials of one worker already share"):
-        workers.check_devices()
-    monkeypatch.setenv("SEQJAX_SWEEP_WORKER", "7 1")
-    workers.check_devices()
 
 
 CHILD = """
