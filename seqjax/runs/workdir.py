@@ -45,8 +45,14 @@ def lock_workdir(workdir: Path, wait_seconds: float = 0.0) -> Generator[str]:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / LOCK).exists() and not is_run(workdir) and any(workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and no run: give a new --workdir")
-        with (workdir / LOCK).open("a+", encoding="utf-8") as lock:
-            killed = _take(lock, workdir, time.monotonic() + wait_seconds)
+        end = time.monotonic() + wait_seconds
+        with contextlib.ExitStack() as stack:
+            while True:
+                lock = stack.enter_context((workdir / LOCK).open("a+", encoding="utf-8"))
+                killed = _take(lock, workdir, end)
+                if _is_at(lock, workdir / LOCK):  # otherwise it has been deleted meanwhile
+                    break
+            stack.enter_context(_locked_directory(workdir, end))
             try:
                 yield killed
             finally:
@@ -67,25 +73,50 @@ def lock_workdir(workdir: Path, wait_seconds: float = 0.0) -> Generator[str]:
 
 def _take(lock: Any, workdir: Path, end: float) -> str:
     """Locks the open file and writes into it who holds it; returns who was killed holding it."""
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() < end:
-                time.sleep(_POLL_SECONDS)
-                continue
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise WorkdirLocked(
-                f"{workdir} is in use by {holder}: wait for it, stop it, or give another --workdir"
-            ) from None
+
+    def holder() -> str:
+        lock.seek(0)
+        return lock.read().strip()
+
+    _wait_for(lock.fileno(), workdir, end, holder)
     lock.seek(0)
     killed = lock.read().strip()
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return killed
+
+
+def _wait_for(descriptor: int, workdir: Path, end: float, holder: Callable[[], str]) -> None:
+    """Locks a file or directory; raises WorkdirLocked if another process holds it to the end."""
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise WorkdirLocked(
+                    f"{workdir} is in use by {holder() or 'another process'}: wait for it, stop "
+                    "it, or give another --workdir"
+                ) from None
+            time.sleep(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _locked_directory(workdir: Path, end: float) -> Generator[None]:
+    """Locks the directory itself too, where the file system can: the lock file may be deleted."""
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            _wait_for(descriptor, workdir, end, str)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(file: Any, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def is_run(workdir: Path) -> bool:

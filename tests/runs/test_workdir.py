@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -13,11 +14,13 @@ import jax
 import pytest
 from support.toys import linear_config, read_json
 
+import seqjax.runs.workdir
 from seqjax.distributed.choices import Choice
 from seqjax.errors import UserError
 from seqjax.files import write_json
 from seqjax.runs.identity import Identity, kept_choice
 from seqjax.runs.workdir import (
+    WorkdirLocked,
     earlier_identities,
     environment,
     load_run_config,
@@ -124,6 +127,42 @@ def test_a_locked_directory_is_refused_until_its_owner_dies(tmp_path):
         with lock_workdir(tmp_path):
             assert f"process {os.getpid()} " in (tmp_path / "lock").read_text(encoding="utf-8")
     assert (tmp_path / "lock").read_text(encoding="utf-8") == ""
+
+
+def test_a_deleted_lock_file_lets_nobody_in(tmp_path):
+    with hold_elsewhere(tmp_path) as other:
+        (tmp_path / "lock").unlink()
+        told = "is in use by another process: wait for it"
+        with pytest.raises(WorkdirLocked, match=told), lock_workdir(tmp_path):
+            pass
+        other.kill()
+    with lock_workdir(tmp_path):
+        pass
+
+
+def test_a_lock_file_that_is_replaced_is_locked_anew(tmp_path, monkeypatch):
+    """As where the directory of a group is removed between opening the file and locking it."""
+    take, taken = seqjax.runs.workdir._take, []
+
+    def replace(lock, workdir, end):
+        if not taken:
+            (tmp_path / "lock").unlink()
+        taken.append(lock)
+        return take(lock, workdir, end)
+
+    monkeypatch.setattr(seqjax.runs.workdir, "_take", replace)
+    with lock_workdir(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / "lock").read_text(encoding="utf-8")
+        assert len(taken) == 2
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    with hold_elsewhere(tmp_path) as other:
+        threading.Timer(0.3, other.kill).start()
+        with lock_workdir(tmp_path, wait_seconds=60) as killed:
+            assert killed.startswith(f"process {other.pid} on ")
+    with lock_workdir(tmp_path) as killed:
+        assert killed == ""
 
 
 @pytest.mark.parametrize("inside", [False, True])
