@@ -5,6 +5,7 @@ the spaces. `words`, `whitespace` and `characters` need no such mark.
 """
 
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from seqjax.data.morphemes import kiwi_join, kiwi_split, okt_morphs, okt_split
 from seqjax.errors import UserError, unknown_name
 
 RESERVED = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of every vocabulary
+MAX_TOKENS = 10**7  # of a vocabulary that is read from a file
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 ANALYZERS: dict[str, Callable[[str], list[str]]] = {"okt": okt_morphs}
 KERAS_FILTERS = dict.fromkeys(map(ord, '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'), " ")
@@ -52,7 +54,19 @@ def _counted(
         counts = Counter(token for text in texts for token in split(text))
         return [token for token, _ in counts.most_common(max_tokens)]
 
-    return TokenizerSpec(fit, lambda tokens: FittedTokenizer(tokens, split, join, unknown))
+    def open_model(tokens: list[str]) -> FittedTokenizer:
+        _check_tokens(tokens)
+        return FittedTokenizer(tokens, split, join, unknown)
+
+    return TokenizerSpec(fit, open_model)
+
+
+def _check_tokens(tokens: Any) -> None:
+    """Raises TypeError or ValueError unless the tokens of a file are different strings."""
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise TypeError("its tokens are not a list of strings")
+    if len(tokens) > MAX_TOKENS or len(set(tokens)) < len(tokens):
+        raise ValueError("its tokens are too many, or one is there twice")
 
 
 def _num_tokens(size: Any) -> int:
@@ -126,18 +140,24 @@ def byte_bpe(size: int = 1000) -> TokenizerSpec:
     trainer = trainers.BpeTrainer(
         vocab_size=num_tokens, initial_alphabet=alphabet, show_progress=False
     )
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     decoder = decoders.ByteLevel()
 
     def fit(texts: Iterable[str]) -> dict[str, Any]:
-        return _train(
-            models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), trainer, texts
-        )
+        return _train(models.BPE(), pre_tokenizer, trainer, texts)
 
     def open_model(model: dict[str, Any]) -> FittedTokenizer:
-        ids = model["model"]["vocab"]
+        ids, merges = model["model"]["vocab"], model["model"]["merges"]
+        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+        tokens = sorted(ids, key=ids.__getitem__)
+        _check_tokens(tokens)
+        if [ids[token] for token in tokens] != list(range(len(tokens))):
+            raise ValueError("its ids are not 0, 1, 2, ...")
+        if not ids.keys() >= {*alphabet, *(part for a, b in pairs for part in (a, b, a + b))}:
+            raise ValueError("it lacks a byte, or the token of a merge")
         return FittedTokenizer(
-            sorted(ids, key=ids.get),
-            _splitter(model),
+            tokens,
+            _splitter(models.BPE(ids, pairs), pre_tokenizer),
             lambda tokens: decoder.decode(tokens).removeprefix(" "),
             show=lambda token: decoder.decode([token]),
         )
@@ -158,8 +178,9 @@ def unigram(size: int = 1000) -> TokenizerSpec:
         show_progress=False,
     )
 
+    pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+
     def fit(texts: Iterable[str]) -> dict[str, Any]:
-        pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
         try:
             model = _train(models.Unigram(), pre_tokenizer, trainer, texts)
         except Exception as error:  # the library raises bare Exceptions
@@ -176,24 +197,38 @@ def unigram(size: int = 1000) -> TokenizerSpec:
         return model
 
     def open_model(model: dict[str, Any]) -> FittedTokenizer:
-        tokens = [token for token, _ in model["model"]["vocab"][1:]]
-        return FittedTokenizer(tokens, _splitter(model), _join_words)
+        vocab = [(token, float(score)) for token, score in model["model"]["vocab"]]
+        tokens = [token for token, _ in vocab]
+        _check_tokens(tokens)
+        if tokens[0] != missing or not all(math.isfinite(score) for _, score in vocab):
+            raise ValueError("its first token is another one, or a score is not finite")
+        unigrams = models.Unigram(vocab, unk_id=0, byte_fallback=False)
+        return FittedTokenizer(tokens[1:], _splitter(unigrams, pre_tokenizer), _join_words)
 
     return TokenizerSpec(fit, open_model)
 
 
 def _train(model, pre_tokenizer, trainer, texts: Iterable[str]) -> dict[str, Any]:
     """Returns the JSON of a tokenizer trained on the texts, each with a blank before it."""
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Prepend(" ")
-    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer = _pipeline(model, pre_tokenizer)
     tokenizer.train_from_iterator(texts, trainer)
     return json.loads(tokenizer.to_str())
 
 
-def _splitter(model: dict[str, Any]) -> Callable[[str], list[str]]:
-    tokenizer = Tokenizer.from_str(json.dumps(model))
+def _splitter(model: models.Model, pre_tokenizer: Any) -> Callable[[str], list[str]]:
+    """Returns the function that splits a text by the vocabulary of a file.
+
+    Nothing else of the file is used: a stranger's normalizer or pre-tokenizer may take for ever.
+    """
+    tokenizer = _pipeline(model, pre_tokenizer)
     return lambda text: tokenizer.encode(text).tokens
+
+
+def _pipeline(model: models.Model, pre_tokenizer: Any) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.pre_tokenizer = pre_tokenizer
+    return tokenizer
 
 
 TOKENIZERS: dict[str, Callable[..., TokenizerSpec]] = {

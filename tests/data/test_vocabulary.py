@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from seqjax.data import morphemes, vocabulary
 from seqjax.data.tokenizers import TOKENIZERS
@@ -358,6 +359,68 @@ def test_bad_file_is_refused_in_one_line(tmp_path: Path) -> None:
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="none.json does not exist; give the vocab"):
         Vocabulary.load(tmp_path / "none.json")
+
+
+MODELS = {spec: fit(spec)._model for spec in ("byte_bpe(size=300)", "unigram(size=300)")}
+
+
+@pytest.mark.parametrize("spec", MODELS)
+@given(text=st.text(max_size=20))
+def test_a_vocabulary_splits_as_the_library_does_by_its_file(spec: str, text: str) -> None:
+    library = Tokenizer.from_str(json.dumps(MODELS[spec]))
+    assert fit(spec)._tokenizer.split(text) == library.encode(text).tokens
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_only_vocabulary_and_merges_of_a_file_are_used(spec: str, tmp_path: Path) -> None:
+    """A stranger's pipeline would fill the memory here."""
+    double = {"type": "Replace", "pattern": {"String": " "}, "content": "  "}
+    evil = {
+        "normalizer": {"type": "Sequence", "normalizers": [double] * 40},
+        "padding": {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_id": 0},
+    }
+    (tmp_path / "vocabulary.json").write_bytes(signed(spec, MODELS[spec] | evil))
+    loaded, text = Vocabulary.load(tmp_path / "vocabulary.json"), "안녕하세요 네 네"
+    assert loaded.encode(text) == fit(spec).encode(text)
+
+
+def changed(spec: str, **fields: object) -> bytes:
+    """A file whose model has other fields."""
+    return signed(spec, MODELS[spec] | {"model": MODELS[spec]["model"] | fields})
+
+
+BPE, UNIGRAM = MODELS
+IDS, VOCAB = MODELS[BPE]["model"]["vocab"], MODELS[UNIGRAM]["model"]["vocab"]
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (changed(BPE, vocab=IDS | {"new": 10**9}), "its ids are not 0, 1, 2"),
+        (changed(BPE, vocab=IDS | {"new": 0}), "its ids are not 0, 1, 2"),
+        (changed(BPE, vocab={"a": 0}), "it lacks a byte"),
+        (changed(BPE, vocab=dict.fromkeys(IDS, "0")), "ids are not"),
+        (changed(BPE, merges=[["a", "zzz"]]), "the token of a merge"),
+        (changed(BPE, merges=[["a"]]), "ValueError"),
+        (changed(BPE, merges=5), "TypeError"),
+        (changed(UNIGRAM, vocab=VOCAB[1:]), "its first token is another one"),
+        (changed(UNIGRAM, vocab=[*VOCAB, ["x", "nan"]]), "a score is not finite"),
+        (changed(UNIGRAM, vocab=[*VOCAB, VOCAB[-1]]), "one is there twice"),
+        (changed(UNIGRAM, vocab=[*VOCAB, [5, 0.0]]), "not a list of strings"),
+        (changed(UNIGRAM, vocab=[*VOCAB, ["x"]]), "ValueError"),
+        (changed(UNIGRAM, vocab=[]), "IndexError"),
+        (signed("characters", ["a", "a"]), "one is there twice"),
+        (signed("characters", {"a": 0}), "not a list of strings"),
+    ],
+)
+def test_a_made_up_vocabulary_is_refused_in_one_line(
+    data: bytes, complaint: str, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "vocabulary.json").write_bytes(data)
+    with pytest.raises(UserError, match=complaint) as caught:
+        Vocabulary.load(tmp_path / "vocabulary.json")
+    assert "is not a vocabulary of seqjax" in str(caught.value) and "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # where Rust panics
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from seqjax.runs.signals import SIGNALS, StopSignals, say
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def hangup():
-    """Restores the handler of SIGHUP."""
-    old = signal.getsignal(signal.SIGHUP)
+    """The tests may run under nohup."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, old)
 
@@ -36,7 +36,7 @@ def test_a_signal_is_noted_while_something_is_unsaved(number, capfd):
     assert {number.name for number in SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"}
 
 
-def test_a_process_under_nohup_does_not_notice_that_its_terminal_is_closed(hangup):
+def test_a_process_under_nohup_does_not_notice_that_its_terminal_is_closed():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert receive(signal.SIGHUP) is None
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
