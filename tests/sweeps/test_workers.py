@@ -276,7 +276,7 @@ def test_what_ends_a_task_of_ray_ends_its_worker(cluster, tmp_path):
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
     pid = int((tmp_path / "pid").read_text())
     worker.terminate()
-    assert worker.wait(60) == -9
+    assert worker.wait(60.0) == -9
     wait_for(lambda: not is_alive(pid))
     killed = RayWorker(cluster, ["sh", "-c", "kill -9 $PPID; sleep 600"], tmp_path / LOG, 0, 1)
     wait_for(lambda: killed.poll() is not None)
