@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _workers(directory: Path) -> Workers | None:
-    """Returns what runs other processes as workers; None if this process is the only one."""
+    """Returns the function that runs other processes as workers; None if this is the only one."""
     count, log = _WORKERS.value, directory / LOG
     command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:]]
     command += [f"--workdir={directory}", "--num_workers=1", "--executor=local", "--address="]

@@ -26,8 +26,8 @@ def start_jax(num_devices: int) -> None:
 
     `num_devices` is `train.num_devices`; 0 means all cores. The cache is the directory that the
     environment variable COMPILATION_CACHE names, otherwise a folder in the user's cache; an empty
-    value turns it off. No config and no run's directory can name it, because JAX executes what it
-    finds there. Raises UserError for a number out of range and for a cache directory that
+    value turns it off. No config and no run's directory can name it, because JAX executes the
+    programs in it. Raises UserError for a number out of range and for a cache directory that
     is a file.
     """
     most = max(cores := num_cores(), MAX_DEVICES)

@@ -1,4 +1,4 @@
-"""Standard output of a run: where nobody reads it any more, the run goes on without it."""
+"""Standard output of a run: if it can no longer be written, the run continues without it."""
 
 import contextlib
 import os

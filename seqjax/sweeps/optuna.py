@@ -1,7 +1,7 @@
 """A sweep whose trials Optuna proposes, a batch at a time.
 
 Its study, which all workers share, is the list of its trials. A worker without a group to train
-tells the study what has ended and asks for a batch.
+tells the study the results so far and asks for a batch.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The results of a sweep: how far its trials are, and at its end two files, a table and a picture.
 
-Whoever trains the trials, all is read from the sweep's directory. Trials are compared by what their
-config monitors, as result.json has it of the weights that are kept; never by a test split.
+Everything is read from the sweep's directory, because several workers may train the trials. Trials
+are compared by the metric that their config monitors, as in result.json; never by a test split.
 """
 
 import csv

@@ -133,8 +133,8 @@ def make_trial(config: ConfigDict, changes: Changes, directory: Path, number: in
 
 @contextmanager
 def begin_sweep(directory: Path, sweep: Any, num_groups: int) -> Generator[dict[str, Any]]:
-    """Holds the lock of the directory; yields what the sweep is, as its first worker wrote it at
-    the end of this context. Raises UserError if the directory is that of another sweep."""
+    """Holds the lock of the directory; yields the settings of the sweep, which the first worker
+    writes at the end of this context. Raises UserError if the directory is another sweep's."""
     sweep, path = json.loads(json.dumps(sweep)), directory / SWEEP
     own = {"num_groups": num_groups, "id": uuid4().hex}  # of the first worker, not compared
     with lock_workdir(directory, LOCK_SECONDS):
@@ -183,14 +183,14 @@ def train_groups(
 
 
 def end_sweep(trials: Sequence[Trial], directory: Path) -> None:
-    """Removes what resuming needed; writes and prints the results, unless many others do so."""
+    """Removes the groups; writes and prints the results, unless many other workers do so."""
     with suppress(WorkdirLocked), lock_workdir(directory, LOCK_SECONDS):
         shutil.rmtree(directory / GROUPS, ignore_errors=True)
         report(trials, directory)
 
 
 def load_sweep(source: str) -> Sequence[Changes] | Search:
-    """Returns what `get_sweep` of a file, `FILE[:ARGUMENT]`, returns; raises UserError."""
+    """Returns the sweep of a file, `FILE[:ARGUMENT]`; raises UserError."""
     path, *arguments = filter(None, source.split(":", 1))
     require_file("sweep", path)
     sweep = run_user_file(source, lambda: runpy.run_path(path)["get_sweep"](*arguments))

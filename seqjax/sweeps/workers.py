@@ -25,7 +25,7 @@ from seqjax.sweeps.sweep import POLL_SECONDS, STOPPED, WORKER, Look, started_by
 LOG = "workers.log"
 STOP_SECONDS = 60.0  # for workers to save in
 RESTARTS = 100  # of killed workers, for each worker
-# What Ray's daemons would print here, and what they would send.
+# Ray's daemons would print lines here, and send usage statistics.
 RAY_SETTINGS = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_USAGE_STATS_ENABLED": "0"}
 
 

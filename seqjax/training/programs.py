@@ -300,7 +300,7 @@ def _choose(better: Bool[Array, " N"], new: Params, old: Params) -> Params:
 
 
 def group_key(config: ConfigDict) -> str:
-    """Returns what the configs of one program have in common, as text."""
+    """Returns the common part of the configs of one program, as text."""
     fields = as_json(config)
     for name in INITIAL_FIELDS:
         section, field = _place(fields, name)

@@ -2,8 +2,8 @@
 
 The directory of a trial appears in one step when the trial ends: as that of a finished run, which
 can be evaluated, exported, talked to and trained further, or with the reason why the trial failed.
-Until then the trials share a working directory with what resuming needs: checkpoints of all trials,
-their steps.jsonl, and what the task fitted to the training data.
+Until then the trials share a working directory, which holds all that resuming needs: checkpoints of
+all trials, their steps.jsonl, and the files that the task fitted to the training data.
 """
 
 import json
@@ -101,7 +101,7 @@ def sound_trials(trials: Sequence[Trial], workdir: Path) -> list[SoundTrial]:
         try:
             if kind not in made:
                 task = make_task(trial.config, workdir)
-                task.save_fitted(workdir)  # what the first one fits to the data, the others read
+                task.save_fitted(workdir)  # the other trials read the files of the first
                 made[kind] = task, jax.jit(task.init)
             task, init = made[kind]
             make_setup(task, shared_config([trial.config]))  # for its errors

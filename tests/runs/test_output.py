@@ -1,4 +1,4 @@
-"""Runs whose output nobody reads: they go on, and say so once."""
+"""Runs whose output cannot be written: they continue, and say so once."""
 
 import os
 import sys

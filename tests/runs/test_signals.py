@@ -18,7 +18,7 @@ def hangup():
 
 
 def receive(number: int) -> int | None:
-    """Sends this process a signal while it has something to save; returns what it noted."""
+    """Sends this process a signal while something is unsaved; returns the signal that it noted."""
     with StopSignals() as signals:
         signals.unsaved = True
         os.kill(os.getpid(), number)

@@ -457,7 +457,7 @@ def test_a_group_that_fails_three_times_ends_with_the_reason(tmp_path, capfd):
 
 
 def die(workdir: Path) -> None:
-    """Leaves behind what a process that is killed as it trains leaves behind."""
+    """Leaves the lock file of a process that was killed while it trained."""
     workdir.mkdir(exist_ok=True)
     (workdir / LOCK).write_text("process 7 on node\n")
 

@@ -1,4 +1,4 @@
-"""Sweeps' reports: every trial once, honest statistics over seeds, the best, and what is shown.
+"""Sweeps' reports: every trial once, honest statistics over seeds, the best, and the live table.
 
 Trials are directories written by hand: nothing is trained.
 """
@@ -27,7 +27,7 @@ from seqjax.sweeps.results import LiveTable, report, shared_objective
 from seqjax.training.trials import FAILURE, PROGRESS, Trial
 
 RATE, CELL, DROPOUT = "optim.learning_rate", "model.cell", "model.output_dropout"
-# Markup, control characters, what ends a line, quotes, bidi controls, mathematics, Hangul, nothing.
+# Markup, control characters, line ends, quotes, bidi controls, mathematics, Hangul, nothing.
 HOSTILE = ["[bold]네[/]", ":smile:", "a\x1b[2J\x07b", "a\r\nb\u2028c", '"""\\', "'\"\\", "\u202ex"]
 HOSTILE += ["=1+1", "$x^2$", "{doc}", "뷁, 뷁", ""]
 
@@ -347,7 +347,7 @@ def test_without_a_terminal_every_end_is_a_line(look_always, tmp_path, capsys):
     assert capsys.readouterr().out == expected
 
 
-def test_a_terminal_shows_the_best_that_are_trained_by_whomever(
+def test_a_terminal_shows_the_best_trials_of_all_workers(
     look_always, tmp_path, capsys, monkeypatch
 ):
     be_terminal(monkeypatch)
