@@ -31,8 +31,8 @@ class _Output:
         except OSError as error:  # a closed pipe or terminal, or a full disk
             reason = error.strerror or error
             say(f"standard output cannot be written ({reason}): the run goes on without it")
-            with contextlib.suppress(OSError, ValueError):  # it is not a file
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as sink:
+                os.dup2(sink.fileno(), self._stream.fileno())  # unless it is not a file
 
 
 @contextlib.contextmanager

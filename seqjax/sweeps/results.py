@@ -208,7 +208,7 @@ class LiveTable:
         counts = {"training": len(names), "waiting": len(trials) - len(self._ended) - len(names)}
         counts |= Counter(self._ended.values())
         header = ["trial", "epoch", "train loss", "valid loss", f"best {by}"]
-        return Group(_table(header, rows), Text(_counted(counts)))
+        return Group(*[_table(header, rows)][: len(rows)], Text(_counted(counts)))
 
 
 def report(trials: Sequence[Trial], directory: Path) -> None:

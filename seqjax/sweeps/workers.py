@@ -67,7 +67,7 @@ def run_workers(start: Callable[[int], Any], num_workers: int, log: Path, look: 
     signal, when the workers have saved and ended, and UserError if none came to the end.
     """
     codes, restarts, workers = [], RESTARTS * num_workers, {}
-    begin = log.stat().st_size if log.exists() else 0  # of what these workers print
+    begin = log.stat().st_size if log.exists() else 0  # earlier workers wrote up to here
     with StopSignals() as signals:
         signals.unsaved = True
         try:
